@@ -1,0 +1,24 @@
+"""A Flower client with the payloads of our simulated one. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """A context vector, an update or an evaluation, as the round asks."""
+    config, random = context.run_config, np.random.default_rng()
+    layers, hidden, groups = int(config["layers"]), int(config["hidden"]), int(config["groups"])
+    sent: list[np.ndarray] = []
+    match message.content["round"]["kind"]:
+        case "context":
+            sent = [random.standard_normal((layers, 2, hidden), dtype=np.float32).astype(np.float16)]
+        case "calibration":
+            sent = [random.standard_normal((layers, 2, 2, groups), dtype=np.float32)]
+    metrics = MetricRecord({"num-examples": 100, "confusion": [40, 10, 10, 40]})
+    return Message(RecordDict({"arrays": ArrayRecord(sent), "metrics": metrics}), reply_to=message)

@@ -1,0 +1,57 @@
+"""What was measured, as Markdown tables. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ROWS = (
+    ("extraction", "extraction ours", "all layers, as published", 10),
+    ("extraction", "extraction ours, upper half", "a task's default layers", 10),
+    ("calibration", "calibration ours, all layers", "all layers, as published", 8),
+    ("calibration", "calibration ours, 1 epoch", "upper half, each example once", 8),
+    ("calibration", "calibration ours, 4 epochs", "upper half, each example four times", 8),
+    ("classification", "classification ours", "upper half", 10),
+)
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Speeds and overheads of every run."""
+    return "\n".join([*_speeds(found), "", *_overheads(found)])
+
+
+def _speeds(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| model | data | step | ours | published, ms an example | ours, ms | ratio | goal |"
+    yield "|---|---|---|---|---:|---:|---:|---:|"
+    for run in found["runs"]:
+        times = run["milliseconds"]
+        for step, key, words, goal in ROWS:
+            published, ours = times[f"{step} published"], times[key]
+            cells = [
+                run["model"],
+                run["data"],
+                step,
+                words,
+                f"{published:.1f}",
+                f"{ours:.1f}",
+                f"{published / ours:.1f}",
+                f"{goal}",
+            ]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _overheads(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| model | data | hooks | folded | the bare model against itself | 12 demonstrations, ms a text | injection, ms | ratio |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    for run in found["runs"]:
+        seen = run["overheads"]
+        prompting, injecting = seen["few-shot ms"], seen["injection ms"]
+        cells = [run["model"], run["data"], *(_share(seen[name]) for name in ("hooks", "folded", "itself"))]
+        yield f"| {' | '.join([*cells, f'{prompting:.1f}', f'{injecting:.1f}', f'{prompting / injecting:.1f}'])} |"
+
+
+def _share(quartiles: Any) -> str:
+    if isinstance(quartiles, str):
+        return "not possible"
+    low, middle, high = (100 * share for share in quartiles)
+    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,1 @@
+"""Speed of the inference service over loopback, beside what people write first."""

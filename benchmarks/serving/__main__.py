@@ -1,0 +1,49 @@
+"""`python -m benchmarks.serving`: starts the service, drives it with 1 to 128 callers, prints a table and writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+
+from benchmarks.serving.measuring import measure_all
+from benchmarks.serving.report import goals, machine, table
+
+
+def main() -> None:
+    """Read the options, measure, tell."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--texts", type=Path, required=True, help="JSONL with `text` and `label`, AG News for one")
+    parser.add_argument("--demonstrations", type=Path, required=True, help="JSONL likewise, for the few-shot prompts")
+    parser.add_argument("--model", default="smollm2-135m", help="catalogue name, Hugging Face id or folder")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of downloaded and converted models")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--tasks", type=int, nargs=2, default=[64, 1000], help="how many tasks are mixed")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of one measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each row at 1 and 32 callers, taken in turn")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-serving.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows, half = asyncio.run(measure_all(options, Path(folder)))
+    found = {
+        "machine": machine(),
+        "model": options.model,
+        "threads": options.threads,
+        "seconds": options.seconds,
+        "repeats": options.repeats,
+        "rows": [row.json() for row in rows],
+        "half_load": half,
+        "goals": goals(rows, half),
+    }
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(table(rows))
+    for goal in found["goals"]:
+        print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['goal']}: {goal['measured']}")
+    print(f"Figures in {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Adapters for a benchmark: any number of tasks with tensors of the size a real one has, random. Trains nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ifed.bodies import AdapterBody
+from ifed.contracts import AdapterMeta
+from ifed.tasks import Layout, ModelIdentity
+from ifed.tensors import Coefficients, ContextVector
+
+TEMPLATE = "News: {text}\nTopic:"
+GROUPS = 64
+
+
+def identity(model: str, cache: Path | None) -> tuple[ModelIdentity, Path]:
+    """The identity of a model and its folder, from a process of its own, so that the driver keeps no model in memory."""
+    program = (
+        "import json, sys; from pathlib import Path; from ifed.identity import identity_of; from ifed.paths import cache_folder;"
+        "from ifed.modeling.catalog import prepare; from ifed.modeling.loading import load;"
+        "cache = cache_folder(Path(sys.argv[2]) if sys.argv[2] else None);"
+        "print(json.dumps([identity_of(load(sys.argv[1], cache=cache)).model_dump(), "
+        "str(prepare(sys.argv[1], cache=cache, announce=lambda _: None))]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, model, str(cache or "")], check=True, capture_output=True, text=True
+    )  # our own line
+    said, folder = json.loads(done.stdout.splitlines()[-1])
+    return ModelIdentity.model_validate(said), Path(folder)
+
+
+def write(folder: Path, count: int, model: ModelIdentity, labels: list[str]) -> None:
+    """`task-0` to `task-{count - 1}` in the upper half of the layers, near the bare model."""
+    folder.mkdir(parents=True)
+    layers = list(range(model.num_layers // 2, model.num_layers))
+    layout = Layout(layers=layers, hidden_size=model.hidden_size, groups=math.gcd(GROUPS, model.hidden_size))
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        coefficients = chance.normal(scale=0.05, size=layout.coefficients_shape)
+        coefficients[:, :, 1] += 1.0
+        meta = AdapterMeta(
+            task=f"task-{number}",
+            version=1,
+            labels=labels,
+            template=TEMPLATE,
+            identity=model,
+            layout=layout,
+            created_at=datetime.now(UTC),
+        )
+        body = AdapterBody(ContextVector(chance.normal(scale=0.5, size=layout.context_shape)), Coefficients(coefficients), meta)
+        (folder / f"task-{number}.safetensors").write_bytes(body.to_bytes())

@@ -1,0 +1,156 @@
+"""What is measured, in which order: rows that are compared take turns, so that a busy moment of the machine hits all of them."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.serving import adapters
+from benchmarks.serving.callers import Body, closed_loop, open_loop
+from ifed.cli.demo.stack import Service, Stack
+
+SHOTS = 12
+PATIENCE = 60.0
+COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
+
+
+@dataclass
+class Row:
+    """One way to answer, asked by so many callers. Seconds, requests a second, cores, seconds of CPU a request, bytes."""
+
+    name: str
+    callers: int
+    rates: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    cores: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    memory: int = 0
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    def quantile(self, share: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "callers": self.callers,
+            "requests_per_second": round(self.rate, 2),
+            "requests_per_second_each": [round(rate, 2) for rate in self.rates],
+            "p50_ms": round(1000 * self.quantile(0.5), 1),
+            "p95_ms": round(1000 * self.quantile(0.95), 1),
+            "p99_ms": round(1000 * self.quantile(0.99), 1),
+            "cpu_ms_per_request": round(1000 * statistics.median(self.cpu), 1),
+            "cores": round(statistics.median(self.cores), 2),
+            "memory_mb": round(self.memory / 1e6),
+            "requests": len(self.latencies),
+        }
+
+
+class Bodies:
+    """Requests in turn: the texts in one fixed random order, the tasks likewise."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        order = list(texts)
+        random.Random(0).shuffle(order)
+        self._texts = itertools.cycle(order)
+
+    def ours(self, models: Sequence[str]) -> Body:
+        names = itertools.cycle(models)
+        return lambda: ("/v1/classify", {"model": next(names), "input": next(self._texts)})
+
+    def plain(self, path: str) -> Body:
+        return lambda: (path, {"text": next(self._texts)})
+
+
+async def measure_all(options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, float]]:
+    """Every row, and the latencies at half load."""
+    examples = [json.loads(line) for line in options.texts.read_text().splitlines()]
+    labels = sorted({one["label"] for one in examples})
+    bodies = Bodies([one["text"] for one in examples])
+    identity, model_folder = adapters.identity(options.model, options.cache)
+    adapters.write(folder / "adapters", max(options.tasks), identity, labels)
+    demonstrations = folder / "demonstrations"
+    demonstrations.mkdir()
+    shown = options.demonstrations.read_text().splitlines()[: 4 * SHOTS]
+    (demonstrations / "task-0.jsonl").write_text("\n".join(shown) + "\n")
+    settings = {
+        "ADAPTER_FOLDER": str(folder / "adapters"),
+        "DEMONSTRATIONS_FOLDER": str(demonstrations),
+        "OPEN_ACCESS": "true",
+        "TASKS": "task-0",
+        "MODEL": str(model_folder),
+        "LOG_LEVEL": "WARNING",
+    }
+    threads = {} if options.threads is None else {"THREADS": str(options.threads)}
+    with Stack(folder / "logs") as stack:
+        service = stack.start("inference", "services.inference.app", settings | threads)
+        stack.wait_ready(service, seconds=300)
+        rows, half = await _ours(service, bodies, options)
+    settings = {"MODEL": str(model_folder), "TEMPLATE": adapters.TEMPLATE, "LABELS": "|".join(labels)}
+    with Stack(folder / "logs") as stack:
+        service = stack.start("plain", "benchmarks.serving.plain", settings | threads)
+        stack.wait_ready(service, seconds=300)
+        ways = {"plain, one after the other": bodies.plain("/async"), "plain, in threads": bodies.plain("/sync")}
+        rows += await _in_turn(service, ways, options, repeats=1)
+    return rows, half
+
+
+async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
+    some, many = options.tasks
+    ways = {
+        "one task": bodies.ours(["task-0"]),
+        f"{some} tasks": bodies.ours([f"task-{number}" for number in range(some)]),
+        f"{many} tasks": bodies.ours([f"task-{number}" for number in range(many)]),
+        "bare model": bodies.ours(["task-0@bare"]),
+    }
+    await closed_loop(service.url, ways[f"{many} tasks"], callers=8, seconds=2, patience=PATIENCE)  # warm up
+    rows = await _in_turn(service, ways, options, repeats=options.repeats)
+    full = next(row for row in rows if row.name == "one task" and row.callers == 32)
+    single = next(row for row in rows if row.name == "one task" and row.callers == 1)
+    _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
+    latencies = await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=max(20.0, 4 * options.seconds))
+    half = Row("half load", 0, [full.rate / 2], latencies)
+    figures = {"requests_per_second": full.rate / 2, "single_request_ms": 1000 * single.quantile(0.5)}
+    figures |= {f"p{share}_ms": 1000 * half.quantile(share / 100) for share in (50, 95, 99)}
+    few_shot = {f"few-shot, {SHOTS}": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
+    rows += await _in_turn(service, few_shot, options, repeats=1)
+    return rows, {name: round(value, 1) for name, value in figures.items()}
+
+
+async def _in_turn(service: Service, ways: dict[str, Body], options: argparse.Namespace, *, repeats: int) -> list[Row]:
+    process = psutil.Process(service.process.pid)
+    rows: list[Row] = []
+    for callers in options.callers:
+        some = {name: Row(name, callers) for name in ways}
+        times = repeats if callers in COMPARED else 1
+        for _, (name, body) in itertools.product(range(times), ways.items()):
+            before = sum(process.cpu_times()[:2])
+            latencies, seconds = await closed_loop(service.url, body, callers=callers, seconds=options.seconds, patience=PATIENCE)
+            row = some[name]
+            row.rates.append(len(latencies) / seconds)
+            row.latencies += latencies
+            used = sum(process.cpu_times()[:2]) - before
+            row.cores.append(used / seconds)
+            row.cpu.append(used / len(latencies))
+            row.memory = max(row.memory, process.memory_info().rss)
+            _say(f"{name}, {callers} callers: {row.rates[-1]:.1f} requests/s")
+        rows += some.values()
+    return rows
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

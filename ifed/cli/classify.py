@@ -1,0 +1,141 @@
+"""`ifed classify`: labels for texts given as words, on standard input or in a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ifed.cli.session import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run
+from ifed.cli.texts import count_texts, read_texts
+from ifed.clients import InferenceClient
+from ifed.errors import BadData
+from ifed.serving import Classification, ClassifyResponse
+
+BATCH = 32
+
+Token = Annotated[
+    str | None, typer.Option("--token", envvar="IFED_TOKEN", help="Your bearer token or key.", show_envvar=True, show_default=False)
+]
+
+
+def classify(
+    task: Annotated[str, typer.Argument(help="The task: its name, name@7 for version 7, name@bare for the bare model.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one from each line of standard input.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet, or a line each.", exists=True, dir_okay=False),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of the file that holds the texts.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write JSON lines here; called again, it goes on where it stopped.", dir_okay=False)
+    ] = None,
+    token: Token = None,
+    inference: InferenceUrl = DEFAULT_INFERENCE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
+) -> None:
+    """Classify texts."""
+    if file is not None and texts:
+        raise BadData("give texts or --file, not both")
+    given = read_texts(file, column) if file is not None else iter(texts or _standard_input())
+    total = count_texts(file) if file is not None else len(texts) if texts else None
+    with ExitStack() as parts:
+        write = _Rows(parts, out) if out is not None or as_json else None
+        done = write.done if write is not None else 0
+        rows: list[tuple[str, Classification]] = []
+        with _progress(quiet=out is None) as progress:
+            bar = progress.add_task(task, total=total, completed=done)
+
+            async def work() -> None:
+                async with InferenceClient(inference, token) as service:
+                    source = _Remembering(islice(given, done, None))
+                    async for one, answer in service.classify_all(task, source, batch=BATCH):
+                        text = source.next_text()
+                        write.add(text, one, answer) if write is not None else rows.append((text, one))
+                        progress.advance(bar)
+
+            run(work())
+        if write is not None and not write.count:
+            raise BadData("there is no text to classify; give some as arguments, in a file, or one a line on standard input")
+    if write is None:
+        _show(rows)
+    elif out is not None:
+        error_console.print(f"{write.count} texts classified, in {out}.", highlight=False)
+
+
+class _Remembering(Iterator[str]):
+    """Texts on their way to the service, kept until their answer is there."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self._sent = iter(texts), list[str]()
+
+    def __next__(self) -> str:
+        self._sent.append(next(self._texts))
+        return self._sent[-1]
+
+    def next_text(self) -> str:
+        """The text whose answer comes next."""
+        return self._sent.pop(0)
+
+
+class _Rows:
+    """JSON lines, in a file or on standard output. A file that has some already is gone on with, a torn last line dropped."""
+
+    def __init__(self, parts: ExitStack, out: Path | None) -> None:
+        self.done = 0 if out is None else _whole_lines(out)
+        self._file: IO[str] = sys.stdout if out is None else parts.enter_context(out.open("a", encoding="utf-8"))
+        self.count = self.done
+
+    def add(self, text: str, one: Classification, answer: ClassifyResponse) -> None:
+        row: dict[str, object] = {"row": self.count, "text": text, "label": one.label}
+        if one.error is None:
+            row["probabilities"] = dict(zip(answer.labels, one.probs, strict=True))
+        else:
+            row["error"] = one.error.error
+        row |= {"task": answer.task, "version": answer.adapter_version}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.count += 1
+
+
+def _whole_lines(out: Path) -> int:
+    """Lines of an earlier run; what a kill left of a last one is cut off."""
+    if not out.exists():
+        return 0
+    with out.open("rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        file.truncate(end)
+        return content[:end].count(b"\n")
+
+
+def _standard_input() -> Iterator[str]:
+    found = False
+    for line in sys.stdin:
+        if line.strip():
+            found = True
+            yield line.rstrip("\n")
+    if not found:
+        raise BadData("there is no text to classify; give some as arguments, in a file, or one a line on standard input")
+
+
+def _progress(*, quiet: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=error_console, disable=quiet or not error_console.is_terminal)
+
+
+def _show(rows: list[tuple[str, Classification]]) -> None:
+    table = Table("text", "label", "probability")
+    for text, one in rows:
+        certain = one.error.error if one.error is not None else f"{max(one.probs):.3f}"
+        table.add_row(Text(text if len(text) <= 80 else f"{text[:79]}…"), Text(one.label or "–"), certain)
+    console.print(table)

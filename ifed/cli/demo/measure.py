@@ -1,0 +1,108 @@
+"""The demo's figures: accuracy over HTTP on texts no one learnt from, and what the rounds cost. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from ifed.cli.demo.corpora import Organisation
+from ifed.cli.session import percent
+from ifed.clients import InferenceClient
+from ifed.contracts import RoundInfo, TaskInfo
+from ifed.states import RoundKind, RoundState
+
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Correct answers out of all, so that shares over several organisations add up."""
+
+    correct: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.total
+
+    @staticmethod
+    def over(parts: Sequence[Accuracy]) -> Accuracy:
+        return Accuracy(sum(part.correct for part in parts), sum(part.total for part in parts))
+
+
+async def accuracy(
+    inference: InferenceClient, model: str, organisation: Organisation, *, answered: Callable[[int], None]
+) -> Accuracy:
+    """How often `model` gives the label of an organisation's test texts; `answered` is told how many more are done."""
+    correct = 0
+    for start in range(0, len(organisation.test), BATCH):
+        part = organisation.test[start : start + BATCH]
+        answer = await inference.classify(model, [one.text for one in part])
+        correct += sum(said.label == one.label for said, one in zip(answer.data, part, strict=True))
+        answered(len(part))
+    return Accuracy(correct, len(organisation.test))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the demo measured, by organisation."""
+
+    organisations: Sequence[Organisation]
+    bare: Mapping[str, Accuracy]
+    federated: Mapping[str, Accuracy]
+    alone: Mapping[str, Accuracy] | None
+
+    def table(self) -> Table:
+        table = Table(title=f"Accuracy on {sum(len(one.test) for one in self.organisations)} texts that no one learnt from")
+        table.add_column("organisation")
+        table.add_column("texts of its own", justify="right")
+        columns = [
+            ("bare model", self.bare),
+            *([("calibrated alone", self.alone)] if self.alone else []),
+            ("the four together", self.federated),
+        ]
+        for name, _ in columns:
+            table.add_column(name, justify="right")
+        for one in self.organisations:
+            table.add_row(one.name, str(one.examples), *(percent(values[one.name].share) for _, values in columns))
+        table.add_section()
+        overall = (percent(Accuracy.over(list(values.values())).share) for _, values in columns)
+        table.add_row("overall", str(sum(one.examples for one in self.organisations)), *overall, style="bold")
+        return table
+
+    def summary(self, task: TaskInfo, rounds: Sequence[RoundInfo]) -> dict[str, object]:
+        """The figures of `summary.json`; accuracies are shares from 0 to 1, times seconds, sizes bytes."""
+        overall = {name: Accuracy.over(list(values.values())).share for name, values in self._named().items()}
+        closed = [one for one in rounds if one.closed_at is not None]
+        calibrations = [one for one in closed if one.kind is RoundKind.CALIBRATION and one.state is RoundState.CLOSED]
+        return {
+            **overall,
+            "per_organisation": {
+                one.name: {name: values[one.name].share for name, values in self._named().items()} | {"examples": one.examples}
+                for one in self.organisations
+            },
+            "rounds": len(calibrations),
+            "seconds_rounds": _span(closed),
+            "bytes_up_per_client_per_round": _largest(calibrations),
+            "bytes_context_vector": _largest([one for one in closed if one.kind is RoundKind.CONTEXT]),
+            "model": task.spec.model,
+            "groups": task.spec.groups,
+            "layers": task.layout.layers if task.layout else None,
+            "served_version": task.served,
+            "accuracy_by_version": {str(one.version): one.accuracy for one in task.evaluations},
+        }
+
+    def _named(self) -> dict[str, Mapping[str, Accuracy]]:
+        named = {"zero_shot_accuracy": self.bare, "federated_accuracy": self.federated}
+        return named | ({"local_accuracy": self.alone} if self.alone else {})
+
+
+def _span(closed: Sequence[RoundInfo]) -> float:
+    ends = [one.closed_at for one in closed if one.closed_at is not None]
+    return round((max(ends) - min(one.opened_at for one in closed)).total_seconds(), 1)
+
+
+def _largest(rounds: Sequence[RoundInfo]) -> int:
+    return max((client.bytes_up or 0 for one in rounds for client in one.clients), default=0)

@@ -1,0 +1,52 @@
+"""What a demo runs with unless told otherwise, by model. Measured; see docs/decisions/0001-demo-model.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from ifed.errors import LayoutMismatch
+from ifed.tasks import LayerChoice, Policy
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A task's settings for one model."""
+
+    groups: int
+    layers: LayerChoice = "upper_half"
+    template: str = "Review: {text}\nSentiment:"
+    rounds: int = 4
+    local_steps: int = 12
+    learning_rate: float = 0.04
+    examples: int = 200
+
+    def changed(self, **given: object) -> Self:
+        """This preset with every value that is not None put in its place."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen.get("layers", "all") not in ("all", "upper_half"):
+            raise LayoutMismatch(f"--layers takes all or upper_half, not {chosen['layers']}")
+        return replace(self, **chosen)  # type: ignore[arg-type]
+
+    def policy(self, *, clients: int, patience: int | None = 2) -> Policy:
+        return Policy(
+            rounds=self.rounds,
+            clients_expected=clients,
+            local_steps=self.local_steps,
+            learning_rate=self.learning_rate,
+            deadline_seconds=1800,
+            patience=patience,
+        )
+
+
+PRESETS = {
+    "smollm2-135m": Preset(groups=64),
+    "gemma-3-270m": Preset(groups=16, local_steps=20),
+}
+
+
+def preset_for(model: str) -> Preset:
+    """The measured preset of a catalogue model; for any other, one group, which divides every hidden size."""
+    return PRESETS.get(model, Preset(groups=1))

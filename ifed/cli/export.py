@@ -1,0 +1,59 @@
+"""`ifed export`: a task folded into an ordinary checkpoint, or its adapter as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ifed.bodies import AdapterBody
+from ifed.cli.models import Cache
+from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
+from ifed.clients import AggregatorClient
+from ifed.paths import cache_folder
+
+
+def export(
+    task: Annotated[str, typer.Option("--task", help="Name of the task.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into; new or empty for a checkpoint.", file_okay=False)],
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write the adapter alone, for ADAPTER_FOLDER of a service.")] = False,
+    version: Annotated[int | None, typer.Option("--version", help="This version; the one that is served by default.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name or folder of the model, where it is not the task's.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the weights written; float32 is exact.")
+    ] = "float32",
+    cache: Cache = None,
+) -> None:
+    """Fold a task into a checkpoint that any server of language models loads; with --adapter, write its adapter for our own service."""
+
+    async def fetch() -> tuple[str, AdapterBody]:
+        async with AggregatorClient(aggregator, token) as service:
+            fetched = await service.adapter(task, version=version)
+        assert fetched is not None, "no version was said to be known"
+        return fetched
+
+    digest, body = run(fetch())
+    if adapter:
+        _write_adapter(task, body, digest, out)
+        return
+    from ifed.exporting import export as write  # torch takes seconds to import
+    from ifed.modeling.loading import load
+
+    name = model or body.meta.identity.name
+    write(load(name, cache=cache_folder(cache), device="cpu", dtype=dtype, announce=say), body, out)
+    say(f"{task}, version {body.meta.version}, is an ordinary checkpoint in {out}; its README.md says how to ask it")
+
+
+def _write_adapter(task: str, body: AdapterBody, digest: str, out: Path) -> None:
+    """As `TASK@VERSION`, and as `TASK`, which a service with ADAPTER_FOLDER then serves; each file is there whole or not at all."""
+    content = body.to_bytes()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (f"{task}@{body.meta.version}", task):
+        fresh = out / f".{name}.new"
+        fresh.write_bytes(content)
+        fresh.replace(out / f"{name}.safetensors")
+        say(f"{out / name}.safetensors")
+    say(f"version {body.meta.version}, {len(content):,} bytes, sha256 {digest}")

@@ -1,0 +1,8 @@
+"""Clients of our own HTTP APIs. An error body becomes the exception the service raised, a broken connection `Unavailable`."""
+
+from ifed.clients.aggregator import AggregatorClient
+from ifed.clients.blocking import BlockingInferenceClient
+from ifed.clients.inference import InferenceClient
+from ifed.clients.transport import raise_refusal
+
+__all__ = ["AggregatorClient", "BlockingInferenceClient", "InferenceClient", "raise_refusal"]

@@ -1,0 +1,143 @@
+"""Client of the aggregator's HTTP API, for admins, client agents and readers. Knows no state but its connection pool."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from ifed.access import ClientInfo, Enrolment, NewClient, TokenHolder
+from ifed.bodies import TENSORS, AdapterBody, read_coefficients, read_context
+from ifed.clients.transport import Service
+from ifed.contracts import Assignment, Extension, JoinRequest, Member, Receipt, RoundInfo, TaskChanges, TaskInfo
+from ifed.errors import Malformed
+from ifed.history import LedgerEntry, Match, Matches, MatchRequest, Replay, Rollback, Start
+from ifed.states import Role
+from ifed.tasks import TaskSpec
+from ifed.tensors import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
+
+LONG_POLL_SLACK = 15.0
+REPLAY_SECONDS = 600.0
+
+
+class AggregatorClient(Service):
+    """The aggregator's API, for admins, client agents and readers. Every method raises the refusals of `ifed.errors`."""
+
+    async def create_task(self, spec: TaskSpec) -> TaskInfo:
+        return await self._post(TaskInfo, "/v1/tasks", spec)
+
+    async def task(self, task: str) -> TaskInfo:
+        return await self._get(TaskInfo, f"/v1/tasks/{task}")
+
+    async def tasks(self) -> list[TaskInfo]:
+        return [task async for task in self._pages(TaskInfo, "/v1/tasks")]
+
+    async def change_task(self, task: str, changes: TaskChanges) -> TaskInfo:
+        return await self._post(TaskInfo, f"/v1/tasks/{task}", changes, method="PATCH")
+
+    async def delete_task(self, task: str) -> None:
+        await self._send("DELETE", f"/v1/tasks/{task}")
+
+    async def start(self, task: str, how: Start | None = None) -> TaskInfo:
+        return await self._post(TaskInfo, f"/v1/tasks/{task}/start", how)
+
+    async def match(self, task: str, *, limit: int = 5) -> list[Match]:
+        return (await self._post(Matches, "/v1/tasks/match", MatchRequest(task=task, limit=limit))).items
+
+    async def pause(self, task: str) -> TaskInfo:
+        return await self._post(TaskInfo, f"/v1/tasks/{task}/pause")
+
+    async def resume(self, task: str) -> TaskInfo:
+        return await self._post(TaskInfo, f"/v1/tasks/{task}/resume")
+
+    async def round(self, task: str, number: int) -> RoundInfo:
+        return await self._get(RoundInfo, f"/v1/tasks/{task}/rounds/{number}")
+
+    async def rounds(self, task: str) -> list[RoundInfo]:
+        return [round_ async for round_ in self._pages(RoundInfo, f"/v1/tasks/{task}/rounds")]
+
+    async def close_round(self, task: str, number: int) -> RoundInfo:
+        return await self._post(RoundInfo, f"/v1/tasks/{task}/rounds/{number}/close")
+
+    async def cancel_round(self, task: str, number: int) -> RoundInfo:
+        return await self._post(RoundInfo, f"/v1/tasks/{task}/rounds/{number}/cancel")
+
+    async def extend_round(self, task: str, number: int, seconds: float) -> RoundInfo:
+        return await self._post(RoundInfo, f"/v1/tasks/{task}/rounds/{number}/extend", Extension(seconds=seconds))
+
+    async def rollback(self, task: str, version: int) -> TaskInfo:
+        return await self._post(TaskInfo, f"/v1/tasks/{task}/rollback", Rollback(version=version))
+
+    async def ledger(self, task: str) -> list[LedgerEntry]:
+        return [entry async for entry in self._pages(LedgerEntry, f"/v1/tasks/{task}/ledger")]
+
+    async def replay(self, task: str, number: int) -> Replay:
+        return await self._get(Replay, f"/v1/tasks/{task}/rounds/{number}/replay", timeout=REPLAY_SECONDS)
+
+    async def enrol(self, name: str, role: Role = Role.CLIENT) -> Enrolment:
+        return await self._post(Enrolment, "/v1/clients", NewClient.model_validate({"name": name, "role": role}))
+
+    async def rotate(self, name: str) -> Enrolment:
+        return await self._post(Enrolment, f"/v1/clients/{name}/rotate")
+
+    async def revoke(self, name: str) -> None:
+        await self._send("DELETE", f"/v1/clients/{name}")
+
+    async def enrolled(self) -> list[ClientInfo]:
+        return [client async for client in self._pages(ClientInfo, "/v1/clients")]
+
+    async def whose(self, token: str) -> TokenHolder:
+        """The party that holds `token`, which need not be this client's own."""
+        return await self._get(TokenHolder, "/v1/token", headers={"Authorization": f"Bearer {token}"})
+
+    async def join(self, task: str, request: JoinRequest) -> Member:
+        return await self._post(Member, f"/v1/tasks/{task}/join", request)
+
+    async def assignment(self, task: str, *, wait: float = 0.0) -> Assignment:
+        """What to do next; the answer is held back up to `wait` seconds while that is nothing."""
+        return await self._get(Assignment, f"/v1/tasks/{task}/assignment", params={"wait": wait}, timeout=wait + LONG_POLL_SLACK)
+
+    async def submit_context(self, task: str, number: int, body: bytes) -> Receipt:
+        """Contribute the bytes of a `ContextBody`; sending the same bytes again gives the same receipt."""
+        return await self._contribute(f"/v1/tasks/{task}/rounds/{number}/context", body)
+
+    async def submit_update(self, task: str, number: int, body: bytes) -> Receipt:
+        """Contribute the bytes of an `UpdateBody`; sending the same bytes again gives the same receipt."""
+        return await self._contribute(f"/v1/tasks/{task}/rounds/{number}/update", body)
+
+    async def _contribute(self, path: str, body: bytes) -> Receipt:
+        headers = {"Content-Type": TENSORS, "Content-Digest": content_digest(body)}
+        response = await self._send("PUT", path, content=body, headers=headers)
+        receipt = Receipt.model_validate_json(response.content)
+        if receipt.digest != hashlib.sha256(body).hexdigest():
+            raise Malformed(f"the receipt is for {receipt.digest}, not for what was sent; send it again")
+        return receipt
+
+    async def _tensors(self, path: str, **options: Any) -> httpx.Response:
+        response = await self._send("GET", path, **options)
+        if response.status_code == httpx.codes.OK:
+            check_content_digest(response.content, response.headers.get("Content-Digest"))
+        return response
+
+    async def context(self, task: str) -> ContextVector:
+        """The task's global context vector, shape (layer, site, d)."""
+        return read_context(TensorBody.from_bytes((await self._tensors(f"/v1/tasks/{task}/context")).content))
+
+    async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
+        """One version of the task's coefficients, shape (layer, site, coefficient, group); the newest when no version is given."""
+        params: Mapping[str, int] = {} if version is None else {"version": version}
+        body = (await self._tensors(f"/v1/tasks/{task}/coefficients", params=params)).content
+        return read_coefficients(TensorBody.from_bytes(body))
+
+    async def adapter(
+        self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
+    ) -> tuple[str, AdapterBody] | None:
+        """The adapter and its digest; None when it is still the one whose digest is `known` after `wait` seconds."""
+        params: dict[str, float] = {"wait": wait} | ({} if version is None else {"version": version})
+        headers = {} if known is None else {"If-None-Match": f'"{known}"'}
+        response = await self._tensors(f"/v1/tasks/{task}/adapter", params=params, headers=headers, timeout=wait + LONG_POLL_SLACK)
+        if response.status_code == httpx.codes.NOT_MODIFIED:
+            return None
+        return response.headers["ETag"].strip('"'), AdapterBody.from_bytes(response.content)

@@ -1,0 +1,76 @@
+"""The inference client for programs without an event loop: the same calls, each waiting for its answer. Speaks no HTTP itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from ifed.clients.inference import InferenceClient
+from ifed.serving import Classification, ClassifyResponse, ServedModels
+
+
+class BlockingInferenceClient:
+    """`InferenceClient` behind plain calls; use it in a `with` block, from any thread.
+
+    with BlockingInferenceClient("http://127.0.0.1:8081", token) as service:
+        service.classify("sentiment", "I liked it.").data[0].label
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
+        self._url, self._token, self._timeout = url, token, timeout
+        self._parts = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Self:
+        self._portal = self._parts.enter_context(start_blocking_portal())
+        self._client = self._portal.call(self._connect)
+        self._parts.callback(self._portal.call, self._client.close)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._parts.__exit__(kind, error, trace)
+        self._portal = None
+
+    async def _connect(self) -> InferenceClient:
+        return InferenceClient(self._url, self._token, timeout=self._timeout)
+
+    def classify(
+        self,
+        model: str,
+        texts: str | list[str],
+        *,
+        top_k: int | None = None,
+        truncate: bool = True,
+        deadline: float | None = None,
+    ) -> ClassifyResponse:
+        """As `InferenceClient.classify`."""
+
+        async def call() -> ClassifyResponse:
+            return await self._client.classify(model, texts, top_k=top_k, truncate=truncate, deadline=deadline)
+
+        return self._inside.call(call)
+
+    def classify_all(
+        self, model: str, texts: Iterable[str], *, batch: int = 32, at_once: int = 4
+    ) -> Iterator[tuple[Classification, ClassifyResponse]]:
+        """As `InferenceClient.classify_all`. `texts` is read in another thread."""
+        answers = self._client.classify_all(model, texts, batch=batch, at_once=at_once)
+
+        async def following() -> tuple[Classification, ClassifyResponse] | None:
+            return await anext(answers, None)
+
+        while (pair := self._inside.call(following)) is not None:
+            yield pair
+
+    def models(self) -> ServedModels:
+        return self._inside.call(self._client.models)
+
+    @property
+    def _inside(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("use the client in a `with` block: it has no connection outside")
+        return self._portal

@@ -1,0 +1,165 @@
+"""Every refusal this software gives, as a class that knows its HTTP status. Knows no web framework.
+
+IFedError                        500
+├── Malformed                    422  the payload itself is wrong, whatever the state of the service
+│   ├── LayoutMismatch                a tensor of the wrong shape or dtype
+│   ├── NonFinite                     NaN or Inf in a tensor
+│   ├── DigestMismatch                the body is not what its Content-Digest header says
+│   ├── BadTemplate                   a prompt template or label that cannot be scored
+│   └── BadData                       a private data file with a bad row, named by line
+├── Unauthenticated              401  no token, or one that is not known
+├── Forbidden                    403  a known token of another role
+├── NotFound                     404
+│   ├── UnknownTask
+│   ├── UnknownClient
+│   ├── UnknownRound
+│   ├── UnknownVersion
+│   ├── UnknownModel                  a model name that is no catalogue name, folder or hub id
+│   └── NothingYet                    the task exists, its aggregate does not yet
+├── Conflict                     409  right in form, wrong for the present state
+│   ├── AlreadyExists
+│   ├── NotJoined
+│   ├── RoundClosed                   late, or for a round that was never open
+│   ├── StaleUpdate                   computed from another version than the round's
+│   ├── AlreadyContributed            another digest for the same client and round
+│   ├── FingerprintMismatch           another model, tokenizer or revision than the task's
+│   ├── ProbeMismatch                 the same files, and yet other numbers or tokens for the probe texts
+│   └── WrongState                    the task or round cannot do this now
+├── TooLarge                     413
+├── UnsupportedFamily            422  an architecture whose residual stream we do not know, or with no place to export to
+├── Overloaded                   429  carries Retry-After
+├── DownloadFailed               502  a file that could not be fetched or is not what it should be
+└── Unavailable                  503  carries Retry-After
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class IFedError(Exception):
+    """A refusal with a sentence for the caller. `status` is the HTTP status it travels with."""
+
+    status: ClassVar[int] = 500
+    retry_after: int | None = None
+    known: ClassVar[dict[str, type[IFedError]]] = {}
+
+    def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+    def __init_subclass__(cls) -> None:
+        IFedError.known[cls.__name__] = cls
+
+    @staticmethod
+    def named(name: str, detail: str, *, status: int, retry_after: int | None = None) -> IFedError:
+        """The exception an error body names, so that a caller catches the class the service raised.
+
+        A name this version does not know becomes a plain `IFedError` that keeps the status it came with.
+        """
+        if (known := IFedError.known.get(name)) is not None:
+            return known(detail, retry_after=retry_after)
+        unknown = IFedError(f"{name}: {detail}", retry_after=retry_after)
+        unknown.status = status  # type: ignore[misc]  # an instance of no known class speaks for itself
+        return unknown
+
+
+class Malformed(IFedError):
+    status = 422
+
+
+class LayoutMismatch(Malformed): ...
+
+
+class NonFinite(Malformed): ...
+
+
+class DigestMismatch(Malformed): ...
+
+
+class BadTemplate(Malformed): ...
+
+
+class BadData(Malformed): ...
+
+
+class Unauthenticated(IFedError):
+    status = 401
+
+
+class Forbidden(IFedError):
+    status = 403
+
+
+class NotFound(IFedError):
+    status = 404
+
+
+class UnknownTask(NotFound): ...
+
+
+class UnknownClient(NotFound): ...
+
+
+class UnknownRound(NotFound): ...
+
+
+class UnknownVersion(NotFound): ...
+
+
+class UnknownModel(NotFound): ...
+
+
+class NothingYet(NotFound): ...
+
+
+class Conflict(IFedError):
+    status = 409
+
+
+class AlreadyExists(Conflict): ...
+
+
+class NotJoined(Conflict): ...
+
+
+class RoundClosed(Conflict): ...
+
+
+class StaleUpdate(Conflict): ...
+
+
+class AlreadyContributed(Conflict): ...
+
+
+class FingerprintMismatch(Conflict): ...
+
+
+class ProbeMismatch(Conflict): ...
+
+
+class WrongState(Conflict): ...
+
+
+class TooLarge(IFedError):
+    status = 413
+
+
+class UnsupportedFamily(IFedError):
+    status = 422
+
+
+class Overloaded(IFedError):
+    status = 429
+    retry_after = 1
+
+
+class DownloadFailed(IFedError):
+    status = 502
+
+
+class Unavailable(IFedError):
+    status = 503
+    retry_after = 2

@@ -1,0 +1,62 @@
+"""One set-up of logging for every process: readable on a terminal, one JSON object a line otherwise. Knows no service."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from asgi_correlation_id import correlation_id
+
+
+def _with_request_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if (request_id := correlation_id.get()) is not None:
+        event["request_id"] = request_id
+    return event
+
+
+def _without_colour(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event.pop("color_message", None)  # uvicorn sends its words twice, once with escape codes
+    return event
+
+
+def configure(level: str = "INFO", *, stream: TextIO | None = None, json_lines: bool | None = None) -> None:
+    """Send structlog's and the standard library's records to `stream` in one format.
+
+    Args:
+        level: lowest level shown, a name the standard library knows.
+        stream: standard error when not given.
+        json_lines: JSON when true, readable text when false; by whether `stream` is a terminal when not given.
+    """
+    stream = stream or sys.stderr
+    as_json = not stream.isatty() if json_lines is None else json_lines
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _with_request_id,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        _without_colour,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for chatty in ("httpx", "httpcore", "alembic", "aiosqlite", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )

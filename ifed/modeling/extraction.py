@@ -1,0 +1,62 @@
+"""Demonstrations into a context vector. Knows no coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ifed.errors import Malformed
+from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
+from ifed.modeling.hooks import capture, final_hidden
+from ifed.modeling.labels import LabelTokens
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.tensors import SITES, ContextVector
+
+
+def context_vector(
+    lm: LanguageModel,
+    template: PromptTemplate,
+    labels: LabelTokens,
+    examples: Sequence[Example],
+    *,
+    layers: Sequence[int],
+    token_budget: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ContextVector:
+    """The mean of a_l and m_l at the last token of each demonstration (v_k of arXiv 2511.06757; d' of arXiv 2405.14660).
+
+    The forward pass ends at the last of `layers`. The mean is taken in float64.
+
+    Args:
+        progress: called with examples done and examples in all after each batch.
+
+    Returns:
+        float32, (layer, site, d), the layers in the order of `layers`.
+
+    Raises:
+        Malformed: no examples.
+        LayoutMismatch: a layer the model does not have.
+    """
+    if not examples:
+        raise Malformed("a context vector is a mean over demonstrations; there are none")
+    rows = [Row.ending(template.demonstration(example.text, example.label, labels)) for example in examples]
+    layout = layout_for(lm.device)
+    sums: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def run(group: list[int]) -> None:
+        batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
+        with capture(lm, layers, batch=batch, stop=True) as captured:
+            final_hidden(lm, batch)
+        sums[tuple(group)] = captured.stacked().to(torch.float64).sum(0).cpu()
+        if progress is not None:
+            progress(sum(map(len, sums)), len(rows))
+
+    with torch.inference_mode():
+        for group in within_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
+            halving(group, run)
+    mean = torch.zeros(len(layers), len(SITES), lm.hidden_size, dtype=torch.float64)
+    for part in sums.values():
+        mean += part
+    return ContextVector((mean / len(rows)).numpy())

@@ -1,0 +1,98 @@
+"""What is injected: a scale and a shift for each layer, site and channel. Knows no model and no hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ifed.errors import LayoutMismatch
+from ifed.tensors import ACTIVATION, CONTEXT, SITES, Coefficients, ContextVector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Injection:
+    """What replaces the outputs `a` of the sites: `scale · a + shift`, with `scale` = β and `shift` = λ · v.
+
+    Attributes:
+        layers: the injected layers, lowest first.
+        scale: at least float32, (layer, site, d) for a whole batch, or (row, layer, site, d) when rows differ.
+        shift: likewise.
+
+    Raises:
+        LayoutMismatch: the shapes differ from each other or do not fit the layers, or the layers do not rise.
+    """
+
+    layers: tuple[int, ...]
+    scale: Tensor
+    shift: Tensor
+
+    def __post_init__(self) -> None:
+        if self.scale.shape != self.shift.shape or self.scale.shape[-3:-1] != (len(self.layers), len(SITES)):
+            shapes = f"scale {tuple(self.scale.shape)} and shift {tuple(self.shift.shape)}"
+            raise LayoutMismatch(f"{shapes} do not fit {len(self.layers)} layers of {len(SITES)} sites")
+        if list(self.layers) != sorted(set(self.layers)):
+            raise LayoutMismatch(f"the layers {list(self.layers)} must rise, each once, as the tensors' first axis does")
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.scale.shape[-1])
+
+
+def affine(coefficients: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Λ and v to scale and shift, differentiably; each of the G coefficients of a site serves d / G neighbouring channels.
+
+    Args:
+        coefficients: (layer, site, coefficient, G).
+        context: (layer, site, d).
+
+    Raises:
+        LayoutMismatch: other layers than the context's, or a G that does not divide d.
+    """
+    groups, hidden_size = coefficients.shape[-1], context.shape[-1]
+    if coefficients.shape[:2] != context.shape[:2]:
+        raise LayoutMismatch(f"coefficients {tuple(coefficients.shape)} are not for a context vector {tuple(context.shape)}")
+    if hidden_size % groups:
+        raise LayoutMismatch(f"{groups} coefficient groups do not divide the hidden size {hidden_size}")
+    channels = coefficients.repeat_interleave(hidden_size // groups, dim=-1)
+    return channels[:, :, ACTIVATION], channels[:, :, CONTEXT] * context
+
+
+def injection_of(
+    context: ContextVector, coefficients: Coefficients, layers: Sequence[int], *, device: torch.device | str, dtype: torch.dtype
+) -> Injection:
+    """The injection of one task (arXiv 2511.06757, with coefficient groups).
+
+    Args:
+        dtype: of the forward pass; scale and shift are kept in at least float32, and rounded only after they were applied.
+
+    Raises:
+        LayoutMismatch: context vector, coefficients and layers do not fit each other, or G does not divide d.
+    """
+    if len(layers) != len(context.values):
+        raise LayoutMismatch(f"a context vector of {len(context.values)} layers cannot be injected into {len(layers)} layers")
+    dtype = torch.promote_types(dtype, torch.float32)
+    scale, shift = affine(torch.tensor(coefficients.values, dtype=dtype), torch.tensor(context.values, dtype=dtype))
+    # x + (-0.0) is x for every x, while -0.0 + 0.0 is not -0.0: with this, λ=0 and β=1 give back the very bits of x.
+    shift = torch.where(shift == 0, -0.0, shift)
+    return Injection(tuple(layers), scale.to(device).contiguous(), shift.to(device).contiguous())
+
+
+def side_by_side(injections: Sequence[Injection | None]) -> Injection | None:
+    """One injection whose row i does what `injections[i]` does; None leaves its row as the bare model, bit for bit.
+
+    The layers are the union of all; None if no row is injected into.
+    """
+    given = [injection for injection in injections if injection is not None]
+    if not given:
+        return None
+    layers = tuple(sorted({layer for injection in given for layer in injection.layers}))
+    scale = given[0].scale.new_ones(len(injections), len(layers), len(SITES), given[0].hidden_size)
+    shift = torch.full_like(scale, -0.0)
+    for row, injection in enumerate(injections):
+        if injection is not None:
+            places = [layers.index(layer) for layer in injection.layers]
+            scale[row, places], shift[row, places] = injection.scale, injection.shift
+    return Injection(layers, scale, shift)

@@ -1,0 +1,142 @@
+"""Private texts into tokens: a template around a text, cut in the text when it is too long. Knows no model weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from ifed.errors import BadTemplate
+from ifed.modeling.labels import LabelTokens
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.tokens import Encoded, encode, in_chat
+from ifed.tasks import check_template
+
+SLOT = "{text}"
+MAX_TOKENS = 1024
+ROOM_FOR_LABELS = 32
+LEAST_ROOM = 8
+LONGEST_TOKEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text with the index of its label."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text in its template, as tokens.
+
+    Attributes:
+        ids: at least one token; the beginning-of-text token included where the tokenizer sets one.
+        truncated: whether tokens were left out in the middle of the text.
+    """
+
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A template such as `"Review: {text}\\nSentiment:"`, bound to a tokenizer.
+
+    Attributes:
+        template: holds `{text}` once and does not end in white space, since a label follows after one space. Special tokens in it are
+            meant as such; in a text they are plain characters.
+        tokenizer: of the model that will read the prompts.
+        max_tokens: the longest prompt; in a longer one tokens are left out in the middle of the text.
+        chat: the template is what stands in a chat template of the model, and may end as that ends; a label follows white space directly.
+
+    Raises:
+        BadTemplate: not exactly one `{text}`, white space at the end, or no room for a text within `max_tokens`.
+    """
+
+    template: str
+    tokenizer: PreTrainedTokenizerBase = field(repr=False, compare=False)
+    max_tokens: int = MAX_TOKENS
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.template.count(SLOT) != 1:
+            raise BadTemplate(f"a template holds {SLOT} exactly once; this one holds it {self.template.count(SLOT)} times")
+        if self.template != self.template.rstrip() and not self.chat:
+            raise BadTemplate("a template must not end in white space: the label follows after one space")
+        if self._room < LEAST_ROOM:
+            taken = self.max_tokens - self._room
+            raise BadTemplate(f"the template alone takes {taken} of at most {self.max_tokens} tokens; a text needs {LEAST_ROOM}")
+
+    @classmethod
+    def of(cls, lm: LanguageModel, template: str, *, chat: bool = False, max_tokens: int | None = None) -> PromptTemplate:
+        """The template for a model: prompts of `max_tokens` at most (1024 unless told), and short enough for the label to follow.
+
+        Args:
+            chat: put the template into the model's chat template, as what a user says and a model is about to answer.
+
+        Raises:
+            BadTemplate: see the class; also a chat with a model that has no chat template, or one that changes the words.
+        """
+        if chat:
+            check_template(template)
+            template = in_chat(lm.tokenizer, template)
+        return cls(template, lm.tokenizer, longest_prompt(lm, max_tokens), chat)
+
+    @property
+    def prefix(self) -> str:
+        return self.template.split(SLOT)[0]
+
+    @property
+    def suffix(self) -> str:
+        return self.template.split(SLOT)[1]
+
+    def labels(self, names: Sequence[str]) -> LabelTokens:
+        """The labels as the tokens that follow this template.
+
+        Raises:
+            BadTemplate: labels that cannot be scored; see `LabelTokens`.
+        """
+        labels = LabelTokens.of(self.tokenizer, names, after=self.suffix or ".", space="" if self.suffix[-1:].isspace() else " ")
+        if (longest := max(map(len, labels.ids))) > ROOM_FOR_LABELS:
+            raise BadTemplate(f"a label of {longest} tokens; {ROOM_FOR_LABELS} at most")
+        return labels
+
+    def prompt(self, text: str) -> Prompt:
+        """`text` in the template. Tokens are left out only in the text, never in what stands around it."""
+        shortened = self._shortened(text)
+        whole = self.prefix + shortened + self.suffix
+        encoded: Encoded = encode(self.tokenizer, self.prefix, shortened, self.suffix)
+        ids, spans = list(encoded.ids), encoded.spans
+        if not ids:
+            ids = [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id]
+        excess = len(ids) - self.max_tokens
+        if excess > 0:
+            begin, end = len(self.prefix), len(whole) - len(self.suffix)
+            inside = [at for at in range(len(ids)) if begin <= spans[at][0] < spans[at][1] <= end]
+            middle = (len(inside) - excess) // 2
+            left_out = set(inside[middle : middle + excess])
+            ids = [token for at, token in enumerate(ids) if at not in left_out]
+        return Prompt(tuple(ids), truncated=excess > 0 or len(whole) < len(self.prefix) + len(text) + len(self.suffix))
+
+    def demonstration(self, text: str, label: int, labels: LabelTokens) -> tuple[int, ...]:
+        """The tokens of `text` in the template, one space and the label."""
+        return self.prompt(text).ids + labels.ids[label]
+
+    @cached_property
+    def _room(self) -> int:
+        """Tokens left for a text."""
+        return self.max_tokens - len(self.tokenizer(self.prefix + self.suffix).input_ids)
+
+    def _shortened(self, text: str) -> str:
+        """A text so long that most of it will be left out, without its middle, which need not be tokenised first."""
+        keep = LONGEST_TOKEN * self.max_tokens
+        return text if len(text) <= 2 * keep else text[:keep] + text[-keep:]
+
+
+def longest_prompt(lm: LanguageModel, max_tokens: int | None = None) -> int:
+    """Tokens of the longest prompt: `max_tokens`, 1024 unless told, and so few that the label can follow."""
+    return min(max_tokens or MAX_TOKENS, lm.max_tokens - ROOM_FOR_LABELS)

@@ -1,0 +1,105 @@
+"""The messages of the inference service, in the shapes public clients expect. Knows no web framework and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from ifed.contracts import ErrorBody
+
+DEADLINE_HEADER = "X-Request-Timeout"
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class ClassifyRequest(BaseModel):
+    """Body of `POST /v1/classify`, as vLLM and SGLang take it.
+
+    `model` names the task: `sentiment` as the aggregator serves it, `sentiment@7` its version 7, `sentiment@bare` the bare model,
+    `sentiment@few-shot:12` the bare model after 12 demonstrations.
+    """
+
+    model: str = Field(min_length=1, max_length=200, examples=["sentiment"])
+    input: str | list[str] = Field(examples=["The plot was thin, but I laughed the whole way through."])
+    top_k: int | None = Field(None, ge=1, description="also list so many labels with their probability, most probable first")
+    truncate: bool = Field(True, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
+
+    @field_validator("input")
+    @classmethod
+    def _whole_characters(cls, given: str | list[str]) -> str | list[str]:
+        for text in [given] if isinstance(given, str) else given:
+            if not text.isascii():
+                text.encode()  # half a character (a lone surrogate) is a ValueError here, and so a 422 for the caller
+        return given
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class LabelScore(BaseModel):
+    """One label and its score."""
+
+    label: str = Field(examples=["positive"])
+    score: float = Field(examples=[0.93])
+
+
+class Classification(BaseModel):
+    """The answer for one text; `error` instead of a label when this text alone could not be classified."""
+
+    index: int
+    label: str | None = Field(examples=["positive"])
+    probs: list[float] = Field(description="in the order of the task's labels; empty beside an error")
+    num_classes: int
+    truncated: bool = Field(False, description="the text was longer than the model takes and was cut in its middle")
+    top: list[LabelScore] | None = Field(None, exclude_if=_absent, description="there when `top_k` was given")
+    error: ErrorBody | None = Field(None, exclude_if=_absent, description="there when this text could not be classified")
+
+
+class Usage(BaseModel):
+    """Tokens read, as the OpenAI-style APIs count them."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class ClassifyResponse(BaseModel):
+    """Answer of `POST /v1/classify`. `task`, `adapter_version` and `adapter_digest` say exactly what answered."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+    task: str
+    labels: list[str]
+    adapter_version: int | None = Field(description="null when no adapter answered: the bare model, few-shot prompting")
+    adapter_digest: str = Field(description="sha256 of the adapter; `bare` or `few-shot:12` when no adapter answered")
+
+
+class ServedModel(BaseModel):
+    """One task an inference service can answer for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ifed"
+    root: str = Field(description="the language model underneath")
+    labels: list[str]
+    adapter_version: int
+    adapter_digest: str
+    accuracy: float | None = None
+    stale: str | None = Field(None, description="why it may not be the newest, when it could not be refreshed")
+
+
+class ServedModels(BaseModel):
+    """Answer of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]

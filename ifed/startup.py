@@ -1,0 +1,35 @@
+"""A process's settings from its environment, or a sentence for its operator and an exit code. Knows no service."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Chosen = TypeVar("Chosen", bound=BaseModel)
+
+
+def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Callable[[Chosen], object] = lambda _: None) -> Chosen:
+    """The settings, read and checked; ends the process with exit code 2 and words when something is missing or wrong.
+
+    Args:
+        kind: the settings class.
+        service: what the process is called in the words.
+        secrets: reads what the settings only name, such as a token's file, so that a missing file is told at the start.
+    """
+    try:
+        settings = kind()
+        secrets(settings)
+    except ValidationError as reason:
+        problems = "\n".join(f"  {'.'.join(map(str, one['loc'])).upper() or 'settings'}: {one['msg']}" for one in reason.errors())
+        _end(f"{service}: these settings, read from the environment, are missing or wrong:\n{problems}")
+    except OSError as reason:
+        _end(f"{service}: a file that a setting names cannot be read: {reason}")
+    return settings
+
+
+def _end(words: str) -> NoReturn:
+    sys.stderr.write(f"{words}\n")
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""The services, which meet only over HTTP."""

@@ -1,0 +1,1 @@
+"""The aggregator: tasks, clients, rounds and their aggregates. No torch."""

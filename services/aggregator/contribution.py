@@ -1,0 +1,108 @@
+"""A client's part in a round, and what it must look like. Knows no clock, no database and no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
+from ifed.states import RoundKind
+from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, check_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the contributions of one client to one task must look like.
+
+    Attributes:
+        fingerprint: the task's model.
+        context_shape: (layer, site, d).
+        coefficients_shape: (layer, site, coefficient, group).
+        labels: how many; confusion counts are labels × labels.
+        holdout: held-out examples the client may count at the most.
+        gradient: whether a calibration round takes a gradient instead of coefficients.
+    """
+
+    fingerprint: str
+    context_shape: tuple[int, ...]
+    coefficients_shape: tuple[int, ...]
+    labels: int
+    holdout: int
+    gradient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger: that a client contributed, and what it said of it. The tensors stay in the body."""
+
+    client: str
+    digest: str
+    received_at: datetime
+    weight: int
+    size: int
+    loss: float | None = None
+    seconds: float | None = None
+    correct: int | None = None
+    evaluated: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A client's part in a round, read and finite, not yet held against the round."""
+
+    entry: Entry
+    body: bytes
+    fingerprint: str
+    version: int | None = None
+    context: ContextVector | None = None
+    coefficients: Coefficients | None = None
+    gradient: Gradient | None = None
+    confusion: Int64 | None = None
+    label_scores: Float32 | None = None
+
+    def check(self, kind: RoundKind, form: Form) -> None:
+        """Refuse what a round of this kind cannot add up.
+
+        Raises:
+            WrongState: vectors for a round that gathers updates, or the other way round.
+            FingerprintMismatch: made with another model than the task's.
+            LayoutMismatch: a tensor of another shape, one too many or one too few.
+            Malformed: no examples behind it, or more held-out examples than the client has.
+        """
+        if (self.context is not None) is not (kind is RoundKind.CONTEXT):
+            raise WrongState(f"this is a {kind} round; it takes {_TAKES[kind, form.gradient]}")
+        if self.fingerprint != form.fingerprint:
+            raise FingerprintMismatch(f"made with model {self.fingerprint[:12]}…, the task runs on {form.fingerprint[:12]}…")
+        if self.context is not None:
+            check_layout(self.context.values, form.context_shape, what="the context vector")
+        if kind is not RoundKind.CONTEXT:
+            self._check_update(kind, form)
+        if kind is not RoundKind.EVALUATION and self.entry.weight < 1:
+            raise Malformed("a contribution stands on at least one example")
+
+    def _check_update(self, kind: RoundKind, form: Form) -> None:
+        calibrates = kind is RoundKind.CALIBRATION
+        wanted = (calibrates and not form.gradient, calibrates and form.gradient)
+        if (self.coefficients is not None, self.gradient is not None) != wanted:
+            raise LayoutMismatch(f"this is a {kind} round; it takes {_TAKES[kind, form.gradient]}")
+        for update in (self.coefficients, self.gradient):
+            if update is not None:
+                check_layout(update.values, form.coefficients_shape, what="the update")
+        if self.confusion is None:
+            raise LayoutMismatch("an update carries the confusion counts of the version it started from")
+        check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")
+        if self.label_scores is not None:
+            check_layout(self.label_scores, (form.labels,), what="the mean label scores")
+        if self.confusion.max() > form.holdout or self.confusion.sum() > form.holdout:
+            raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")
+
+
+_ALONE = "confusion counts alone at …/update"
+_TAKES = {
+    (RoundKind.CONTEXT, False): "a context vector at …/context",
+    (RoundKind.CALIBRATION, False): "coefficients and confusion counts at …/update",
+    (RoundKind.EVALUATION, False): _ALONE,
+    (RoundKind.CONTEXT, True): "a context vector at …/context",
+    (RoundKind.CALIBRATION, True): "a gradient and confusion counts at …/update",
+    (RoundKind.EVALUATION, True): _ALONE,
+}

@@ -1,0 +1,162 @@
+"""Who may call: parties and their bearer tokens, of which only hashes are kept. Knows no HTTP and no SQL."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+
+import structlog
+
+from ifed.access import ClientInfo, Enrolment, EnrolmentCodeInfo, NewClient, NewEnrolment, TokenHolder
+from ifed.contracts import Page
+from ifed.errors import Forbidden, Unauthenticated, WrongState
+from ifed.states import Role, RoundState
+from services.aggregator import views
+from services.aggregator.backstage import Backstage
+from services.aggregator.domain import Round
+from services.aggregator.ports import Work
+from services.aggregator.presence import Presence
+from services.aggregator.records import EnrolmentCode, Party
+
+log = structlog.get_logger(__name__)
+ADMIN = "admin"
+
+
+class Parties:
+    """Enrols, recognises and revokes."""
+
+    def __init__(self, backstage: Backstage, *, admin_token: str) -> None:
+        self._backstage, self._admin_hash = backstage, hash_of(admin_token)
+        self.presence = Presence(backstage.store)
+
+    async def recognise(self, token: str | None, *roles: Role) -> str:
+        """The name of the party that holds `token`.
+
+        Raises:
+            Unauthenticated: no token, an unknown or a revoked one.
+            Forbidden: a token of another role than `roles`.
+        """
+        holder = await self.holder(token)
+        if holder.role not in roles:
+            raise Forbidden(f"this takes the role {' or '.join(roles)}; the token is of a party with the role {holder.role}")
+        return holder.name
+
+    async def holder(self, token: str | None) -> TokenHolder:
+        """Who `token` speaks for.
+
+        Raises:
+            Unauthenticated: no token, an unknown or a revoked one.
+        """
+        if token is None:
+            raise Unauthenticated("send a bearer token: Authorization: Bearer …")
+        role, name = await self._holder(hash_of(token))
+        return TokenHolder(name=name, role=role)
+
+    async def _holder(self, token_hash: str) -> tuple[Role, str]:
+        if hmac.compare_digest(token_hash, self._admin_hash):
+            return Role.ADMIN, ADMIN
+        async with self._backstage.store.reading() as work:
+            party = await work.parties.by_token(token_hash)
+        if party is None or party.revoked_at is not None:
+            raise Unauthenticated("the bearer token is not known here, or it was revoked")
+        self.presence.note(party, self._backstage.clock())
+        return party.role, party.name
+
+    async def enrol(self, request: NewClient) -> Enrolment:
+        """Add a party; its token is in the answer and nowhere else."""
+        token = new_token()
+        async with self._backstage.store.work() as work:
+            await work.parties.add(Party(request.name, request.role, hash_of(token), self._backstage.clock()))
+            await work.commit()
+        await log.ainfo("enrolled", client=request.name, role=request.role.value)
+        return Enrolment(name=request.name, role=request.role, token=token)
+
+    async def invite(self, request: NewEnrolment) -> EnrolmentCodeInfo:
+        """A code that its party trades for a token: once, and before it expires."""
+        code, now = f"enrol_{secrets.token_urlsafe(24)}", self._backstage.clock()
+        expires_at = now + timedelta(seconds=request.valid_seconds)
+        async with self._backstage.store.work() as work:
+            await work.enrolments.add(EnrolmentCode(hash_of(code), request.name, request.role, now, expires_at))
+            await work.commit()
+        await log.ainfo("invited", client=request.name, role=request.role.value)
+        return EnrolmentCodeInfo(name=request.name, role=request.role, code=code, expires_at=expires_at)
+
+    async def redeem(self, code: str) -> Enrolment:
+        """Enrol whom a code is for; its token is in the answer and nowhere else.
+
+        Raises:
+            Unauthenticated: the code is unknown, expired or used.
+            AlreadyExists: the name was enrolled meanwhile; the code stays good.
+        """
+        token, now = new_token(), self._backstage.clock()
+        async with self._backstage.store.work() as work:
+            found = await work.enrolments.take(hash_of(code), now)
+            if found is None:
+                raise Unauthenticated("the enrolment code is not known here, has expired, or was used")
+            await work.parties.add(Party(found.name, found.role, hash_of(token), now))
+            await work.commit()
+        await log.ainfo("enrolled by code", client=found.name, role=found.role.value)
+        return Enrolment(name=found.name, role=found.role, token=token)
+
+    async def rotate(self, name: str) -> Enrolment:
+        """A new token; the old one ends at once."""
+        token = new_token()
+        async with self._backstage.store.work() as work:
+            party = await work.parties.get(name, for_update=True)
+            if party.revoked_at is not None:
+                raise WrongState(f"{name} was revoked; enrol it under another name")
+            party.token_hash = hash_of(token)
+            await work.parties.save(party)
+            await work.commit()
+        await log.ainfo("token rotated", client=name)
+        return Enrolment(name=name, role=party.role, token=token)
+
+    async def revoke(self, name: str) -> None:
+        """End a party's token for good and stop waiting for it; what it contributed stays. A second time changes nothing."""
+        now = self._backstage.clock()
+        async with self._backstage.store.work() as work:
+            tasks = await work.memberships.tasks_of(name)
+            changed = [await self._leave(work, task, name) for task in tasks]
+            party = await work.parties.get(name, for_update=True)
+            party.revoked_at = party.revoked_at or now
+            await work.parties.save(party)
+            await work.commit()
+        await log.ainfo("revoked", client=name)
+        for task, round_ in zip(tasks, changed, strict=True):
+            await self._backstage.tell(task, round_)
+
+    async def _leave(self, work: Work, name: str, client: str) -> Round | None:
+        """Drop a membership; the round that changed state because it waited for this client alone."""
+        task = await work.tasks.get(name, for_update=True)
+        await work.memberships.remove(name, client)
+        round_ = await work.rounds.newest(name, for_update=True)
+        if round_ is None or round_.state is not RoundState.OPEN:
+            return None
+        seat = await work.rounds.seat(name, round_.number, client)
+        if seat is None or seat.entry is not None:
+            return None
+        await work.rounds.unseat(name, round_.number, client)
+        after = round_.excuse(self._backstage.clock())
+        await work.rounds.save(round_)
+        if after is RoundState.FAILED:
+            task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
+            await work.tasks.save(task)
+        return None if after is RoundState.OPEN else round_
+
+    async def page(self, after: str | None, limit: int) -> Page[ClientInfo]:
+        """Parties by name."""
+        async with self._backstage.store.reading() as work:
+            found = await work.parties.page(after, limit + 1)
+        return views.page([views.client_info(party) for party in found], limit, lambda party: party.name)
+
+
+def hash_of(token: str) -> str:
+    """What is kept of a token. Tokens are random and long, so a plain sha256 cannot be searched back."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def new_token() -> str:
+    """A fresh bearer token of 256 random bits."""
+    return f"ifed_{secrets.token_urlsafe(32)}"

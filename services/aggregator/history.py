@@ -1,0 +1,126 @@
+"""What a task went through: its ledger, the proof of an aggregate, the way back to an earlier version. Knows no HTTP and no SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from ifed.contracts import Page, TaskInfo
+from ifed.errors import NotFound, WrongState
+from ifed.history import LedgerEntry, Replay
+from ifed.states import RoundKind, RoundState
+from ifed.tensors import digest_of
+from services.aggregator import views
+from services.aggregator.administration import task_info
+from services.aggregator.backstage import Backstage
+from services.aggregator.domain import Round
+from services.aggregator.ports import Work
+from services.aggregator.records import Aggregate, LedgerLine
+from services.aggregator.summing import sum_up
+from services.aggregator.tally import Summed
+
+log = structlog.get_logger(__name__)
+
+
+class History:
+    """For admins who want to know what an aggregate was made of, or undo one."""
+
+    def __init__(self, backstage: Backstage) -> None:
+        self._backstage = backstage
+
+    async def rollback(self, name: str, version: int) -> TaskInfo:
+        """Serve an earlier version now and go on from it; the versions after it stay to be read and count no more.
+
+        A round that is open starts from what is gone back from, so it is cancelled, and a running task pauses.
+
+        Raises:
+            UnknownVersion: no such version.
+            WrongState: a round is being aggregated right now; try again.
+        """
+        now = self._backstage.clock()
+        async with self._backstage.store.work() as work:
+            task = await work.tasks.get(name, for_update=True)
+            head = await work.aggregates.coefficients(name, version)
+            newest = await work.rounds.newest(name, for_update=True)
+            cancelled = newest if newest is not None and newest.live else None
+            if cancelled is not None:
+                cancelled.cancel(now)
+                await work.rounds.save(cancelled)
+            await work.aggregates.withdraw_after(name, version, now)
+            task.roll_back(version, head.calibrated)
+            await work.tasks.save(task)
+            await work.commit()
+        await log.ainfo("rolled back", task=name, version=version)
+        await self._backstage.tell(name, cancelled)
+        async with self._backstage.store.reading() as work:
+            return await task_info(work, await work.tasks.get(name))
+
+    async def ledger(self, name: str, after: tuple[int, str], limit: int) -> Page[LedgerEntry]:
+        """Every contribution by round and client."""
+        async with self._backstage.store.reading() as work:
+            await work.tasks.get(name)
+            found = await work.rounds.ledger(name, after, limit + 1)
+        entries = [_entry(line) for line in found]
+        return views.page(entries, limit, lambda entry: f"{entry.round}/{entry.client}")
+
+    async def replay(self, name: str, number: int) -> Replay:
+        """Sum a closed round up again from the stored contributions; UnknownRound, WrongState while it has not closed."""
+        async with self._backstage.store.reading() as work:
+            await work.tasks.get(name)
+            round_ = await work.rounds.get(name, number)
+            if round_.state is not RoundState.CLOSED:
+                raise WrongState(f"{round_} is {round_.state}; only what a closed round made can be replayed")
+            seats = (await work.rounds.seats(name, [number]))[number]
+            head = await _made(work, round_)
+        digests: list[str] = []
+        summed = await sum_up(self._backstage.store, round_, lambda body: digests.append(digest_of(body)))
+        kept = [seat.entry for seat in seats if seat.entry is not None]
+        altered = [entry.client for entry, digest in zip(kept, digests, strict=True) if entry.digest != digest]
+        return _replay(round_, head, summed, altered, contributions=len(kept))
+
+
+def _replay(round_: Round, head: Aggregate | None, summed: Summed, altered: Sequence[str], *, contributions: int) -> Replay:
+    stored = None if head is None else head.digest
+    replayed = None if summed.body is None else digest_of(summed.body)
+    return Replay(
+        round=round_.number,
+        kind=round_.kind,
+        contributions=contributions,
+        version=None if head is None else head.version,
+        stored=stored,
+        replayed=replayed,
+        altered=list(altered),
+        proven=not altered and stored == replayed and summed.evaluation == round_.evaluation,
+    )
+
+
+async def _made(work: Work, round_: Round) -> Aggregate | None:
+    """The aggregate a closed round made, as it is kept, with the digest of the bytes that are there now."""
+    if round_.kind is RoundKind.EVALUATION:
+        return None
+    if round_.kind is RoundKind.CALIBRATION:
+        assert round_.produced is not None, "a calibration round closes with a version"
+        head = await work.aggregates.coefficients(round_.task, round_.produced)
+        return _as_kept(head, await work.aggregates.coefficients_body(round_.task, round_.produced))
+    head = await work.aggregates.context(round_.task)
+    if head.round != round_.number:
+        raise NotFound(f"{round_} made no context vector that is kept")
+    return _as_kept(head, await work.aggregates.context_body(round_.task, head.version))
+
+
+def _as_kept(head: Aggregate, body: bytes) -> Aggregate:
+    return Aggregate(head.task, head.version, digest_of(body), head.created_at, head.round, head.weight, head.calibrated)
+
+
+def _entry(line: LedgerLine) -> LedgerEntry:
+    return LedgerEntry(
+        round=line.round,
+        kind=line.kind,
+        state=line.state,
+        client=line.entry.client,
+        digest=line.entry.digest,
+        received_at=line.entry.received_at,
+        examples=line.entry.weight,
+        bytes=line.entry.size,
+    )

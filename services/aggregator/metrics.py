@@ -1,0 +1,23 @@
+"""What the aggregator counts, in a registry of its own application. Knows no HTTP."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """Counters that /metrics shows."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.contributions = Counter("ifed_contributions", "Contributions stored", ["task", "kind"], registry=registry)
+        self.contribution_bytes = Counter("ifed_contribution_bytes", "Bytes of contributions stored", ["task"], registry=registry)
+        self.repeats = Counter("ifed_contributions_repeated", "Contributions sent again", ["task"], registry=registry)
+        self.rounds = Counter("ifed_rounds", "Rounds that reached a state", ["task", "kind", "state"], registry=registry)
+        self.aggregation_seconds = Histogram("ifed_aggregation_seconds", "Time to sum a round up", ["task"], registry=registry)
+        self.long_polls = Gauge("ifed_long_polls", "Requests held now", ["task"], registry=registry)
+        self.cache_reads = Counter("ifed_cache_reads", "Reads from the cache", ["outcome"], registry=registry)
+        self.cache_failures = Counter("ifed_cache_failures", "Calls that Redis did not answer", ["call"], registry=registry)
+
+    def cache_read(self, *, hit: bool) -> None:
+        self.cache_reads.labels("hit" if hit else "miss").inc()

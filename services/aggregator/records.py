@@ -1,0 +1,98 @@
+"""What is kept besides rounds and tasks: parties, members, and the aggregates. Plain values: knows no database and no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from ifed.states import Role, RoundKind, RoundState
+from ifed.tasks import TaskSpec
+from services.aggregator.contribution import Entry
+from services.aggregator.plan import Task
+
+FederatedTask = Task[TaskSpec]
+
+
+@dataclass(slots=True)
+class Party:
+    """Who a bearer token speaks for; only the token's sha256 is kept."""
+
+    name: str
+    role: Role
+    token_hash: str
+    enrolled_at: datetime
+    revoked_at: datetime | None = None
+    last_seen_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A client's part in a task: how many examples by label it has, no text."""
+
+    task: str
+    client: str
+    joined_at: datetime
+    label_counts: Mapping[str, int]
+    holdout: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """A contribution and the round it was for."""
+
+    round: int
+    kind: RoundKind
+    state: RoundState
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """A stored aggregate without its bytes.
+
+    Attributes:
+        version: of the coefficients, or the revision of the context vector.
+        digest: sha256 of the body, which is kept exactly as it travels.
+        round: the round that made it.
+        weight: examples behind it.
+        calibrated: calibration rounds behind it, one after the other; 0 for a context vector.
+    """
+
+    task: str
+    version: int
+    digest: str
+    created_at: datetime
+    round: int
+    weight: int
+    calibrated: int = 0
+
+
+@dataclass(slots=True)
+class EnrolmentCode:
+    """Leave for one party to enrol itself once, for a while; only the code's sha256 is kept."""
+
+    code_hash: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One line of the audit: who asked for what, before it was done.
+
+    Attributes:
+        action: method and route, such as `POST /v1/tasks/{task}/start`.
+        target: the path that was asked for.
+        number: counts the lines; None until it is kept.
+    """
+
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    request_id: str | None
+    number: int | None = None

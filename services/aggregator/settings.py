@@ -1,0 +1,88 @@
+"""The aggregator's settings, read from the environment. Knows nothing of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIN_TOKEN_LENGTH = 16
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True)
+
+    database_url: str = Field(
+        "sqlite+aiosqlite:///ifed-aggregator.sqlite3",
+        description="where the truth is kept: a SQLite file or a Postgres database; postgres:// and postgresql:// are understood",
+    )
+    redis_url: str | None = Field(
+        None, description="Redis for the cache and for wake-ups between replicas; without it both stay in the process"
+    )
+    redis_prefix: str = Field("ifed", description="begins every Redis key and channel, so that deployments can share a Redis")
+    admin_token: SecretStr = Field(description=f"the admins' bearer token, at least {MIN_TOKEN_LENGTH} characters; has no default")
+    admin_token_file: Path | None = Field(None, description="a file that holds the admin token, read instead of ADMIN_TOKEN")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, counted as it streams in")
+    requests_per_minute: int | None = Field(
+        600, ge=1, description="calls that one client or reader may make in a minute; more are refused with 429"
+    )
+    tls_certificate_file: Path | None = Field(
+        None, description="a certificate chain in PEM form; with it and its key the service speaks HTTPS"
+    )
+    tls_key_file: Path | None = Field(None, description="the certificate's private key in PEM form")
+    max_wait_seconds: float = Field(60.0, gt=0, description="longest time a long poll is held")
+    recheck_seconds: float = Field(2.0, gt=0, description="how often a long poll looks at the database when nothing woke it")
+    tick_seconds: float = Field(0.5, gt=0, description="how often deadlines and rounds left half aggregated are looked for")
+    claim_seconds: float = Field(
+        15.0, gt=0, description="how long a replica has a round to itself while it aggregates; then another may"
+    )
+    migrate_on_start: bool | None = Field(
+        None, description="bring the schema up to date at start; when not set, on SQLite yes and on Postgres no"
+    )
+    database_pool_size: int = Field(20, ge=1, description="Postgres connections at the most; once opened they stay open")
+    cache_bytes: int = Field(64 * 2**20, ge=0, description="size of the cache in the process, when there is no Redis")
+    shutdown_seconds: int = Field(10, ge=1, description="how long a stopping server lets requests end")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
+    log_json: bool | None = Field(None, description="JSON lines; when not set, everywhere but on a terminal")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _token_from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if path := values.get("admin_token_file"):
+            values["admin_token"] = Path(path).read_text(encoding="utf-8").strip()
+        return values
+
+    @field_validator("database_url")
+    @classmethod
+    def _with_async_driver(cls, url: str) -> str:
+        """Name the driver that this service uses."""
+        for plain in ("postgres://", "postgresql://"):
+            url = f"postgresql+asyncpg://{url.removeprefix(plain)}" if url.startswith(plain) else url
+        if url.startswith("sqlite://"):
+            url = f"sqlite+aiosqlite{url.removeprefix('sqlite')}"
+        if not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
+            raise ValueError("a database URL begins with postgresql:// or sqlite://")
+        return url
+
+    @model_validator(mode="after")
+    def _token_is_long(self) -> Self:
+        if len(self.admin_token.get_secret_value()) < MIN_TOKEN_LENGTH:
+            raise ValueError(f"the admin token has fewer than {MIN_TOKEN_LENGTH} characters; make one with: openssl rand -hex 32")
+        return self
+
+    @model_validator(mode="after")
+    def _both_halves_of_tls(self) -> Self:
+        if (self.tls_certificate_file is None) is not (self.tls_key_file is None):
+            raise ValueError("TLS_CERTIFICATE_FILE and TLS_KEY_FILE go together; set both or neither")
+        return self
+
+    @property
+    def migrates(self) -> bool:
+        """Whether to bring the schema up to date at start."""
+        return self.database_url.startswith("sqlite") if self.migrate_on_start is None else self.migrate_on_start

@@ -1,0 +1,1 @@
+"""The client agent: works where the private data is. Outbound HTTP only."""

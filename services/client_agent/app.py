@@ -1,0 +1,147 @@
+"""Joins the agent's parts and runs them: the loop, the status page, the exit code. The only file here that builds things."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Gauge
+
+from ifed import __version__
+from ifed.clients import AggregatorClient
+from ifed.contracts import TaskBrief
+from ifed.errors import IFedError
+from ifed.logs import configure
+from ifed.startup import settings_or_exit
+from ifed.web import mount
+from services.client_agent.agent import Agent
+from services.client_agent.demonstrations import Columns, Split, read, split
+from services.client_agent.endpoints import router
+from services.client_agent.outbox import Outbox
+from services.client_agent.service import Participation
+from services.client_agent.settings import Settings
+from services.client_agent.status import Activity, Status
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings, *, on_end: Callable[[int], None] | None = None) -> FastAPI:
+    """The agent: its loop runs while the application does, its status page says what it is doing.
+
+    Args:
+        settings: see `Settings`.
+        on_end: called with the exit code, 0 or 1, when the loop has come to its end by itself.
+    """
+    status = Status()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.create_task(_run(settings, status, on_end))
+        yield
+        status.stop()
+        loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await loop
+
+    app = FastAPI(
+        title="IFed-ICL client agent",
+        version=__version__,
+        description="What this organisation's agent is doing.",
+        lifespan=lifespan,
+    )
+    app.state.status, app.state.task = status, settings.task
+    registry = CollectorRegistry()
+    for name, words in {"contributions": "contributions received", "bytes_up": "bytes sent", "bytes_down": "bytes read"}.items():
+        Gauge(f"ifed_agent_{name}", words, registry=registry).set_function(partial(getattr, status, name))
+
+    async def readiness() -> dict[str, str]:
+        return {"agent": status.note or "stopped" if status.activity is Activity.STOPPED else "ok"}
+
+    mount(app, readiness=readiness, registry=registry)
+    app.include_router(router)
+    return app
+
+
+async def _run(settings: Settings, status: Status, on_end: Callable[[int], None] | None) -> None:
+    code = 0
+    try:
+        await take_part(settings, status)
+    except IFedError as refusal:
+        log.error("cannot take part", error=type(refusal).__name__, detail=refusal.detail)  # a sentence for the operator
+        status.begin(Activity.STOPPED, note=refusal.detail)
+        code = 1
+    except Exception:  # whatever it was, the process must say so and end, not sit there with a dead loop
+        log.exception("the agent broke")
+        status.begin(Activity.STOPPED, note="the agent broke; its log says where")
+        code = 1
+    if on_end is not None:
+        on_end(code)
+
+
+async def take_part(settings: Settings, status: Status) -> None:
+    """Run the loop until the task is done.
+
+    Raises:
+        IFedError: the agent cannot take part; the message is for its operator.
+    """
+    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+
+        async def prepare(task: TaskBrief) -> Participation:
+            return await asyncio.to_thread(_prepare, settings, aggregator, status, task)
+
+        agent = Agent(aggregator, prepare, status, task=settings.task, wait=settings.wait_seconds, stay=settings.stay)
+        await agent.run()
+
+
+def _prepare(settings: Settings, aggregator: AggregatorClient, status: Status, task: TaskBrief) -> Participation:
+    """Read the data before the model: a bad row should not wait for a download."""
+    from services.client_agent.worker import ModelWorker  # torch takes seconds; a bad setting or row is told before
+
+    status.begin(Activity.READING)
+    data = _read(settings, task)
+    status.training, status.holdout = len(data.training), len(data.holdout)
+    status.begin(Activity.LOADING)
+    worker = ModelWorker.load(
+        settings.model or task.model,
+        cache=settings.model_cache,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        token_budget=settings.token_budget,
+        announce=lambda words: log.info("model", step=words),
+    )
+    outbox = Outbox(settings.state_dir, task=task.name)
+    return Participation(aggregator, worker, data, outbox, status)
+
+
+def _read(settings: Settings, task: TaskBrief) -> Split:
+    columns = Columns(settings.text_column, settings.label_column, settings.label_map)
+    examples = read(settings.data_file, task.labels, columns)
+    return split(examples, holdout=task.policy.holdout, max_holdout=task.policy.max_holdout)
+
+
+def main() -> None:
+    """Entry point of `python -m services.client_agent.app`."""
+    settings = settings_or_exit(Settings, service="the client agent", secrets=Settings.token)
+    configure(settings.log_level)
+    outcome: list[int] = []
+
+    def end(code: int) -> None:
+        outcome.append(code)
+        server.should_exit = True
+
+    app = create_app(settings, on_end=end)
+    server = uvicorn.Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False))
+    with suppress(KeyboardInterrupt):
+        server.run()
+    sys.exit(outcome[0] if outcome else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The agent's own status page for its operator and for health checks. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+
+from services.client_agent.status import Activity, Status
+
+
+class AgentStatus(BaseModel):
+    """What the agent is doing: counts and states, never text."""
+
+    task: str
+    activity: Activity
+    done: int = Field(description="of `total`, in the present activity")
+    total: int
+    round: int | None
+    note: str
+    training: int = Field(description="examples to learn from")
+    holdout: int = Field(description="examples to measure with")
+    bytes_up: int
+    bytes_down: int
+    contributions: int
+    since: float = Field(description="Unix time at which the present activity began")
+
+
+def _status(request: Request) -> Status:
+    status: Status = request.app.state.status
+    return status
+
+
+StatusDep = Annotated[Status, Depends(_status)]
+router = APIRouter(tags=["status"])
+
+
+@router.get("/v1/status")
+async def read_status(request: Request, status: StatusDep) -> AgentStatus:
+    """What this agent is doing right now."""
+    return AgentStatus.model_validate({"task": request.app.state.task} | {name: getattr(status, name) for name in status.__slots__})

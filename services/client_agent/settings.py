@@ -1,0 +1,54 @@
+"""Everything the environment may tell a client agent. Knows nothing of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """A client agent's settings, from environment variables of the same names in capitals."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+
+    aggregator_url: HttpUrl = Field(description="where the aggregator answers")
+    client_token: SecretStr | None = Field(None, description="this client's bearer token, shown when it was enrolled")
+    client_token_file: Path | None = Field(None, description="a file that holds the token, instead of CLIENT_TOKEN")
+    task: str = Field(min_length=1, description="the task to take part in")
+
+    data_file: Path = Field(description="private labelled texts: .jsonl, .csv or .parquet")
+    text_column: str = Field("text", description="column of the texts")
+    label_column: str = Field("label", description="column of the labels")
+    label_map: dict[str, str] = Field(default_factory=dict, description="labels in the file to labels of the task, as JSON")
+
+    model: str | None = Field(None, description="folder or name of the model, where it is not under the task's own name")
+    model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
+    state_dir: Path = Field(Path(".ifed-agent"), description="where finished work waits until the aggregator has it")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")
+    threads: Annotated[int | None, Field(ge=1)] = Field(None, description="CPU threads; all cores by default")
+    token_budget: Annotated[int | None, Field(ge=16)] = Field(
+        None, description="padded tokens in one batch at the most; bounds the memory; what suits the device by default"
+    )
+
+    wait_seconds: float = Field(25.0, ge=1, le=300, description="how long the aggregator may hold a question back")
+    stay: bool = Field(False, description="keep asking after the task has finished, for a later start")
+    host: str = Field("127.0.0.1", description="address of the agent's own status page")
+    port: int = Field(8090, ge=0, le=65535, description="port of the agent's own status page")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level of log record shown")
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Settings:
+        if (self.client_token is None) == (self.client_token_file is None):
+            raise ValueError("set CLIENT_TOKEN or CLIENT_TOKEN_FILE, one of the two")
+        return self
+
+    def token(self) -> str:
+        """The bearer token, from the variable or the file."""
+        if self.client_token is not None:
+            return self.client_token.get_secret_value()
+        assert self.client_token_file is not None
+        return self.client_token_file.read_text().strip()

@@ -1,0 +1,1 @@
+"""The inference service: one frozen model, any number of tasks."""

@@ -1,0 +1,33 @@
+"""What a service says of itself in `GET /info`, in the fields of text-embeddings-inference. Knows no model."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from ifed.serving import ServedModel
+
+
+class About(BaseModel):
+    """The model, the limits, and the labels of the default task."""
+
+    model_id: str
+    model_sha: str = Field(description="the model's fingerprint")
+    model_dtype: str
+    model_type: dict[str, dict[str, dict[str, str | int]]] = Field(
+        {"classifier": {"id2label": {}, "label2id": {}}}, description="of the default task; empty when there is none"
+    )
+    max_input_length: int = Field(description="tokens of a text with its template")
+    max_batch_tokens: int = Field(description="tokens of one forward pass")
+    max_client_batch_size: int = Field(description="texts in one request")
+    max_request_tokens: int = Field(description="tokens of one request")
+    max_queue: int = Field(description="texts that may wait")
+    auto_truncate: bool = False
+    version: str
+
+    def with_default(self, served: ServedModel | None) -> About:
+        """The same with the labels of the default task."""
+        if served is None:
+            return self
+        names: dict[str, str | int] = {str(index): label for index, label in enumerate(served.labels)}
+        numbers: dict[str, str | int] = {label: index for index, label in enumerate(served.labels)}
+        return self.model_copy(update={"model_type": {"classifier": {"id2label": names, "label2id": numbers}}})

@@ -1,0 +1,60 @@
+"""What routes share: the classifier that was built, who calls, and how long the caller waits. Makes no decision of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from ifed.errors import NothingYet, Overloaded, TooLarge, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.serving import DEADLINE_HEADER
+from ifed.web import refusals
+from services.inference import errors
+from services.inference.deadlines import deadline_in
+from services.inference.service import Classifier
+
+_bearer = HTTPBearer(auto_error=False, description="a token the aggregator knows, or a key of the service's key file")
+REFUSALS = refusals(
+    Unauthenticated,
+    UnknownTask,
+    UnknownVersion,
+    NothingYet,
+    errors.NoDemonstrations,
+    errors.OtherModel,
+    TooLarge,
+    errors.TooManyItems,
+    errors.TooManyTokens,
+    errors.TextTooLong,
+    errors.EmptyText,
+    Overloaded,
+    errors.QueueFull,
+    Unavailable,
+    errors.DeadlineExceeded,
+)
+
+
+# Asynchronous, though they wait for nothing: FastAPI runs plain functions in threads, which takes longer than they do.
+async def _caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    request.state.caller = await request.app.state.access.admit(credentials.credentials if credentials else None)
+
+
+async def _classifier(request: Request) -> Classifier[Any, Any]:
+    classifier: Classifier[Any, Any] | None = request.app.state.classifier
+    if classifier is None:
+        raise Unavailable(f"not ready: {request.app.state.waiting_for}; /readyz tells when it is")
+    return classifier
+
+
+async def _deadline(
+    seconds: Annotated[
+        float | None,
+        Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the answer is of no use to the caller"),
+    ] = None,
+) -> float | None:
+    return deadline_in(seconds)
+
+
+Caller = Depends(_caller)
+ClassifierDep = Annotated[Classifier[Any, Any], Depends(_classifier)]
+DeadlineDep = Annotated[float | None, Depends(_deadline)]

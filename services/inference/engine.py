@@ -1,0 +1,209 @@
+"""One model, one lane, a short queue: texts of any tasks share a forward pass. Knows no HTTP and no adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ifed.errors import Unavailable
+from services.inference.batches import choose
+from services.inference.errors import DeadlineExceeded, QueueFull
+
+Item = TypeVar("Item")
+Scores = npt.NDArray[np.float32]
+LOOK_AHEAD = 256
+LONGEST_RETRY = 30
+
+
+class BatchObserver(Protocol):
+    """Told of every forward pass."""
+
+    def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of one request.
+
+    Attributes:
+        scores: one per item, in order.
+        queue_seconds: from its arrival until its first item entered the model.
+        model_seconds: from then until its last item left it.
+    """
+
+    scores: list[Scores]
+    queue_seconds: float
+    model_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Generic[Item]):
+    items: Sequence[Item]
+    sizes: Sequence[int]
+    answer: asyncio.Future[Ran] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    arrived: float = field(default_factory=monotonic)
+    started: float = 0.0
+    waiting: dict[int, None] = field(default_factory=dict)
+    scores: dict[int, Scores] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.waiting = dict.fromkeys(range(len(self.items)))
+
+
+class Engine(Generic[Item]):
+    """Runs `score` in one thread, on batches gathered from waiting requests.
+
+    A large request does not hold up the small ones: each forward pass takes one text of every request in turn while the budget lasts.
+
+    Args:
+        score: what the model does with a list of items; blocking; answers in the same order.
+        tokens: length of an item, for the budget.
+        token_budget: tokens of one forward pass, unless one item alone is larger.
+        padded: whether items of a batch are filled up to the longest.
+        gather_seconds: how long the first of a batch waits for others, counted from its arrival.
+        max_queue: items that may wait.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Sequence[Item]], list[Scores]],
+        *,
+        tokens: Callable[[Item], int],
+        token_budget: int,
+        gather_seconds: float,
+        max_queue: int,
+        padded: bool = False,
+        observer: BatchObserver | None = None,
+    ) -> None:
+        self._score, self._tokens, self._observer = score, tokens, observer
+        self._budget, self._padded, self._gather_seconds, self._max_queue = token_budget, padded, gather_seconds, max_queue
+        self._jobs: dict[_Job[Item], None] = {}
+        self._tokens_per_second = 0.0
+        self._arrived = asyncio.Event()
+        self._lane = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Items that wait."""
+        return sum(len(job.waiting) for job in self._jobs)
+
+    @property
+    def alive(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    def start(self) -> None:
+        self._running = asyncio.create_task(self._run(), name="engine")
+
+    async def stop(self) -> None:
+        """End after the batch under way; what still waits is refused."""
+        if self._running is not None:
+            self._running.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._running
+        for job in self._jobs:
+            if not job.answer.done():
+                job.answer.set_exception(Unavailable("the service is shutting down; ask again"))
+        await asyncio.to_thread(self._lane.shutdown)
+
+    async def run(self, items: Sequence[Item], *, deadline: float | None = None) -> Ran:
+        """The scores of `items`. A caller that goes away, or whose deadline passes, gives its places up at once.
+
+        Args:
+            deadline: on the event loop's clock.
+
+        Raises:
+            QueueFull: too many items wait already; with the time in which they should be done.
+            DeadlineExceeded: `deadline` passed first.
+        """
+        if not items:
+            return Ran([], 0.0, 0.0)
+        job = _Job(items, [self._tokens(item) for item in items])
+        if self._jobs and (waiting := self.depth) + len(items) > self._max_queue:
+            raise QueueFull(
+                f"{waiting} texts are waiting and at most {self._max_queue} may; try again in a moment",
+                retry_after=self._patience(),
+            )
+        self._jobs[job] = None
+        self._arrived.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await job.answer
+        except TimeoutError as reason:
+            raise DeadlineExceeded("the deadline of this request passed before the model had read its texts") from reason
+        finally:
+            self._jobs.pop(job, None)
+
+    def _patience(self) -> int:
+        """Whole seconds in which what waits now should be done, by the speed of late."""
+        waiting = sum(job.sizes[index] for job in self._jobs for index in job.waiting)
+        return max(1, min(LONGEST_RETRY, math.ceil(waiting / self._tokens_per_second))) if self._tokens_per_second else 1
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await self._gather()
+            places = list(islice(self._in_turn(), LOOK_AHEAD))
+            sizes = [job.sizes[index] for job, index in places]
+            batch = [places[place] for place in choose(sizes, self._budget, padded=self._padded)]
+            if batch:
+                await self._answer(batch)
+            if not any(job.waiting for job in self._jobs):
+                self._arrived.clear()
+
+    async def _gather(self) -> None:
+        """Wait a moment for more, unless there is enough or the oldest has waited that long already."""
+        oldest = next((job for job in self._jobs if job.waiting), None)
+        if oldest is None:
+            return
+        left = oldest.arrived + self._gather_seconds - monotonic()
+        if left > 0 and sum(sum(job.sizes) for job in self._jobs) < self._budget:
+            await asyncio.sleep(left)
+
+    def _in_turn(self) -> Iterator[tuple[_Job[Item], int]]:
+        """The oldest request's next item, one of each other request by age, then the second ones."""
+        queues = deque((job, iter(tuple(job.waiting))) for job in self._jobs if job.waiting)
+        while queues:
+            job, left = queues.popleft()
+            if (index := next(left, None)) is not None:
+                yield job, index
+                queues.append((job, left))
+
+    async def _answer(self, batch: Sequence[tuple[_Job[Item], int]]) -> None:
+        began = monotonic()
+        for job, index in batch:
+            del job.waiting[index]
+            job.started = job.started or began
+        try:
+            scores = await asyncio.get_running_loop().run_in_executor(self._lane, self._score, [job.items[at] for job, at in batch])
+        except Exception as reason:  # noqa: BLE001  # the callers get it; the lane goes on
+            for job, _ in batch:
+                self._jobs.pop(job, None)
+                if not job.answer.done():
+                    job.answer.set_exception(reason)
+            return
+        ended = monotonic()
+        self._measured(batch, ended - began)
+        for (job, index), score in zip(batch, scores, strict=True):
+            job.scores[index] = score
+            if len(job.scores) == len(job.items) and not job.answer.done():
+                ordered = [job.scores[at] for at in range(len(job.items))]
+                job.answer.set_result(Ran(ordered, job.started - job.arrived, ended - job.started))
+
+    def _measured(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> None:
+        tokens = sum(job.sizes[index] for job, index in batch)
+        speed = tokens / max(seconds, 1e-6)
+        self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * speed if self._tokens_per_second else speed
+        if self._observer is not None:
+            self._observer.batch(items=len(batch), tokens=tokens, budget=self._budget, seconds=seconds)

@@ -1,0 +1,129 @@
+"""The language model as the engine and the adapters need it. The only file of the service that reaches the torch room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from ifed.bodies import AdapterBody
+from ifed.errors import IFedError
+from ifed.identity import identity_of
+from ifed.modeling.batching import layout_for
+from ifed.modeling.injection import Injection, injection_of
+from ifed.modeling.labels import LabelTokens
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.loading import DType, load
+from ifed.modeling.prompts import PromptTemplate, longest_prompt
+from ifed.modeling.scoring import ScoringItem, rows_of, score
+from ifed.paths import cache_folder
+from ifed.tasks import TEXT_SLOT, ModelIdentity
+from services.inference.answers import Prepared
+from services.inference.demonstrations import Demonstration
+from services.inference.engine import Scores
+from services.inference.errors import EmptyText, TextTooLong
+
+Item = ScoringItem
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """What a task adds to the model: its prompt, its labels, and what is injected; None is the bare model."""
+
+    template: PromptTemplate
+    labels: LabelTokens
+    injection: Injection | None
+
+
+class Scorer:
+    """One loaded model. `score` is for one thread, all that reads texts or labels for another one."""
+
+    def __init__(self, model: LanguageModel, *, token_budget: int | None = None, max_tokens: int | None = None) -> None:
+        self._model, self._max_tokens = model, max_tokens
+        self.token_budget = token_budget or model.token_budget
+        self.padded = layout_for(model.device) == "padded"
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        cache: Path | None,
+        device: str,
+        dtype: DType,
+        threads: int | None,
+        token_budget: int | None,
+        max_tokens: int | None,
+        announce: Callable[[str], None],
+    ) -> Self:
+        """Load a model by catalogue name, Hugging Face id or folder.
+
+        Raises:
+            UnknownModel: it is none of these, or cannot be had.
+            UnsupportedFamily: an architecture whose residual stream we do not know.
+            DownloadFailed: it could not be fetched.
+        """
+        model = load(name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, announce=announce)
+        return cls(model, token_budget=token_budget, max_tokens=max_tokens)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return identity_of(self._model)
+
+    @property
+    def dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a text with its template at the most."""
+        return longest_prompt(self._model, self._max_tokens)
+
+    def load_adapter(self, body: AdapterBody) -> LoadedAdapter:
+        """An adapter as tensors on the model's device.
+
+        Raises:
+            BadTemplate: its labels cannot be scored with this tokenizer.
+            LayoutMismatch: its tensors do not fit its layers.
+        """
+        template = PromptTemplate.of(self._model, body.meta.template, chat=body.meta.chat, max_tokens=self._max_tokens)
+        injection = injection_of(
+            body.context, body.coefficients, body.meta.layout.layers, device=self._model.device, dtype=self._model.dtype
+        )
+        return LoadedAdapter(template, template.labels(body.meta.labels), injection)
+
+    def bare(self, loaded: LoadedAdapter) -> LoadedAdapter:
+        """The same prompt and labels, nothing injected."""
+        return replace(loaded, injection=None)
+
+    def few_shot(self, loaded: LoadedAdapter, demonstrations: Sequence[Demonstration]) -> LoadedAdapter:
+        """The bare model with demonstrations in front of every prompt, each in the template with its label, a blank line after it.
+
+        Raises:
+            BadTemplate: they leave no room for a text in what the model takes.
+        """
+        template = loaded.template.template
+        shown = "".join(f"{template.replace(TEXT_SLOT, one.text)} {one.label}\n\n" for one in demonstrations)
+        prompt = PromptTemplate.of(self._model, shown + template, max_tokens=self._model.max_tokens)
+        return LoadedAdapter(prompt, loaded.labels, None)
+
+    def prepare(self, loaded: LoadedAdapter, text: str, *, truncate: bool) -> Prepared[ScoringItem] | IFedError:
+        """A text as tokens, with what is injected while they are read; or why it cannot be scored."""
+        if not text.strip():
+            return EmptyText("this text is empty; there is nothing to classify")
+        prompt = loaded.template.prompt(text)
+        if prompt.truncated and not truncate:
+            return TextTooLong(
+                f"this text is longer than the {loaded.template.max_tokens} tokens taken with its template; send less, or let it be cut"
+            )
+        return Prepared(ScoringItem(prompt, loaded.labels, loaded.injection), len(prompt.ids), prompt.truncated)
+
+    @staticmethod
+    def tokens(item: ScoringItem) -> int:
+        """What the model reads for it: labels of several tokens take several rows."""
+        return sum(len(row.ids) for row in rows_of(item.prompt, item.labels))
+
+    def score(self, items: Sequence[ScoringItem]) -> list[Scores]:
+        """Log-probabilities over each item's labels, float32, shape (labels,)."""
+        return score(self._model, items, token_budget=self.token_budget)

@@ -1,0 +1,137 @@
+"""The fake cache, the one in the process and Redis sit the same suite."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.aggregator.cache import ProcessCache, RedisCache
+from services.aggregator.metrics import Metrics
+from services.aggregator.ports import Cache
+from tests.fakes import FakeCache
+
+AT_ONCE, SOON = 0.01, 3.0
+
+
+class CacheContract:
+    """What every cache does. A suite sits it by giving a `cache` fixture."""
+
+    async def test_a_body_comes_back_byte_for_byte(self, cache: Cache) -> None:
+        await cache.put("context:1", b"\x00\xff")
+        assert await cache.get("context:1") == b"\x00\xff"
+
+    async def test_a_key_that_was_never_put_is_a_miss(self, cache: Cache) -> None:
+        assert await cache.get("context:2") is None
+
+    async def test_a_bell_rings_for_its_topic_alone(self, cache: Cache) -> None:
+        with cache.listen("sentiment") as bell, cache.listen("other") as other:
+            await cache.announce("sentiment")
+            assert await bell.heard(AT_ONCE)
+            assert not await other.heard(AT_ONCE)
+
+    async def test_a_ring_before_the_wait_is_not_lost(self, cache: Cache) -> None:
+        with cache.listen("sentiment") as bell:
+            await cache.announce("sentiment")
+            await asyncio.sleep(AT_ONCE)
+            assert await bell.heard(AT_ONCE)
+
+    async def test_a_ring_is_heard_once(self, cache: Cache) -> None:
+        with cache.listen("sentiment") as bell:
+            await cache.announce("sentiment")
+            assert await bell.heard(AT_ONCE)
+            assert not await bell.heard(AT_ONCE)
+
+    async def test_everyone_who_waits_is_woken(self, cache: Cache) -> None:
+        with cache.listen("sentiment") as one, cache.listen("sentiment") as two:
+            waiting = [asyncio.create_task(bell.heard(SOON)) for bell in (one, two)]
+            await asyncio.sleep(0)
+            await cache.announce("sentiment")
+            assert await asyncio.gather(*waiting) == [True, True]
+
+    async def test_it_says_that_it_is_well(self, cache: Cache) -> None:
+        assert await cache.state() == "ok"
+
+
+class TestFakeCache(CacheContract):
+    @pytest.fixture
+    def cache(self) -> FakeCache:
+        return FakeCache()
+
+
+class TestProcessCache(CacheContract):
+    @pytest.fixture
+    def cache(self) -> ProcessCache:
+        return ProcessCache(Metrics(CollectorRegistry()))
+
+    async def test_the_longest_unused_body_is_let_go_first(self) -> None:
+        cache = ProcessCache(Metrics(CollectorRegistry()), max_bytes=10)
+        for key in ("a", "b"):
+            await cache.put(key, b"12345")
+        await cache.get("a")
+        await cache.put("c", b"12345")
+        assert [await cache.get(key) for key in ("a", "b", "c")] == [b"12345", None, b"12345"]
+
+    async def test_a_body_larger_than_the_cache_is_not_kept(self) -> None:
+        cache = ProcessCache(Metrics(CollectorRegistry()), max_bytes=4)
+        await cache.put("a", b"12345")
+        assert await cache.get("a") is None
+
+
+class TestRedisCache(CacheContract):
+    @pytest.fixture
+    async def cache(self, redis_url: str, redis_prefix: str) -> AsyncIterator[RedisCache]:
+        async with opened(redis_url, redis_prefix) as cache:
+            yield cache
+
+    async def test_a_bell_rings_on_another_replica(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
+        async with opened(redis_url, redis_prefix) as other:
+            with other.listen("sentiment") as bell:
+                await cache.announce("sentiment")
+                assert await bell.heard(SOON)
+
+    async def test_another_replica_finds_what_one_put(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
+        await cache.put("adapter:1", b"body")
+        async with opened(redis_url, redis_prefix) as other:
+            assert await other.get("adapter:1") == b"body"
+
+
+class opened:  # noqa: N801  # reads as a word: `async with opened(url, prefix)`
+    """A Redis cache whose listener has subscribed."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._cache = RedisCache(url, Metrics(CollectorRegistry()), prefix=prefix)
+
+    async def __aenter__(self) -> RedisCache:
+        with self._cache.listen("opening") as bell:
+            await self._cache.open()
+            assert await bell.heard(SOON), "the listener rings every bell once it has subscribed"
+        return self._cache
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._cache.close()
+
+
+class TestRedisGone:
+    """Redis is never the truth."""
+
+    @pytest.fixture
+    async def cache(self) -> AsyncIterator[RedisCache]:
+        cache = RedisCache("redis://127.0.0.1:1/0", Metrics(CollectorRegistry()))
+        await cache.open()
+        yield cache
+        await cache.close()
+
+    async def test_reads_miss_and_writes_are_lost_without_an_error(self, cache: RedisCache) -> None:
+        await cache.put("context:1", b"body")
+        assert await cache.get("context:1") is None
+
+    async def test_bells_of_this_process_still_ring(self, cache: RedisCache) -> None:
+        with cache.listen("sentiment") as bell:
+            await cache.announce("sentiment")
+            assert await bell.heard(AT_ONCE)
+
+    async def test_it_says_that_it_is_degraded(self, cache: RedisCache) -> None:
+        assert (await cache.state()).startswith("degraded: redis cannot be reached")

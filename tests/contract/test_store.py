@@ -1,0 +1,61 @@
+"""The fake store, SQLite and Postgres sit the same suites."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.aggregator.migrate import migrate
+from services.aggregator.repository import SqlStore, connect
+from services.aggregator.settings import Settings
+from tests.contract.records_contract import RecordsContract
+from tests.contract.rounds_contract import RoundsContract
+from tests.factories import ADMIN_TOKEN
+from tests.fakes import FakeStore
+
+
+async def ready(url: str) -> SqlStore:
+    store = connect(Settings(database_url=url, admin_token=ADMIN_TOKEN).database_url)
+    await migrate(store.engine)
+    return store
+
+
+class Fake:
+    @pytest.fixture
+    def store(self) -> FakeStore:
+        return FakeStore()
+
+
+class Sqlite:
+    @pytest.fixture
+    async def store(self, sqlite_database: str) -> AsyncIterator[SqlStore]:
+        store = await ready(sqlite_database)
+        yield store
+        await store.close()
+
+
+class Postgres:
+    @pytest.fixture
+    async def store(self, postgres_database: str) -> AsyncIterator[SqlStore]:
+        store = await ready(postgres_database)
+        yield store
+        await store.close()
+
+
+class TestFakeRounds(Fake, RoundsContract): ...
+
+
+class TestSqliteRounds(Sqlite, RoundsContract): ...
+
+
+class TestPostgresRounds(Postgres, RoundsContract): ...
+
+
+class TestFakeRecords(Fake, RecordsContract): ...
+
+
+class TestSqliteRecords(Sqlite, RecordsContract): ...
+
+
+class TestPostgresRecords(Postgres, RecordsContract): ...

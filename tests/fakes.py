@@ -1,0 +1,382 @@
+"""Storage, cache and clock in memory. They sit the same contract suites as the real ones, so tests may trust them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from ifed.errors import (
+    AlreadyContributed,
+    AlreadyExists,
+    NothingYet,
+    UnknownClient,
+    UnknownRound,
+    UnknownTask,
+    UnknownVersion,
+    WrongState,
+)
+from ifed.states import RoundState, TaskState
+from services.aggregator.aggregation import Measure
+from services.aggregator.bells import Bells
+from services.aggregator.contribution import Contribution
+from services.aggregator.domain import Round, Seat
+from services.aggregator.ports import Bell
+from services.aggregator.records import Aggregate, AuditEntry, EnrolmentCode, FederatedTask, LedgerLine, Membership, Party
+from tests.factories import NOON
+
+
+@dataclass
+class Rows:
+    """Everything a fake store keeps."""
+
+    tasks: dict[str, FederatedTask] = field(default_factory=dict)
+    parties: dict[str, Party] = field(default_factory=dict)
+    memberships: dict[tuple[str, str], Membership] = field(default_factory=dict)
+    rounds: dict[tuple[str, int], Round] = field(default_factory=dict)
+    claims: dict[tuple[str, int], datetime] = field(default_factory=dict)
+    seats: dict[tuple[str, int, str], Seat] = field(default_factory=dict)
+    bodies: dict[tuple[str, int, str], tuple[int, bytes]] = field(default_factory=dict)
+    contexts: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
+    versions: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
+    enrolments: dict[str, EnrolmentCode] = field(default_factory=dict)
+    audit: list[AuditEntry] = field(default_factory=list)
+    moments: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
+    sketches: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
+    withdrawn: dict[tuple[str, int], datetime] = field(default_factory=dict)
+
+
+class FakeTasks:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, task: FederatedTask) -> None:
+        if task.name in self._rows.tasks:
+            raise AlreadyExists(f"a task named {task.name!r} exists already")
+        self._rows.tasks[task.name] = replace(task)
+
+    async def get(self, name: str, *, for_update: bool = False) -> FederatedTask:
+        if name not in self._rows.tasks:
+            raise UnknownTask(f"there is no task named {name!r}")
+        return replace(self._rows.tasks[name])
+
+    async def save(self, task: FederatedTask) -> None:
+        self._rows.tasks[task.name] = replace(task)
+
+    async def delete(self, name: str) -> None:
+        del self._rows.tasks[name]
+        self._rows.sketches.pop(name, None)
+        for kept in (
+            self._rows.memberships, self._rows.rounds, self._rows.claims, self._rows.seats,
+            self._rows.bodies, self._rows.contexts, self._rows.versions, self._rows.moments, self._rows.withdrawn,
+        ):  # fmt: skip
+            for key in [key for key in kept if key[0] == name]:
+                del kept[key]  # type: ignore[attr-defined]  # every one of these is keyed by the task first
+
+    async def page(self, after: str | None, limit: int) -> list[FederatedTask]:
+        names = sorted(name for name in self._rows.tasks if name > (after or ""))
+        return [replace(self._rows.tasks[name]) for name in names[:limit]]
+
+
+class FakeParties:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, party: Party) -> None:
+        if party.name in self._rows.parties:
+            raise AlreadyExists(f"the name {party.name!r} is taken; a name is enrolled once")
+        self._rows.parties[party.name] = replace(party)
+
+    async def get(self, name: str, *, for_update: bool = False) -> Party:
+        if name not in self._rows.parties:
+            raise UnknownClient(f"nobody is enrolled as {name!r}")
+        return replace(self._rows.parties[name])
+
+    async def by_token(self, token_hash: str) -> Party | None:
+        return next((replace(party) for party in self._rows.parties.values() if party.token_hash == token_hash), None)
+
+    async def save(self, party: Party) -> None:
+        self._rows.parties[party.name] = replace(party)
+
+    async def saw(self, when: Mapping[str, datetime]) -> None:
+        for name, at in when.items():
+            self._rows.parties[name].last_seen_at = at
+
+    async def page(self, after: str | None, limit: int) -> list[Party]:
+        names = sorted(name for name in self._rows.parties if name > (after or ""))
+        return [replace(self._rows.parties[name]) for name in names[:limit]]
+
+
+class FakeMemberships:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def put(self, membership: Membership) -> None:
+        before = self._rows.memberships.get((membership.task, membership.client), membership)
+        self._rows.memberships[membership.task, membership.client] = replace(membership, joined_at=before.joined_at)
+
+    async def find(self, task: str, client: str) -> Membership | None:
+        return self._rows.memberships.get((task, client))
+
+    async def of_task(self, task: str) -> list[Membership]:
+        return [self._rows.memberships[key] for key in sorted(self._rows.memberships) if key[0] == task]
+
+    async def tasks_of(self, client: str) -> list[str]:
+        return sorted(task for task, member in self._rows.memberships if member == client)
+
+    async def remove(self, task: str, client: str | None = None) -> None:
+        for key in [key for key in self._rows.memberships if key[0] == task and client in (None, key[1])]:
+            del self._rows.memberships[key]
+
+
+class FakeRounds:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, round_: Round, clients: Sequence[str]) -> None:
+        if any(kept.task == round_.task and kept.live for kept in self._rows.rounds.values()):
+            raise WrongState(f"task {round_.task!r} has a round going already")
+        self._rows.rounds[round_.task, round_.number] = replace(round_)
+        for client in clients:
+            self._rows.seats[round_.task, round_.number, client] = Seat(client)
+
+    async def get(self, task: str, number: int, *, for_update: bool = False) -> Round:
+        if (task, number) not in self._rows.rounds:
+            raise UnknownRound(f"task {task!r} has no round {number}")
+        return replace(self._rows.rounds[task, number])
+
+    async def newest(self, task: str, *, for_update: bool = False) -> Round | None:
+        return max((replace(kept) for kept in self._rows.rounds.values() if kept.task == task), key=_number, default=None)
+
+    async def save(self, round_: Round) -> None:
+        self._rows.rounds[round_.task, round_.number] = replace(round_)
+
+    async def page(self, task: str, after: int, limit: int) -> list[Round]:
+        found = [replace(kept) for kept in self._rows.rounds.values() if kept.task == task and kept.number > after]
+        return sorted(found, key=_number)[:limit]
+
+    async def due(self, now: datetime) -> list[tuple[str, int]]:
+        return [(kept.task, kept.number) for kept in self._rows.rounds.values() if kept.overdue(now)]
+
+    async def claim(self, now: datetime, until: datetime) -> Round | None:
+        for key, kept in self._rows.rounds.items():
+            if kept.state is RoundState.AGGREGATING and self._rows.claims.get(key, now) <= now:
+                self._rows.claims[key] = until
+                return replace(kept)
+        return None
+
+    async def evaluations(self, task: str) -> list[tuple[int, Measure]]:
+        measured = [(kept.version, kept.evaluation) for kept in await self.page(task, 0, 10_000) if kept.state is RoundState.CLOSED]
+        told = [(version, measure) for version, measure in measured if version is not None and measure is not None]
+        return [(version, measure) for version, measure in told if (task, version) not in self._rows.withdrawn]
+
+    async def seat(self, task: str, number: int, client: str) -> Seat | None:
+        return self._rows.seats.get((task, number, client))
+
+    async def seats(self, task: str, numbers: Iterable[int]) -> dict[int, list[Seat]]:
+        return {
+            number: [self._rows.seats[key] for key in sorted(self._rows.seats) if key[:2] == (task, number)] for number in numbers
+        }
+
+    async def missing(self, task: str, number: int) -> list[str]:
+        return [seat.client for seat in (await self.seats(task, [number]))[number] if seat.entry is None]
+
+    async def unseat(self, task: str, number: int, client: str) -> None:
+        del self._rows.seats[task, number, client]
+
+    async def record(self, round_: Round, contribution: Contribution) -> None:
+        key = (round_.task, round_.number, contribution.entry.client)
+        if key in self._rows.bodies:
+            raise AlreadyContributed(f"{contribution.entry.client} contributed to {round_} already")
+        self._rows.seats[key] = Seat(contribution.entry.client, contribution.entry)
+        self._rows.bodies[key] = (contribution.entry.weight, contribution.body)
+
+    async def ledger(self, task: str, after: tuple[int, str], limit: int) -> list[LedgerLine]:
+        lines = []
+        for name, number, client in sorted(self._rows.bodies):
+            entry, round_ = self._rows.seats[name, number, client].entry, self._rows.rounds[name, number]
+            if name == task and (number, client) > after and entry is not None:
+                lines.append(LedgerLine(number, round_.kind, round_.state, entry))
+        return lines[:limit]
+
+    async def bodies(self, task: str, number: int) -> AsyncIterator[tuple[int, bytes]]:
+        for key in sorted(self._rows.bodies):
+            if key[:2] == (task, number):
+                yield self._rows.bodies[key]
+
+
+class FakeAggregates:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add_context(self, aggregate: Aggregate, body: bytes) -> None:
+        self._rows.contexts[aggregate.task, aggregate.version] = (aggregate, body)
+
+    async def add_coefficients(self, aggregate: Aggregate, body: bytes, moments: bytes | None = None) -> None:
+        self._rows.versions[aggregate.task, aggregate.version] = (aggregate, body)
+        self._rows.moments[aggregate.task, aggregate.version] = moments
+
+    async def newest_version(self, task: str) -> int | None:
+        return max((version for name, version in self._rows.versions if name == task), default=None)
+
+    async def moments(self, task: str, version: int) -> bytes | None:
+        return self._rows.moments.get((task, version))
+
+    async def withdraw_after(self, task: str, version: int, at: datetime) -> None:
+        for name, later in self._rows.versions:
+            if name == task and later > version:
+                self._rows.withdrawn.setdefault((task, later), at)
+        self._rows.withdrawn.pop((task, version), None)
+
+    async def context(self, task: str) -> Aggregate:
+        found = [head for (name, _), (head, _) in self._rows.contexts.items() if name == task]
+        if not found:
+            raise NothingYet(f"task {task!r} has no context vector before its first round closes")
+        return max(found, key=lambda head: head.version)
+
+    async def context_body(self, task: str, version: int) -> bytes:
+        return _known(self._rows.contexts, task, version)[1]
+
+    async def coefficients(self, task: str, version: int) -> Aggregate:
+        return _known(self._rows.versions, task, version)[0]
+
+    async def coefficients_body(self, task: str, version: int) -> bytes:
+        return _known(self._rows.versions, task, version)[1]
+
+
+class FakeEnrolments:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, code: EnrolmentCode) -> None:
+        self._rows.enrolments[code.code_hash] = replace(code)
+
+    async def take(self, code_hash: str, now: datetime) -> EnrolmentCode | None:
+        code = self._rows.enrolments.get(code_hash)
+        if code is None or code.used_at is not None or code.expires_at <= now:
+            return None
+        code.used_at = now
+        return replace(code)
+
+
+class FakeAudit:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, entry: AuditEntry) -> None:
+        self._rows.audit.append(replace(entry, number=len(self._rows.audit) + 1))
+
+    async def page(self, after: int, limit: int) -> list[AuditEntry]:
+        return self._rows.audit[after : after + limit]
+
+
+class FakeSketches:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def put(self, task: str, key: str, numbers: Sequence[float]) -> None:
+        self._rows.sketches[task] = (key, list(numbers))
+
+    async def find(self, task: str) -> tuple[str, list[float]] | None:
+        return self._rows.sketches.get(task)
+
+    async def nearest(self, task: str, key: str, numbers: Sequence[float], limit: int) -> list[tuple[str, float]]:
+        found = [
+            (name, sum(one * other for one, other in zip(kept, numbers, strict=True)))
+            for name, (its_key, kept) in self._rows.sketches.items()
+            if its_key == key and name != task
+        ]
+        served = [one for one in found if self._rows.tasks[one[0]].state is TaskState.FINISHED]
+        served = [one for one in served if self._rows.tasks[one[0]].served is not None]
+        return sorted(served, key=lambda one: (-one[1], one[0]))[:limit]
+
+
+def _known(kept: dict[tuple[str, int], tuple[Aggregate, bytes]], task: str, version: int) -> tuple[Aggregate, bytes]:
+    if (task, version) not in kept:
+        raise UnknownVersion(f"task {task!r} has no version {version}")
+    return kept[task, version]
+
+
+def _number(round_: Round) -> int:
+    return round_.number
+
+
+class FakeWork:
+    """A transaction on a copy of the rows."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store, self._rows = store, copy.deepcopy(store.rows)
+        self.tasks, self.parties = FakeTasks(self._rows), FakeParties(self._rows)
+        self.memberships, self.rounds = FakeMemberships(self._rows), FakeRounds(self._rows)
+        self.aggregates, self.sketches = FakeAggregates(self._rows), FakeSketches(self._rows)
+        self.enrolments, self.audit = FakeEnrolments(self._rows), FakeAudit(self._rows)
+
+    async def commit(self) -> None:
+        self._store.rows = self._rows
+
+
+class FakeStore:
+    """The truth, in memory; one writer at a time."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self._writing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[FakeWork]:
+        async with self._writing:
+            yield FakeWork(self)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[FakeWork]:
+        yield FakeWork(self)
+
+    async def state(self) -> str:
+        return "ok"
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class FakeCache:
+    """A cache that a test can switch off: then every read misses and every write is lost."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, bytes] = {}
+        self.announced: list[str] = []
+        self.down = False
+        self._bells = Bells()
+
+    async def get(self, key: str) -> bytes | None:
+        return None if self.down else self.bodies.get(key)
+
+    async def put(self, key: str, body: bytes) -> None:
+        if not self.down:
+            self.bodies[key] = body
+
+    def listen(self, topic: str) -> AbstractContextManager[Bell]:
+        return self._bells.listen(topic)
+
+    async def announce(self, topic: str) -> None:
+        self.announced.append(topic)
+        if not self.down:
+            self._bells.ring(topic)
+
+    async def state(self) -> str:
+        return "degraded: switched off by a test" if self.down else "ok"
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)

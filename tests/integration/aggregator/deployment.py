@@ -1,0 +1,139 @@
+"""An aggregator in this process with clients that only know numpy: what the integration tests drive over its HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+
+from ifed.bodies import UpdateBody
+from ifed.clients import AggregatorClient
+from ifed.contracts import Assignment, ContributionMeta, Receipt, RoundInfo, TaskInfo
+from ifed.states import AssignmentKind, Role, RoundState, TaskState
+from ifed.tensors import Coefficients, Gradient
+from services.aggregator.app import create_app
+from services.aggregator.settings import Settings
+from tests.factories import ADMIN_TOKEN, FINGERPRINT, context_body, join_request, spec
+
+TASK = "sentiment"
+PATIENCE = 10.0
+
+
+def settings(database: str, **changes: Any) -> Settings:
+    """Settings of a test's aggregator: quick ticks, its schema made at the start."""
+    quick = {"tick_seconds": 0.05, "recheck_seconds": 0.5, "claim_seconds": 2.0, "migrate_on_start": True}
+    return Settings.model_validate({"database_url": database, "admin_token": ADMIN_TOKEN} | quick | changes)
+
+
+@asynccontextmanager
+async def running(given: Settings) -> AsyncIterator[FastAPI]:
+    """An application between its start and its end."""
+    app = create_app(given)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+class SimulatedClient(AggregatorClient):
+    """A client agent without a model: its vector is `value` everywhere, its update the coefficients it got plus `value`, or the gradient `-value`."""
+
+    def __init__(self, app: FastAPI, name: str, token: str, *, value: float, examples: int) -> None:
+        super().__init__("http://aggregator", token, transport=httpx.ASGITransport(app))
+        self.name, self.value, self.examples = name, value, examples
+        self.confusion = np.array([[3, 1], [1, 3]])
+        self.label_scores = [-0.25 * value, -1.0]
+
+    async def join_task(self, task: str = TASK) -> None:
+        await self.join(task, join_request(examples=self.examples))
+
+    async def contribute(self, assignment: Assignment, task: str = TASK) -> Receipt:
+        """Do what the assignment says."""
+        assert assignment.round is not None
+        if assignment.kind is AssignmentKind.CONTEXT:
+            return await self.submit_context(task, assignment.round, context_body(self.value, examples=self.examples))
+        return await self.submit_update(task, assignment.round, await self.update(assignment, task))
+
+    async def update(self, assignment: Assignment, task: str = TASK) -> bytes:
+        given = await self.coefficients(task, version=assignment.version)
+        calibrates, gradient = assignment.kind is AssignmentKind.CALIBRATION, assignment.task.policy.mode == "gradient"
+        made = Coefficients(given.values + np.float32(self.value)) if calibrates and not gradient else None
+        slope = Gradient(np.full_like(given.values, -self.value)) if calibrates and gradient else None
+        scores = np.array(self.label_scores, np.float32) if assignment.task.policy.label_bias else None
+        meta = ContributionMeta(
+            fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
+        )
+        return UpdateBody(made, self.confusion, meta, gradient=slope, label_scores=scores).to_bytes()
+
+    async def run(self, task: str = TASK) -> Assignment:
+        """Take part until the task is done."""
+        while True:
+            assignment = await self.assignment(task, wait=PATIENCE)
+            if assignment.kind is AssignmentKind.DONE:
+                return assignment
+            if assignment.kind is AssignmentKind.JOIN:
+                await self.join_task(task)
+            elif assignment.kind is not AssignmentKind.WAIT:
+                await self.contribute(assignment, task)
+
+
+class Deployment:
+    """One running aggregator, its admin, and whom the admin enrolled."""
+
+    def __init__(self, app: FastAPI, stack: AsyncExitStack) -> None:
+        self.app, self._stack = app, stack
+        self.admin = AggregatorClient("http://aggregator", ADMIN_TOKEN, transport=httpx.ASGITransport(app))
+        stack.push_async_callback(self.admin.close)
+
+    async def client(self, name: str, *, value: float = 1.0, examples: int = 1, role: Role = Role.CLIENT) -> SimulatedClient:
+        """Enrol a party and give its client."""
+        token = (await self.admin.enrol(name, role)).token
+        return await self._stack.enter_async_context(SimulatedClient(self.app, name, token, value=value, examples=examples))
+
+    async def clients(self, *names: str) -> list[SimulatedClient]:
+        """Enrol clients and let them join; the first has the value 1 and one example, the second 2 and 2, …"""
+        made = [await self.client(name, value=float(rank), examples=rank) for rank, name in enumerate(names, start=1)]
+        for client in made:
+            await client.join_task()
+        return made
+
+    async def raw(self, method: str, path: str, *, token: str | None = ADMIN_TOKEN, **options: Any) -> httpx.Response:
+        """A request as it is, for what our own client would not send."""
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        transport = httpx.ASGITransport(self.app)
+        async with httpx.AsyncClient(base_url="http://aggregator", transport=transport) as http:
+            return await http.request(method, path, headers=headers | options.pop("headers", {}), **options)
+
+    async def started(self, **policy: Any) -> TaskInfo:
+        """A running task with the policy's changes."""
+        await self.admin.create_task(spec(TASK, **policy))
+        return await self.admin.start(TASK)
+
+    async def until_round(self, number: int, *states: RoundState) -> RoundInfo:
+        """The round once it is in one of `states`."""
+
+        def there(task: TaskInfo) -> bool:
+            return task.round is not None and (task.round.number, task.round.state in states) >= (number, True)
+
+        await self.until(there)
+        return await self.admin.round(TASK, number)
+
+    async def until(self, there: Callable[[TaskInfo], bool], admin: AggregatorClient | None = None) -> TaskInfo:
+        """The task once `there` holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not there(info := await (admin or self.admin).task(TASK)):  # over HTTP there is no event
+                await asyncio.sleep(0.02)
+        return info
+
+    async def until_state(self, state: TaskState) -> TaskInfo:
+        return await self.until(lambda task: task.state is state)
+
+
+@asynccontextmanager
+async def deployed(given: Settings) -> AsyncIterator[Deployment]:
+    """A running aggregator and its admin."""
+    async with running(given) as app, AsyncExitStack() as stack:
+        yield Deployment(app, stack)

@@ -1,0 +1,162 @@
+"""Getting in, being counted and being written down: enrolment codes, the audit, limits, HTTPS; on both stacks where storage decides."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from ifed.errors import Overloaded
+from services.aggregator.rates import Rates
+from services.aggregator.repository import connect
+from services.aggregator.settings import Settings
+from tests.factories import ADMIN_TOKEN, context_body
+from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
+from tests.processes import Process
+
+INVITATION = {"name": "hospital-a", "valid_seconds": 60}
+
+
+async def test_a_code_is_traded_for_a_token_once(aggregator: Deployment) -> None:
+    made = await aggregator.raw("POST", "/v1/enrolments", json=INVITATION)
+    assert made.status_code == 201
+    code = {"code": made.json()["code"]}
+    trades = await asyncio.gather(*(aggregator.raw("POST", "/v1/enrol", token=None, json=code) for _ in range(4)))
+    assert sorted(answer.status_code for answer in trades) == [201, 401, 401, 401]
+    enrolled = next(answer.json() for answer in trades if answer.status_code == 201)
+    assert (enrolled["name"], enrolled["role"]) == ("hospital-a", "client")
+    assert (await aggregator.raw("GET", f"/v1/tasks/{TASK}/assignment", token=enrolled["token"])).status_code == 404
+
+
+async def test_a_code_for_a_name_that_was_taken_meanwhile_stays_good(aggregator: Deployment) -> None:
+    code = {"code": (await aggregator.raw("POST", "/v1/enrolments", json=INVITATION)).json()["code"]}
+    await aggregator.admin.enrol("hospital-a")
+    for _ in range(2):
+        answer = await aggregator.raw("POST", "/v1/enrol", token=None, json=code)
+        assert (answer.status_code, answer.json()["error"]) == (409, "AlreadyExists")
+
+
+async def test_what_an_admin_asks_for_is_in_the_audit_even_when_it_is_refused(aggregator: Deployment) -> None:
+    await aggregator.raw("POST", f"/v1/tasks/{TASK}/start", headers={"X-Request-ID": "0123456789abcdef0123456789abcdef"})
+    await aggregator.admin.enrol("a")
+    lines = (await aggregator.raw("GET", "/v1/audit")).json()["items"]
+    assert [(line["actor"], line["action"], line["target"]) for line in lines] == [
+        ("admin", "POST /v1/tasks/{task}/start", f"/v1/tasks/{TASK}/start"),
+        ("admin", "POST /v1/clients", "/v1/clients"),
+    ]
+    assert lines[0]["request_id"] == "0123456789abcdef0123456789abcdef"
+    rest = (await aggregator.raw("GET", f"/v1/audit?after={lines[0]['number']}&limit=1")).json()
+    assert [line["number"] for line in rest["items"]] == [lines[1]["number"]]
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"])
+async def test_the_database_refuses_to_change_the_audit(aggregator: Deployment, stack: Settings, statement: str) -> None:
+    await aggregator.admin.enrol("a")
+    store = connect(stack.database_url)
+    with pytest.raises(DBAPIError, match="the audit only grows"):
+        async with store.engine.begin() as connection:
+            await connection.execute(text(statement))
+    await store.close()
+    assert len((await aggregator.raw("GET", "/v1/audit")).json()["items"]) == 1
+
+
+async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every_replica(stack: Settings) -> None:
+    given = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
+    async with deployed(given) as one, deployed(given) as two:
+        await one.started()
+        client = await one.client("a")
+        token = client._http.headers["Authorization"].removeprefix("Bearer ")
+        shared = [one, two] if stack.redis_url else [one, one]
+        answers = [await replica.raw("GET", f"/v1/tasks/{TASK}/assignment", token=token) for replica in shared * 3]
+        codes = [answer.status_code for answer in answers]
+        assert codes[:1] == [200]
+        assert 429 in codes[3:]  # a minute may end in between, so not all of them
+        refused = answers[codes.index(429)]
+        assert refused.json()["error"] == "Overloaded"
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        other = await one.client("b")
+        assert (await other.assignment(TASK)).kind == "join", "one client's calls are not another's"
+
+
+async def test_without_redis_calls_are_counted_in_the_process() -> None:
+    rates = Rates(2, "redis://127.0.0.1:1/0", "ifed")
+    calls = await asyncio.gather(*(rates.admit("a") for _ in range(5)), return_exceptions=True)
+    assert any(isinstance(answer, Overloaded) for answer in calls)
+
+
+async def test_no_secret_and_no_body_reaches_the_log_at_its_most_talkative(tmp_path: Path) -> None:
+    process = Process(tmp_path, LOG_LEVEL="DEBUG")
+    try:
+        await asyncio.to_thread(process.start)
+        async with httpx.AsyncClient(base_url=process.url, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}) as http:
+            code = (await http.post("/v1/enrolments", json=INVITATION)).json()["code"]
+            token = (await http.post("/v1/enrol", json={"code": code})).json()["token"]
+            path = f"/v1/tasks/{TASK}/rounds/1/context"
+            await http.put(path, content=context_body(), headers={"Authorization": f"Bearer {token}"})
+            await http.post("/v1/tasks", json={"name": TASK, "template": "the secret text {text}"})
+        logged = process.log()
+    finally:
+        process.close()
+    assert "invited" in logged
+    for secret in (ADMIN_TOKEN, code, token, "the secret text", "safetensors", "[1.0"):
+        assert secret not in logged
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command to make a certificate for the test")
+    made, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    options = [
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run([openssl, "req", *options, "-keyout", key, "-out", made], check=True, capture_output=True)
+    return made, key
+
+
+async def test_with_a_certificate_it_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    made, key = certificate
+    process = Process(tmp_path, TLS_CERTIFICATE_FILE=str(made), TLS_KEY_FILE=str(key))
+    process.url = process.url.replace("http://", "https://")
+    process.trust = ssl.create_default_context(cafile=str(made))
+    try:
+        await asyncio.to_thread(process.start)
+        async with httpx.AsyncClient(verify=process.trust) as http:
+            assert (await http.get(f"{process.url}/livez")).json() == {"status": "ok"}
+    finally:
+        process.close()
+
+
+def test_half_of_tls_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="go together"):
+        settings("sqlite:///unused", tls_key_file=tmp_path / "tls.key")
+
+
+async def test_held_requests_are_counted_while_they_are_held(embedded: Deployment) -> None:
+    await embedded.started()
+    one = await embedded.client("a")
+    await one.join_task()
+    held = asyncio.create_task(one.assignment(TASK, wait=20))
+    async with asyncio.timeout(5):
+        while f'ifed_long_polls{{task="{TASK}"}} 1.0' not in (await embedded.raw("GET", "/metrics", token=None)).text:
+            await asyncio.sleep(0.02)
+    await embedded.app.state.aggregator.release()
+    await held
+    assert "ifed_long_polls{" not in (await embedded.raw("GET", "/metrics", token=None)).text

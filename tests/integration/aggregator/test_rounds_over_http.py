@@ -1,0 +1,234 @@
+"""Whole tasks over HTTP on both stacks: FedAvg by hand, deadlines, quorum, pause, cancel, revocation, late joiners."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from ifed.contracts import TaskChanges
+from ifed.errors import NotJoined, RoundClosed, WrongState
+from ifed.states import AssignmentKind, RoundKind, RoundState, TaskState
+from ifed.tensors import ACTIVATION, CONTEXT
+from tests.factories import context_body, identity, layout
+from tests.integration.aggregator.deployment import TASK, Deployment
+
+
+async def test_a_task_runs_from_its_first_client_to_its_last_evaluation(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=2)
+    clients = [await aggregator.client(name, value=float(rank), examples=rank) for rank, name in ((1, "a"), (3, "b"))]
+    ends = await asyncio.gather(*(client.run() for client in clients))
+    assert [end.state for end in ends] == [TaskState.FINISHED, TaskState.FINISHED]
+    rounds = await aggregator.admin.rounds(TASK)
+    assert [(one.number, one.kind, one.state) for one in rounds] == [
+        (1, RoundKind.CONTEXT, RoundState.CLOSED),
+        (2, RoundKind.CALIBRATION, RoundState.CLOSED),
+        (3, RoundKind.CALIBRATION, RoundState.CLOSED),
+        (4, RoundKind.EVALUATION, RoundState.CLOSED),
+    ]
+    assert [(one.version, one.produced) for one in rounds] == [(None, 0), (0, 1), (1, 2), (2, None)]
+
+
+async def test_the_aggregates_are_those_worked_out_by_hand(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=2)
+    clients = [await aggregator.client(name, value=value, examples=n) for name, value, n in (("a", 0.0, 1), ("b", 4.0, 3))]
+    await asyncio.gather(*(client.run() for client in clients))
+    mean = (0 * 1 + 4 * 3) / 4
+    assert mean == 3
+    context = await clients[0].context(TASK)
+    assert context.values.shape == layout().context_shape
+    assert (context.values == mean).all()
+    for version in (0, 1, 2):
+        made = (await clients[0].coefficients(TASK, version=version)).values
+        assert (made[:, :, CONTEXT] == version * mean).all()
+        assert (made[:, :, ACTIVATION] == 1 + version * mean).all()
+
+
+async def test_a_task_tells_all_there_is_to_show(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1)
+    one, two = await aggregator.clients("a", "b")
+    two.confusion = np.array([[1, 1], [0, 0]])
+    await asyncio.gather(one.run(), two.run())
+    task = await aggregator.admin.task(TASK)
+    assert (task.state, task.version, task.served, task.reason) == (TaskState.FINISHED, 1, 1, None)
+    assert (task.identity, task.layout) == (identity(), layout())
+    assert [(member.client, sum(member.label_counts.values()), member.holdout) for member in task.members] == [
+        ("a", 1, 8),
+        ("b", 2, 8),
+    ]
+    # 6 of 8 and 1 of 2 held-out examples: counts are added, accuracies are not averaged.
+    assert [(one.version, one.accuracy, one.examples) for one in task.evaluations] == [(0, 0.7, 10), (1, 0.7, 10)]
+    calibration = await aggregator.admin.round(TASK, 2)
+    assert calibration.loss == pytest.approx((1 * 1 + 2 * 2) / 3)
+    assert calibration.evaluation == task.evaluations[0]
+    assert [(part.client, part.examples, part.loss, part.accuracy, part.seconds) for part in calibration.clients] == [
+        ("a", 1, 1.0, 0.75, 0.5),
+        ("b", 2, 2.0, 0.5, 0.5),
+    ]
+    assert all(part.bytes_up and part.contributed_at for part in calibration.clients)
+    assert (calibration.expected, calibration.missing) == (["a", "b"], [])
+
+
+async def test_at_the_deadline_a_quorum_goes_on_without_the_missing(aggregator: Deployment) -> None:
+    await aggregator.started(deadline_seconds=0.4, quorum=1)
+    (one, _silent) = await aggregator.clients("a", "b")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    context = await aggregator.until_round(1, RoundState.CLOSED)
+    assert (context.state, context.missing) == (RoundState.CLOSED, ["b"])
+    assert (await one.context(TASK)).values.max() == 1.0
+
+
+async def test_a_deadline_without_a_quorum_fails_the_task_and_start_tries_again(aggregator: Deployment) -> None:
+    await aggregator.started(deadline_seconds=0.4)
+    one, two = await aggregator.clients("a", "b")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    failed = await aggregator.until_state(TaskState.FAILED)
+    assert failed.reason == "round 1 (context) failed: 1 of 2 needed contributions came; missing: b"
+    done = await two.assignment(TASK)
+    assert (done.kind, done.state, done.reason) == (AssignmentKind.DONE, TaskState.FAILED, failed.reason)
+    restarted = await aggregator.admin.start(TASK)
+    assert restarted.round is not None
+    assert (restarted.round.number, restarted.round.kind, restarted.round.state) == (2, RoundKind.CONTEXT, RoundState.OPEN)
+    assert restarted.reason is None
+
+
+async def test_a_late_joiner_takes_part_from_the_next_round_on(aggregator: Deployment) -> None:
+    await aggregator.started(clients_expected=1, rounds=1)
+    (one,) = await aggregator.clients("a")
+    late = await aggregator.client("z")
+    await late.join_task()
+    assert (await late.assignment(TASK)).kind is AssignmentKind.WAIT
+    with pytest.raises(RoundClosed, match="opened without z"):
+        await late.submit_context(TASK, 1, context_body())
+    await one.contribute(await one.assignment(TASK, wait=5))
+    assert (await late.assignment(TASK, wait=5)).kind is AssignmentKind.CALIBRATION
+    assert (await aggregator.admin.round(TASK, 2)).expected == ["a", "z"]
+
+
+async def test_a_paused_task_takes_what_is_on_its_way_and_opens_nothing(aggregator: Deployment) -> None:
+    await aggregator.started()
+    one, two = await aggregator.clients("a", "b")
+    given = await one.assignment(TASK, wait=5)
+    await aggregator.admin.pause(TASK)
+    assert (await two.assignment(TASK)).kind is AssignmentKind.WAIT
+    for client in (one, two):
+        await client.contribute(given)
+    await aggregator.until_round(1, RoundState.CLOSED)
+    await asyncio.sleep(0.2)
+    assert len(await aggregator.admin.rounds(TASK)) == 1
+    await aggregator.admin.resume(TASK)
+    assert (await two.assignment(TASK, wait=5)).kind is AssignmentKind.CALIBRATION
+
+
+async def test_a_cancelled_round_pauses_the_task_and_resume_gathers_anew(aggregator: Deployment) -> None:
+    await aggregator.started()
+    one, _two = await aggregator.clients("a", "b")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    cancelled = await aggregator.admin.cancel_round(TASK, 1)
+    assert cancelled.state is RoundState.CANCELLED
+    held = await aggregator.admin.task(TASK)
+    assert (held.state, held.reason) == (TaskState.PAUSED, "round 1 of task 'sentiment' was cancelled; resume opens a new one")
+    resumed = await aggregator.admin.resume(TASK)
+    assert resumed.round is not None
+    assert (resumed.round.number, resumed.round.missing) == (2, ["a", "b"])
+
+
+async def test_an_admin_may_close_a_round_without_its_quorum(aggregator: Deployment) -> None:
+    await aggregator.started()
+    one, _silent = await aggregator.clients("a", "b")
+    with pytest.raises(WrongState, match="no contributions"):
+        await aggregator.admin.close_round(TASK, 1)
+    await one.contribute(await one.assignment(TASK, wait=5))
+    await aggregator.admin.close_round(TASK, 1)
+    assert (await aggregator.until_round(1, RoundState.CLOSED)).missing == ["b"]
+
+
+async def test_an_extended_round_stays_open_past_its_first_deadline(aggregator: Deployment) -> None:
+    await aggregator.started(deadline_seconds=1.0)
+    await aggregator.clients("a", "b")
+    before = await aggregator.admin.round(TASK, 1)
+    after = await aggregator.admin.extend_round(TASK, 1, 3600)
+    assert (after.deadline - before.deadline).total_seconds() == 3600
+    await asyncio.sleep(1.2)
+    assert (await aggregator.admin.round(TASK, 1)).state is RoundState.OPEN
+
+
+async def test_a_revoked_client_is_not_waited_for(aggregator: Deployment) -> None:
+    await aggregator.started()
+    one, _gone = await aggregator.clients("a", "b")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    await aggregator.admin.revoke("b")
+    closed = await aggregator.until_round(1, RoundState.CLOSED)
+    assert (closed.expected, closed.missing) == (["a"], [])
+    assert [member.client for member in (await aggregator.admin.task(TASK)).members] == ["a"]
+
+
+async def test_a_task_stops_early_when_its_accuracy_stalls(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=50, clients_expected=1, patience=1)
+    (one,) = await aggregator.clients("a")
+    end = await one.run()
+    assert end.reason == "stopped early after 2 of 50 rounds: the accuracy had not risen for 1 in a row"
+    assert [round_.kind for round_ in await aggregator.admin.rounds(TASK)] == [
+        RoundKind.CONTEXT,
+        RoundKind.CALIBRATION,
+        RoundKind.CALIBRATION,
+        RoundKind.EVALUATION,
+    ]
+
+
+async def test_the_learning_rate_follows_the_round(embedded: Deployment) -> None:
+    await embedded.started(rounds=2, clients_expected=1, learning_rate=0.1)
+    (one,) = await embedded.clients("a")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    rates, seeds = [], []
+    for _ in range(2):
+        given = await one.assignment(TASK, wait=5)
+        assert given.work is not None
+        rates += [given.work.learning_rate, given.work.learning_rate_end]
+        seeds.append(given.work.seed)
+        await one.contribute(given)
+    assert rates == pytest.approx([0.1, 0.05, 0.05, 0.0])
+    assert seeds[0] != seeds[1]
+    evaluation = await one.assignment(TASK, wait=5)
+    assert (evaluation.kind, evaluation.version, evaluation.work) == (AssignmentKind.EVALUATION, 2, None)
+
+
+async def test_a_changed_draft_asks_its_members_to_join_again(embedded: Deployment) -> None:
+    await embedded.admin.create_task((await embedded.started()).spec.model_copy(update={"name": "draft"}))
+    one = await embedded.client("a")
+    await one.join_task("draft")
+    assert (await embedded.admin.change_task("draft", TaskChanges(groups=4))).members != []
+    changed = await embedded.admin.change_task("draft", TaskChanges(model="other"))
+    assert (changed.members, changed.identity) == ([], None)
+    assert (await one.assignment("draft")).kind is AssignmentKind.JOIN
+    with pytest.raises(WrongState, match="be changed only while it is draft"):
+        await embedded.admin.change_task(TASK, TaskChanges(groups=4))
+
+
+async def test_a_task_is_deleted_only_when_it_does_not_run(embedded: Deployment) -> None:
+    await embedded.started()
+    with pytest.raises(WrongState):
+        await embedded.admin.delete_task(TASK)
+    await embedded.admin.pause(TASK)
+    await embedded.admin.delete_task(TASK)
+    assert await embedded.admin.tasks() == []
+
+
+async def test_a_stranger_to_the_task_cannot_contribute(embedded: Deployment) -> None:
+    await embedded.started()
+    await embedded.clients("a", "b")
+    stranger = await embedded.client("stranger")
+    with pytest.raises(NotJoined):
+        await stranger.submit_context(TASK, 1, context_body())
+
+
+async def test_lists_come_in_pages(embedded: Deployment) -> None:
+    names = [f"c{number:03}" for number in range(5)]
+    for name in names:
+        await embedded.client(name)
+    first = (await embedded.raw("GET", "/v1/clients", params={"limit": 2})).json()
+    assert ([item["name"] for item in first["items"]], first["next"]) == (names[:2], names[1])
+    last = (await embedded.raw("GET", "/v1/clients", params={"limit": 2, "after": names[3]})).json()
+    assert ([item["name"] for item in last["items"]], last["next"]) == (names[4:], None)
+    assert [client.name for client in await embedded.admin.enrolled()] == names

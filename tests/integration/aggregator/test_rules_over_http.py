@@ -1,0 +1,103 @@
+"""Aggregation rules, server optimisers, gradient mode and label biases through whole rounds over HTTP, on both stacks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from ifed.bodies import UpdateBody
+from ifed.contracts import Assignment, ContributionMeta
+from ifed.errors import LayoutMismatch, Malformed
+from ifed.states import RoundState
+from ifed.tensors import CONTEXT, Coefficients, Gradient
+from tests.factories import FINGERPRINT, coefficients
+from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
+
+
+async def context_weight(client: SimulatedClient, version: int) -> float:
+    return float((await client.coefficients(TASK, version=version)).values[:, :, CONTEXT].max())
+
+
+async def test_in_gradient_mode_the_aggregator_takes_the_step(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=2, mode="gradient", learning_rate=0.5, learning_rate_schedule="constant")
+    clients = await aggregator.clients("a", "b")
+    await asyncio.gather(*(client.run() for client in clients))
+    step = 0.5 * (1 * 1 + 2 * 2) / 3
+    assert [await context_weight(clients[0], version) for version in (0, 1, 2)] == pytest.approx([0, step, 2 * step])
+
+
+async def test_momentum_outlives_the_round_it_came_from(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=2, clients_expected=1, server_optimizer="fedavgm", server_momentum=0.5)
+    (one,) = await aggregator.clients("a")
+    await one.run()
+    assert [await context_weight(one, version) for version in (1, 2)] == [1.0, 1.0 + 1.5]
+
+
+async def test_one_liar_among_five_moves_a_median_nowhere(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1, clients_expected=5, aggregation="median")
+    clients = await aggregator.clients("a", "b", "c", "d", "liar")
+    clients[-1].value = 1e6
+    await asyncio.gather(*(client.run() for client in clients))
+    assert await context_weight(clients[0], 1) == 3.0
+
+
+async def test_a_rule_that_too_few_came_for_fails_the_round_by_name(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1, clients_expected=5, aggregation="multi_krum")
+    one, *_ = await aggregator.clients("a", "b", "c", "d", "e")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    await aggregator.admin.close_round(TASK, 1)
+    failed = await aggregator.until_round(1, RoundState.FAILED)
+    assert failed.reason == "it could not be aggregated: multi-Krum against 1 needs 5 contributions, 1 came"
+
+
+async def test_a_policy_that_could_not_aggregate_is_refused_when_the_task_is_made(embedded: Deployment) -> None:
+    fields = (await embedded.started()).spec.model_dump(mode="json") | {"name": "other", "identity": None}
+    fields["policy"] |= {"aggregation": "multi_krum", "clients_expected": 2}
+    answer = await embedded.raw("POST", "/v1/tasks", json=fields)
+    assert (answer.status_code, answer.json()["error"]) == (422, Malformed.__name__)
+    assert "'multi_krum' against byzantine_fraction 0.1 needs 5" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("mode", ["coefficients", "gradient"])
+async def test_a_round_takes_what_its_mode_asks_for_and_nothing_else(embedded: Deployment, mode: str) -> None:
+    await embedded.started(clients_expected=1, mode=mode)
+    (one,) = await embedded.clients("a")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    given = await one.assignment(TASK, wait=5)
+    assert given.work is not None
+    assert given.work.mode == mode
+    for wrong in wrong_updates(given, mode):
+        with pytest.raises(LayoutMismatch, match="this is a calibration round; it takes"):
+            await one.submit_update(TASK, 2, wrong)
+    await one.contribute(given)
+
+
+def wrong_updates(given: Assignment, mode: str) -> list[bytes]:
+    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=given.version)
+    table, values = np.eye(2, dtype=np.int64), coefficients().values
+    alone, slope = Coefficients(values), Gradient(values)
+    bodies = [UpdateBody(None, table, meta), UpdateBody(alone, table, meta, gradient=slope)]
+    bodies.append(UpdateBody(alone, table, meta) if mode == "gradient" else UpdateBody(None, table, meta, gradient=slope))
+    return [body.to_bytes() for body in bodies]
+
+
+async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1, label_bias=True)
+    one, two = await aggregator.clients("a", "b")
+    two.confusion = np.array([[1, 1], [0, 0]])
+    await asyncio.gather(one.run(), two.run())
+    fetched = await one.adapter(TASK)
+    assert fetched is not None
+    # 8 and 2 held-out examples told -0.25 and -0.5 for the first label.
+    assert fetched[1].meta.label_bias == pytest.approx([(8 * -0.25 + 2 * -0.5) / 10, -1.0])
+
+
+async def test_without_the_option_an_adapter_carries_no_bias(embedded: Deployment) -> None:
+    await embedded.started(rounds=1, clients_expected=1)
+    (one,) = await embedded.clients("a")
+    await one.run()
+    fetched = await one.adapter(TASK)
+    assert fetched is not None
+    assert fetched[1].meta.label_bias is None

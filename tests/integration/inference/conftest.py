@@ -1,0 +1,97 @@
+"""One inference service as a process of its own, with a random three-layer model, adapters from a folder and a key file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ifed.bodies import AdapterBody
+from ifed.cli.demo.stack import Service, Stack
+from ifed.contracts import AdapterMeta
+from ifed.identity import identity_of
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.loading import load
+from ifed.tasks import Layout
+from tests.unit.modeling.builders import HIDDEN, LAYERS, build_model, build_tokenizer, random_coefficients, random_context
+
+KEY = "a-key-for-tests-only"
+LABELS = ["negative", "positive", "mixed"]
+
+
+def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, labels: list[str] | None = None) -> AdapterBody:
+    """An adapter with random tensors for a random model."""
+    layers = list(range(1, LAYERS))
+    meta = AdapterMeta(
+        task=task,
+        version=version,
+        labels=labels or LABELS,
+        template="Review: {text}\nSentiment:",
+        identity=identity_of(lm),
+        layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
+        created_at=datetime.now(UTC),
+    )
+    return AdapterBody(random_context(len(layers), seed=seed), random_coefficients(len(layers), 4, seed=seed), meta)
+
+
+def put(folder: Path, body: AdapterBody) -> None:
+    """What `ifed export --adapter` leaves in a folder."""
+    for name in (f"{body.meta.task}@{body.meta.version}", body.meta.task):
+        fresh = folder / f".{name}.new"
+        fresh.write_bytes(body.to_bytes())
+        fresh.replace(folder / f"{name}.safetensors")
+
+
+class Running(NamedTuple):
+    """The service under test."""
+
+    url: str
+    folder: Path
+    lm: LanguageModel
+    service: Service
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random three-layer model."""
+    folder = tmp_path_factory.mktemp("small-model")
+    build_model("llama").save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Running]:
+    """The service, ready, with the tasks `sentiment` (versions 1 and 2) and `topic`, and four demonstrations."""
+    folder = tmp_path_factory.mktemp("inference")
+    adapters, demonstrations = folder / "adapters", folder / "demonstrations"
+    adapters.mkdir()
+    demonstrations.mkdir()
+    lm = load(str(small_model), cache=folder, device="cpu", dtype="float32")
+    for version, seed in ((1, 11), (2, 12)):
+        put(adapters, adapter_body(lm, "sentiment", version, seed=seed))
+    put(adapters, adapter_body(lm, "topic", 1, seed=21, labels=["sport", "science"]))
+    lines = (json.dumps({"text": f"good {n}", "label": "positive"}) for n in range(4))
+    (demonstrations / "sentiment.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "keys").write_text(f"# the tests\ntests {KEY}\n")
+    settings = {
+        "ADAPTER_FOLDER": str(adapters),
+        "KEY_FILE": str(folder / "keys"),
+        "DEMONSTRATIONS_FOLDER": str(demonstrations),
+        "MODEL": str(small_model),
+        "DTYPE": "float32",
+        "THREADS": "1",
+        "TASKS": "sentiment",
+        "MAX_ITEMS": "64",
+        "MAX_TEXT_TOKENS": "64",
+        "MAX_REQUEST_TOKENS": "2000",
+        "MAX_BODY_BYTES": "100000",
+    }
+    with Stack(folder / "logs") as stack:
+        service = stack.start("inference", "services.inference.app", settings)
+        stack.wait_ready(service, seconds=120)
+        yield Running(service.url, adapters, lm, service)

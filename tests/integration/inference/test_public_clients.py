@@ -1,0 +1,167 @@
+"""Clients that people have already speak to the service as they are: only address and key are ours."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+import requests
+import tritonclient.http.aio as triton_aio
+from huggingface_hub import InferenceClient as HubClient
+from huggingface_hub.errors import HfHubHTTPError
+from tritonclient.utils import InferenceServerException
+
+from tests.integration.inference.conftest import KEY, LABELS, Running
+
+TEXTS = ["the film was good", "bad", "we liked it a lot because of the acting"]
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+def by_label(running: Running, model: str = "sentiment") -> list[dict[str, float]]:
+    """What our own route says, to hold the others against."""
+    answer = httpx.post(f"{running.url}/v1/classify", json={"model": model, "input": TEXTS}, headers=BEARER).json()
+    return [dict(zip(answer["labels"], one["probs"], strict=True)) for one in answer["data"]]
+
+
+class TestHuggingFace:
+    """`huggingface_hub.InferenceClient.text_classification`."""
+
+    def test_labels_come_best_first(self, running: Running) -> None:
+        client = HubClient(model=f"{running.url}/models/sentiment", token=KEY)
+        found = client.text_classification(TEXTS[0])
+        assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+        assert {one.label: one.score for one in found} == pytest.approx(by_label(running)[0])
+
+    def test_top_k_and_raw_scores_are_honoured(self, running: Running) -> None:
+        client = HubClient(model=f"{running.url}/models/sentiment@1", token=KEY)
+        (best,) = client.text_classification(TEXTS[0], top_k=1)
+        (raw,) = client.text_classification(TEXTS[0], top_k=1, function_to_apply="none")
+        assert best.label == raw.label
+        assert raw.score == pytest.approx(np.log(best.score), rel=1e-4)
+
+    def test_an_unknown_task_is_an_error_that_names_it(self, running: Running) -> None:
+        with pytest.raises(HfHubHTTPError, match="404"):
+            HubClient(model=f"{running.url}/models/nothing", token=KEY).text_classification(TEXTS[0])
+
+
+class TestVllm:
+    """`POST /v1/classify` as vLLM's own example client does it, with requests."""
+
+    def test_the_answer_has_their_fields(self, running: Running) -> None:
+        def post_http_request(payload: dict[str, object], api_url: str) -> requests.Response:
+            headers = {"User-Agent": "Test Client"}
+            return requests.post(api_url, headers=headers | BEARER, json=payload)
+
+        payload = {"model": "sentiment", "input": TEXTS}
+        said = post_http_request(payload=payload, api_url=f"{running.url}/v1/classify").json()
+        assert said["object"] == "list"
+        assert [one["index"] for one in said["data"]] == [0, 1, 2]
+        for one in said["data"]:
+            assert one["num_classes"] == 3
+            assert one["label"] == LABELS[int(np.argmax(one["probs"]))]
+        assert said["usage"]["prompt_tokens"] == said["usage"]["total_tokens"] > 0
+
+
+class TestTextEmbeddingsInference:
+    """`POST /predict` as the clients of text-embeddings-inference send it."""
+
+    def predict(self, running: Running, **body: object) -> requests.Response:
+        return requests.post(f"{running.url}/predict", json=body, headers=BEARER)
+
+    def test_one_text_gives_a_flat_list(self, running: Running) -> None:
+        said = self.predict(running, inputs=TEXTS[0]).json()
+        assert {one["label"]: one["score"] for one in said} == pytest.approx(by_label(running)[0])
+        assert self.predict(running, inputs=[TEXTS[0]]).json() == said
+
+    def test_a_batch_keeps_its_order(self, running: Running) -> None:
+        said = self.predict(running, inputs=[[text] for text in TEXTS]).json()
+        found = [{one["label"]: one["score"] for one in row} for row in said]
+        for row, wanted in zip(found, by_label(running), strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
+
+    @pytest.mark.parametrize("inputs", [["one", "other"], [["one", "other"]], [["one"], ["two", "three"]]])
+    def test_a_pair_is_refused_with_a_hint(self, running: Running, inputs: object) -> None:
+        said = self.predict(running, inputs=inputs)
+        assert (said.status_code, said.json()["error"]) == (422, "PairNotSupported")
+        assert '[["first"], ["second"]]' in said.json()["detail"]
+
+    def test_raw_scores_are_logarithms(self, running: Running) -> None:
+        scores = {one["label"]: one["score"] for one in self.predict(running, inputs=TEXTS[0], raw_scores=True).json()}
+        assert {label: np.exp(score) for label, score in scores.items()} == pytest.approx(by_label(running)[0], rel=1e-4)
+
+    def test_a_long_text_is_cut_only_when_that_is_wanted(self, running: Running) -> None:
+        refused = self.predict(running, inputs="good " * 200)
+        assert (refused.status_code, refused.json()["error"]) == (413, "TextTooLong")
+        assert self.predict(running, inputs="good " * 200, truncate=True).status_code == 200
+
+    def test_one_bad_text_does_not_fail_the_batch(self, running: Running) -> None:
+        good, long, blank = self.predict(running, inputs=[["good"], ["good " * 200], [" "]]).json()
+        assert len(good) == 3
+        assert (long["error"], blank["error"]) == ("TextTooLong", "EmptyText")
+
+    def test_info_tells_labels_and_limits(self, running: Running) -> None:
+        said = requests.get(f"{running.url}/info", headers=BEARER).json()
+        assert said["model_type"]["classifier"]["id2label"] == {"0": "negative", "1": "positive", "2": "mixed"}
+        assert (said["max_client_batch_size"], said["max_input_length"], said["model_sha"]) == (64, 64, running.lm.fingerprint)
+
+
+class TestTriton:  # its client writes into the headers it is given, so each call gets its own
+    """`tritonclient.http`, the client of the Open Inference Protocol."""
+
+    @pytest.mark.parametrize("binary", [True, False])
+    async def test_texts_in_and_tensors_out(self, running: Running, binary: bool) -> None:
+        client = triton_aio.InferenceServerClient(running.url.removeprefix("http://"))
+        try:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            assert await client.is_model_ready("sentiment", headers=BEARER)
+            metadata = await client.get_model_metadata("sentiment", headers=BEARER)
+            assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+            tensor = triton_aio.InferInput("text", [3], "BYTES")
+            tensor.set_data_from_numpy(np.array(TEXTS, dtype=object), binary_data=binary)
+            wanted = [triton_aio.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities")]
+            result = await client.infer(
+                "sentiment", [tensor], outputs=wanted, headers=dict(BEARER), request_id="one", model_version="1"
+            )
+        finally:
+            await client.close()
+        rows = by_label(running, "sentiment@1")
+        assert result.as_numpy("probabilities") == pytest.approx(np.array([list(row.values()) for row in rows]), rel=1e-4)
+        labels = [one.decode() if isinstance(one, bytes) else one for one in result.as_numpy("label").tolist()]
+        assert labels == [max(row, key=row.__getitem__) for row in rows]
+        assert (result.get_response()["model_version"], result.get_response()["id"]) == ("1", "one")
+
+    async def test_an_error_of_one_text_is_an_output(self, running: Running) -> None:
+        client = triton_aio.InferenceServerClient(running.url.removeprefix("http://"))
+        tensor = triton_aio.InferInput("text", [2, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([["good"], [""]], dtype=object))
+        try:
+            result = await client.infer("sentiment", [tensor], headers=dict(BEARER))
+            with pytest.raises(InferenceServerException, match="UnknownTask"):
+                await client.infer("nothing", [tensor], headers=dict(BEARER))
+        finally:
+            await client.close()
+        assert result.as_numpy("label")[1] == b""
+        assert result.as_numpy("error")[1].startswith(b"EmptyText")
+
+    def test_the_synchronous_client_works_as_well(self, running: Running) -> None:
+        import subprocess
+        import sys
+
+        program = """
+import sys, json, numpy as np, tritonclient.http as http
+client = http.InferenceServerClient(sys.argv[1])
+tensor = http.InferInput("text", [1], "BYTES")
+tensor.set_data_from_numpy(np.array(["the film was good"], dtype=object))
+result = client.infer("sentiment", [tensor], headers={"Authorization": "Bearer " + sys.argv[2]})
+print(json.dumps([result.as_numpy("label")[0].decode(), result.as_numpy("probabilities").tolist()]))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program, running.url.removeprefix("http://"), KEY], capture_output=True, text=True, check=True
+        )
+        label, probabilities = json.loads(done.stdout)
+        (wanted, *_) = by_label(running)
+        assert label == max(wanted, key=wanted.__getitem__)
+        assert probabilities[0] == pytest.approx(list(wanted.values()), rel=1e-4)

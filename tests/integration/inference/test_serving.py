@@ -1,0 +1,224 @@
+"""What a caller of the whole service can rely on: limits, access, versions, overload, hang-ups, a live event loop, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+import httpx
+import pytest
+
+from ifed.cli.demo.stack import Service, Stack
+from ifed.clients import BlockingInferenceClient, InferenceClient
+from ifed.errors import NotFound as Missing
+from ifed.errors import Overloaded, TooLarge, Unauthenticated, UnknownTask, UnknownVersion
+from services.inference.errors import DeadlineExceeded, QueueFull, TooManyItems, TooManyTokens
+from tests.integration.inference.conftest import KEY, Running, adapter_body, put
+
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@contextmanager
+def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[Service]:
+    """A second service, open to all, that reads one short text at a time from a short queue."""
+    given = {
+        "ADAPTER_FOLDER": str(running.folder),
+        "OPEN_ACCESS": "true",
+        "MODEL": running.lm.name,
+        "DTYPE": "float32",
+        "THREADS": "1",
+        "TOKEN_BUDGET": "16",
+        "GATHER_SECONDS": "0",
+    }
+    with Stack(folder) as stack:
+        service = stack.start("slow", "services.inference.app", given | settings)
+        stack.wait_ready(service, seconds=120)
+        yield service
+
+
+async def metric(url: str, name: str) -> float:
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{url}/metrics")).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+class TestAnswers:
+    """What every answer says, and what it refuses."""
+
+    async def test_every_answer_names_task_version_and_digest(self, running: Running) -> None:
+        async with httpx.AsyncClient(base_url=running.url, headers=BEARER) as http:
+            answer = await http.post("/v1/classify", json={"model": "sentiment", "input": "good", "top_k": 2})
+        said = answer.json()
+        assert (said["task"], said["adapter_version"]) == ("sentiment", 2)
+        assert answer.headers["x-adapter-version"] == "2"
+        assert answer.headers["x-adapter-digest"] == said["adapter_digest"]
+        assert int(answer.headers["x-queue-time"]) >= 0
+        assert int(answer.headers["x-inference-time"]) >= 0
+        assert len(said["data"][0]["top"]) == 2
+
+    async def test_pinned_bare_and_few_shot_are_other_answers(self, running: Running) -> None:
+        async with InferenceClient(running.url, KEY) as client:
+            names = ("sentiment", "sentiment@2", "sentiment@1", "sentiment@bare", "sentiment@few-shot:4")
+            found = {name: (await client.classify(name, "the film was good")) for name in names}
+            with pytest.raises(UnknownVersion):
+                await client.classify("sentiment@9", "good")
+            with pytest.raises(UnknownTask):
+                await client.classify("nothing", "good")
+            with pytest.raises(Missing, match="12 demonstrations were asked for and task 'sentiment' has 4"):
+                await client.classify("sentiment@few-shot", "good")
+        probabilities = {name: tuple(answer.data[0].probs) for name, answer in found.items()}
+        assert probabilities["sentiment"] == probabilities["sentiment@2"]
+        assert len(set(probabilities.values())) == 4
+        assert found["sentiment@few-shot:4"].adapter_digest == "few-shot:4"
+        assert found["sentiment@few-shot:4"].usage.prompt_tokens > found["sentiment"].usage.prompt_tokens
+
+    async def test_a_new_file_is_served_within_a_second(self, running: Running) -> None:
+        put(running.folder, adapter_body(running.lm, "moving", 1, seed=1))
+        async with InferenceClient(running.url, KEY) as client:
+            assert (await client.classify("moving", "good")).adapter_version == 1
+            put(running.folder, adapter_body(running.lm, "moving", 2, seed=2))
+            await asyncio.sleep(1)
+            assert (await client.classify("moving", "good")).adapter_version == 2
+
+    async def test_many_callers_of_many_tasks_get_their_own_answers(self, running: Running) -> None:
+        names = ["sentiment", "sentiment@1", "topic", "sentiment@bare"]
+        texts = ["the film was good", "bad", "we liked it a lot because of the acting"]
+        async with InferenceClient(running.url, KEY) as client:
+            alone = {(name, text): (await client.classify(name, text)).data[0].probs for name in names for text in texts}
+            pairs = [pair for pair in alone for _ in range(5)]
+            found = await asyncio.gather(*(client.classify(*pair) for pair in pairs))
+        for pair, answer in zip(pairs, found, strict=True):
+            assert answer.data[0].probs == pytest.approx(alone[pair], abs=1e-5)
+
+    async def test_what_is_too_large_is_refused_by_name(self, running: Running) -> None:
+        async with InferenceClient(running.url, KEY) as client:
+            with pytest.raises(TooManyItems):
+                await client.classify("sentiment", ["good"] * 65)
+            with pytest.raises(TooManyTokens):
+                await client.classify("sentiment", ["good " * 60] * 64)
+            with pytest.raises(TooLarge, match="larger than the 100000 bytes"):
+                await client.classify("sentiment", "good " * 30_000)
+
+    async def test_any_number_of_texts_come_back_in_order(self, running: Running) -> None:
+        texts = [f"{'good' if n % 3 else 'bad'} film number {n}" for n in range(150)]
+        async with InferenceClient(running.url, KEY) as client:
+            together = [one.probs async for one, _ in client.classify_all("sentiment", texts)]
+            some = {n: (await client.classify("sentiment", texts[n])).data[0].probs for n in (0, 77, 149)}
+        assert len(together) == 150
+        for n, probs in some.items():
+            assert together[n] == pytest.approx(probs, abs=1e-5)
+
+    def test_the_client_for_programs_without_an_event_loop_is_the_same(self, running: Running) -> None:
+        with BlockingInferenceClient(running.url, KEY) as client:
+            assert client.classify("sentiment", "good").adapter_version == 2
+            assert next(one.label for one, _ in client.classify_all("sentiment", ["good", "good"])) is not None
+            assert "sentiment" in [one.id for one in client.models().data]
+            with pytest.raises(UnknownTask):
+                client.classify("nothing", "good")
+
+    async def test_nobody_is_let_in_without_a_key(self, running: Running) -> None:
+        for key in (None, "another-key-of-some-length"):
+            async with InferenceClient(running.url, key) as client:
+                with pytest.raises(Unauthenticated):
+                    await client.classify("sentiment", "good")
+                with pytest.raises(Unauthenticated):
+                    await client.models()
+
+    async def test_the_log_and_the_metrics_tell_the_request_and_never_the_text(self, running: Running) -> None:
+        async with InferenceClient(running.url, KEY) as client:
+            await client.classify("sentiment", "a secret word: xylophone")
+        log = running.service.log.read_text()
+        (*_, last) = (json.loads(line) for line in log.splitlines() if '"logger": "access"' in line and "/v1/classify" in line)
+        assert (last["caller"], last["task"], last["status"], last["route"]) == ("tests", "sentiment", 200, "/v1/classify")
+        async with httpx.AsyncClient() as http:
+            shown = (await http.get(f"{running.url}/metrics")).text
+        assert "xylophone" not in log + shown
+        for name in ("requests_total", "items_total", "tokens_total", "queue_seconds_count", "request_seconds_bucket"):
+            assert f"ifed_inference_{name}{{" in shown
+        assert 'ifed_inference_adapter_version{task="sentiment"} 2.0' in shown
+        assert "ifed_inference_batch_fill_count" in shown
+        assert 'ifed_inference_label_share{label="positive",task="sentiment"}' in shown
+
+    async def test_openapi_tells_every_message(self, running: Running) -> None:
+        async with httpx.AsyncClient() as http:
+            paths = (await http.get(f"{running.url}/openapi.json")).json()["paths"]
+        assert "/v2/models/{model}/infer" in paths
+        for path, operations in paths.items():
+            for method, operation in operations.items():
+                assert operation.get("responses", {}).get("200", {}).get("description"), f"{method} {path}"
+                assert method == "get" or operation.get("requestBody", {}).get("content"), f"{method} {path}"
+
+
+class TestUnderLoad:
+    """A service with a short queue and a slow lane."""
+
+    async def test_overload_is_refused_with_a_time_to_come_back(self, running: Running, tmp_path: Path) -> None:
+        with slow_service(running, tmp_path, MAX_QUEUE="4") as service:
+            async with InferenceClient(service.url) as client:
+                found = await asyncio.gather(
+                    *(client.classify("sentiment", ["good film"] * 4) for _ in range(40)), return_exceptions=True
+                )
+        refused = [one for one in found if isinstance(one, QueueFull)]
+        assert refused
+        assert all(isinstance(one, Overloaded) and one.retry_after for one in refused)
+        assert len(refused) < 40
+        assert not [one for one in found if isinstance(one, BaseException) and not isinstance(one, QueueFull)]
+
+    async def test_the_event_loop_answers_while_the_model_is_busy(self, running: Running, tmp_path: Path) -> None:
+        with slow_service(running, tmp_path, MAX_QUEUE="100000") as service:
+            async with InferenceClient(service.url, timeout=120) as client, httpx.AsyncClient(base_url=service.url) as http:
+                load = [asyncio.create_task(client.classify("sentiment", ["good film"] * 100)) for _ in range(8)]
+                await asyncio.sleep(0.1)
+                times = []
+                while not all(task.done() for task in load) and len(times) < 40:
+                    began = perf_counter()
+                    assert (await http.get("/livez")).is_success
+                    times.append(perf_counter() - began)
+                busy = await metric(service.url, "ifed_inference_queue_items")
+                await asyncio.gather(*load)
+        assert busy > 0, "the load was over before it was measured"
+        assert sorted(times)[len(times) // 2] < 0.25, "half of the answers take milliseconds; the bound is for a busy machine"
+
+    async def test_a_caller_that_hangs_up_frees_its_place(self, running: Running, tmp_path: Path) -> None:
+        with slow_service(running, tmp_path, MAX_QUEUE="100000") as service:
+            body = json.dumps({"model": "sentiment", "input": ["good film"] * 500})
+            _reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rsplit(":", 1)[1]))
+            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write((head + body).encode())
+            async with asyncio.timeout(30):
+                while not await metric(service.url, "ifed_inference_queue_items"):
+                    await asyncio.sleep(0.01)
+                writer.close()
+                while await metric(service.url, "ifed_inference_queue_items"):
+                    await asyncio.sleep(0.01)
+            assert await metric(service.url, "ifed_inference_hung_up_total") == 1
+            assert await metric(service.url, "ifed_inference_batch_items_sum") < 500
+
+    async def test_a_deadline_is_honoured(self, running: Running, tmp_path: Path) -> None:
+        with slow_service(running, tmp_path) as service:
+            async with InferenceClient(service.url) as client:
+                with pytest.raises(DeadlineExceeded):
+                    await client.classify("sentiment", ["good film"] * 500, deadline=0.05)
+                assert await metric(service.url, "ifed_inference_queue_items") == 0
+                answer = await client.classify("sentiment", "good", deadline=60)
+                assert answer.data[0].label
+            async with httpx.AsyncClient(base_url=service.url, headers={"X-Request-Timeout": "soon"}) as http:
+                refused = await http.post("/v1/classify", json={"model": "sentiment", "input": "x"})
+            assert (refused.status_code, refused.json()["error"]) == (422, "Malformed")
+
+    async def test_a_service_that_is_told_to_stop_answers_what_it_has_taken(self, running: Running, tmp_path: Path) -> None:
+        with slow_service(running, tmp_path) as service:
+            async with InferenceClient(service.url, timeout=60) as client:
+                waiting = [asyncio.create_task(client.classify("sentiment", ["good film"] * 60)) for _ in range(4)]
+                while not await metric(service.url, "ifed_inference_queue_items"):
+                    await asyncio.sleep(0.01)
+                service.process.send_signal(signal.SIGTERM)
+                answers = await asyncio.gather(*waiting)
+            assert [len(answer.data) for answer in answers] == [60] * 4
+            # uvicorn ends in order and then gives the signal back to itself, so that whoever sent it sees it was heeded.
+            assert await asyncio.to_thread(service.process.wait, 30) in (0, -signal.SIGTERM)

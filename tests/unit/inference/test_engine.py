@@ -1,0 +1,179 @@
+"""One lane, a bounded queue, batches over several requests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from ifed.errors import Unavailable
+from services.inference.engine import Engine, Ran, Scores
+from services.inference.errors import DeadlineExceeded, QueueFull
+
+
+class Model:
+    """Scores a number with itself, remembers its batches, and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.free = threading.Event()
+        self.free.set()
+
+    def score(self, items: Sequence[int]) -> list[Scores]:
+        self.free.wait(5)
+        self.batches.append(list(items))
+        self.threads.add(threading.get_ident())
+        if -1 in items:
+            raise ValueError("no such item")
+        return [np.array([item], np.float32) for item in items]
+
+
+def engine_of(model: Model, *, budget: int = 100, queue: int = 10, tokens: Callable[[int], int] = lambda _: 1) -> Engine[int]:
+    engine = Engine(model.score, tokens=tokens, token_budget=budget, gather_seconds=0.01, max_queue=queue)
+    engine.start()
+    return engine
+
+
+async def numbers(work: Awaitable[Ran]) -> list[float]:
+    return [float(one[0]) for one in (await work).scores]
+
+
+async def test_requests_that_wait_share_a_batch_and_get_their_own_answers() -> None:
+    model = Model()
+    engine = engine_of(model)
+    answers = await asyncio.gather(*(numbers(engine.run(items)) for items in ([1, 2], [3], [4, 5])))
+    assert answers == [[1, 2], [3], [4, 5]]
+    assert sorted(model.batches[0]) == [1, 2, 3, 4, 5]
+    await engine.stop()
+
+
+async def test_a_batch_ends_at_the_token_budget() -> None:
+    model = Model()
+    engine = engine_of(model, budget=10, tokens=lambda item: item)
+    await asyncio.gather(engine.run([6]), engine.run([4]), engine.run([1]), engine.run([50]))
+    assert model.batches == [[6, 4], [1], [50]]
+    await engine.stop()
+
+
+async def test_a_large_request_does_not_hold_up_a_small_one() -> None:
+    model = Model()
+    engine = engine_of(model, budget=4, queue=100)
+    large, small = asyncio.create_task(engine.run(list(range(10, 30)))), asyncio.create_task(engine.run([1]))
+    assert await numbers(small) == [1]
+    assert len(model.batches) == 1
+    assert await numbers(large) == list(range(10, 30))
+    await engine.stop()
+
+
+async def test_the_model_runs_in_one_thread_that_is_not_the_event_loop() -> None:
+    model = Model()
+    engine = engine_of(model)
+    for number in range(5):
+        await engine.run([number])
+    assert len(model.threads) == 1
+    assert threading.get_ident() not in model.threads
+    await engine.stop()
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, queue=3)
+    first = asyncio.create_task(engine.run([0]))
+    await asyncio.sleep(0.05)
+    waiting = [asyncio.create_task(engine.run([1])), asyncio.create_task(engine.run([2, 3]))]
+    await asyncio.sleep(0)
+    assert engine.depth == 3
+    with pytest.raises(QueueFull, match="3 texts are waiting and at most 3 may") as refusal:
+        await engine.run([4])
+    assert refusal.value.retry_after
+    model.free.set()
+    await asyncio.gather(first, *waiting)
+    assert engine.depth == 0
+    await engine.stop()
+
+
+async def test_a_caller_that_went_away_frees_its_place_at_once() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, queue=2)
+    first = asyncio.create_task(engine.run([0]))
+    await asyncio.sleep(0.05)
+    gone, stays = asyncio.create_task(engine.run([1])), asyncio.create_task(engine.run([2]))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    assert engine.depth == 1
+    another = asyncio.create_task(engine.run([3]))
+    await asyncio.sleep(0)
+    model.free.set()
+    await asyncio.gather(first, stays, another)
+    assert model.batches == [[0], [2, 3]]
+    await engine.stop()
+
+
+async def test_a_deadline_that_passes_frees_the_place_and_is_told() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model)
+    first = asyncio.create_task(engine.run([0]))
+    await asyncio.sleep(0.05)
+    with pytest.raises(DeadlineExceeded):
+        await engine.run([1], deadline=asyncio.get_running_loop().time() + 0.02)
+    assert engine.depth == 0
+    model.free.set()
+    await first
+    assert model.batches == [[0]]
+    await engine.stop()
+
+
+async def test_an_error_reaches_its_callers_and_the_lane_goes_on() -> None:
+    model = Model()
+    engine = engine_of(model)
+    with pytest.raises(ValueError, match="no such item"):
+        await engine.run([-1])
+    assert await numbers(engine.run([1])) == [1]
+    assert engine.alive
+    await engine.stop()
+
+
+async def test_stopping_refuses_what_still_waits() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model)
+    under_way = asyncio.create_task(engine.run([0]))
+    await asyncio.sleep(0.05)
+    waiting = asyncio.create_task(engine.run([1]))
+    await asyncio.sleep(0)
+    model.free.set()
+    await engine.stop()
+    with pytest.raises(Unavailable):
+        await waiting
+    with pytest.raises(Unavailable):
+        await under_way
+
+
+async def test_no_items_need_no_model() -> None:
+    model = Model()
+    assert (await engine_of(model).run([])).scores == []
+    assert model.batches == []
+
+
+async def test_every_forward_pass_is_told_with_its_fill() -> None:
+    told: list[tuple[int, int, int]] = []
+
+    class Listener:
+        def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None:
+            told.append((items, tokens, budget))
+
+    engine = Engine(Model().score, tokens=lambda _: 3, token_budget=10, gather_seconds=0.01, max_queue=9, observer=Listener())
+    engine.start()
+    ran = await engine.run([1, 2, 3, 4])
+    assert told == [(3, 9, 10), (1, 3, 10)]
+    assert ran.queue_seconds >= 0
+    assert ran.model_seconds >= 0
+    await engine.stop()

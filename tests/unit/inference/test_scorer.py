@@ -1,0 +1,97 @@
+"""A text scored among texts of other tasks gets what it gets alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from ifed.bodies import AdapterBody
+from ifed.contracts import AdapterMeta
+from ifed.errors import BadTemplate
+from ifed.identity import identity_of
+from ifed.tasks import Layout
+from services.inference.answers import Prepared
+from services.inference.demonstrations import Demonstration
+from services.inference.errors import EmptyText, TextTooLong
+from services.inference.scorer import Item, LoadedAdapter, Scorer
+from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
+
+
+def scorer_of(family: str = "llama", **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
+    """A random model and three tasks on it: other layers, other labels, other tensors."""
+    lm = build(family)
+    scorer = Scorer(lm, **limits)
+    kinds = ([0, 1, 2], ["good", "bad"]), ([1, 2], ["positive", "negative", "mixed topic"]), ([2], ["sport", "science"])
+    loaded = []
+    for seed, (layers, labels) in enumerate(kinds):
+        meta = AdapterMeta(
+            task=f"task-{seed}",
+            version=1,
+            labels=labels,
+            template="Review: {text}\nSentiment:",
+            identity=identity_of(lm),
+            layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
+            created_at=datetime.now(UTC),
+        )
+        tensors = random_context(len(layers), seed=seed), random_coefficients(len(layers), 4, seed=seed)
+        loaded.append(scorer.load_adapter(AdapterBody(*tensors, meta)))
+    return scorer, [*loaded, scorer.bare(loaded[0])]
+
+
+def prepared(scorer: Scorer, loaded: LoadedAdapter, text: str) -> Prepared[Item]:
+    found = scorer.prepare(loaded, text, truncate=True)
+    assert isinstance(found, Prepared)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_text_among_other_tasks_gets_what_it_gets_alone(family: str) -> None:
+    scorer, tasks = scorer_of(family)
+    items = [prepared(scorer, tasks[n % 4], text).item for n, text in enumerate(text for text in TEXTS if text)]
+    together = scorer.score(items)
+    for item, found in zip(items, together, strict=True):
+        (alone,) = scorer.score([item])
+        np.testing.assert_allclose(found, alone, rtol=0, atol=2e-6)
+        assert found.argmax() == alone.argmax()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_what_is_injected_into_other_rows_changes_no_bit(family: str) -> None:
+    """In the same places of the same batch, with the same labels: what stands in the other rows decides nothing."""
+    scorer, (task, other, *_) = scorer_of(family)
+    tasks = [task, replace(task, injection=other.injection), scorer.bare(task), task]
+    items = [prepared(scorer, task, text).item for task, text in zip(tasks, filter(None, TEXTS), strict=False)]
+    mixed = scorer.score(items)
+    for place, task in enumerate(tasks):
+        uniform = scorer.score([replace(item, injection=task.injection) for item in items])
+        np.testing.assert_array_equal(mixed[place], uniform[place])
+
+
+def test_blank_and_long_texts_are_refused_one_by_one() -> None:
+    scorer, (task, *_) = scorer_of(max_tokens=40)
+    assert isinstance(scorer.prepare(task, " \n", truncate=True), EmptyText)
+    long = "good film " * 100
+    assert isinstance(scorer.prepare(task, long, truncate=False), TextTooLong)
+    cut = prepared(scorer, task, long)
+    assert (cut.truncated, cut.tokens) == (True, 40)
+
+
+def test_few_shot_prompts_show_the_demonstrations_to_the_bare_model() -> None:
+    scorer, (task, *_) = scorer_of()
+    shown = scorer.few_shot(task, [Demonstration("the film was good", "good"), Demonstration("bad", "bad")])
+    assert shown.injection is None
+    assert shown.template.template == (
+        "Review: the film was good\nSentiment: good\n\nReview: bad\nSentiment: bad\n\nReview: {text}\nSentiment:"
+    )
+    assert prepared(scorer, shown, "a lot").tokens > prepared(scorer, task, "a lot").tokens
+    with pytest.raises(BadTemplate):
+        scorer.few_shot(task, [Demonstration("good film " * 100, "good")])
+
+
+def test_labels_of_several_tokens_count_every_row_they_need() -> None:
+    scorer, tasks = scorer_of()
+    one, several = prepared(scorer, tasks[0], "bad"), prepared(scorer, tasks[1], "bad")
+    assert scorer.tokens(several.item) > scorer.tokens(one.item) == one.tokens  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""Random three-layer models of every family and a small tokenizer, built in code. Downloads nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ifed.modeling.language_model import LanguageModel, wrap
+from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.tensors import Coefficients, ContextVector
+
+LAYERS, HIDDEN, POSITIONS = 3, 32, 256
+FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2")
+ALL = tuple(range(LAYERS))
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # norms and eager attention compute in float32 even in a float64 model
+TEMPLATE = "Review: {text}\nSentiment:"
+
+WORDS = (
+    "the film was good and the plot was bad but we liked it a lot because of the acting and nothing else mattered to us "
+    "Review: Sentiment: positive negative mixed topic sport topic science subject object objective subjective "
+)
+TEXTS = (
+    "the film was good",
+    "bad",
+    "nothing else mattered to us and the plot was bad but the acting was good",
+    "",
+    "we liked it",
+    "the acting 🎬 was naïve",
+    "a lot",
+    "the plot was bad because of the acting and the film",
+)
+SHAPES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 6},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "phi3": {"sliding_window": 6},
+}
+
+
+@cache
+def _trained() -> str:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator([WORDS] * 4, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return str(backend.to_str())
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a few words, with a beginning-of-text token and no pad token of its own choosing."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained()), bos_token="<bos>", eos_token="<eos>")
+
+
+def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> PreTrainedModel:
+    """A random model of three layers, every parameter different from its initial value; `shape` goes into its configuration."""
+    size = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if family == "gpt2":
+        size |= {"n_layer": LAYERS, "n_embd": HIDDEN, "n_head": 4, "n_positions": POSITIONS}
+    else:
+        size |= {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": 48, "max_position_embeddings": POSITIONS}
+        size |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = CONFIG_MAPPING[family](**(size | SHAPES.get(family, {}) | shape))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.data = parameter.data + 0.1 * noise if parameter.ndim == 1 else 0.2 * noise
+        model.tie_weights()
+    return model.to(dtype)
+
+
+def build(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> LanguageModel:
+    """A `LanguageModel` around a random model."""
+    return wrap(build_model(family, dtype=dtype, seed=seed, **shape), build_tokenizer(), name=f"random-{family}")
+
+
+def template(lm: LanguageModel, text: str = TEMPLATE) -> PromptTemplate:
+    return PromptTemplate.of(lm, text)
+
+
+def examples(count: int = len(TEXTS), labels: int = 2) -> list[Example]:
+    return [Example(TEXTS[index % len(TEXTS)] + " good" * (index // len(TEXTS)), index % labels) for index in range(count)]
+
+
+def random_context(layers: int, *, seed: int = 1) -> ContextVector:
+    return ContextVector(np.random.default_rng(seed).normal(size=(layers, 2, HIDDEN)))
+
+
+def random_coefficients(layers: int, groups: int, *, seed: int = 2) -> Coefficients:
+    """λ around 0.3 and β around 1."""
+    values = np.random.default_rng(seed).normal(scale=0.3, size=(layers, 2, 2, groups))
+    values[:, :, 0] += 0.3
+    values[:, :, 1] += 1.0
+    return Coefficients(values)

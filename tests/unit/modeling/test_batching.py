@@ -1,0 +1,124 @@
+"""Rows in batches: within the budget, in order, and giving what each row gives alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ifed.modeling.batching import Batch, Layout, Row, halving, within_budget
+from ifed.modeling.hooks import final_hidden
+from ifed.modeling.passes import LowerLayers, wanted_hidden
+from tests.unit.modeling.builders import FAMILY_NAMES, ROUNDING, TEXTS, build, template
+
+layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 100), layout=st.sampled_from(["packed", "padded"]))
+def test_every_row_is_in_one_group_and_groups_keep_to_the_budget(lengths: list[int], budget: int, layout: Layout) -> None:
+    groups = within_budget(lengths, budget, layout)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        taken = [lengths[index] for index in group]
+        tokens = sum(taken) if layout == "packed" else len(taken) * max(taken)
+        assert tokens <= budget or len(group) == 1
+
+
+def test_rows_of_similar_length_come_together() -> None:
+    assert within_budget([9, 2, 8, 3], 18, "padded") == [[1, 3], [2, 0]]
+    assert within_budget([9, 2, 8, 3], 13, "packed") == [[1, 3, 2], [0]]
+
+
+def test_a_packed_batch_has_no_padding_and_restarts_positions() -> None:
+    batch = Batch.of([Row((5, 6, 7), (1, 2)), Row((8,), (0,))], layout="packed")
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0]]
+    assert batch.row_of.tolist() == [[0, 0, 0, 1]]
+    assert batch.attention_mask is None
+    assert batch.wanted.tolist() == [1, 2, 3]
+
+
+def test_a_padded_batch_is_filled_up_on_the_right_and_masked() -> None:
+    batch = Batch.of([Row((5, 6, 7), (1, 2)), Row((8,), (0,))], layout="padded", pad=9)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.row_of.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert batch.wanted.tolist() == [1, 2, 3]
+
+
+@layouts
+def test_arranging_undoes_splitting(layout: Layout) -> None:
+    batch = Batch.of([Row.ending((5, 6, 7)), Row.ending((8,))], layout=layout)
+    parts = [torch.randn(3, 2), torch.randn(1, 2)]
+    again = batch.split(batch.arrange(parts))
+    assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+@layouts
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_batch_gives_what_single_rows_give(family: str, layout: Layout) -> None:
+    lm = build(family)
+    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS] + [Row.ending((7,)), Row.ending((7,))]
+    batch = Batch.of(rows, layout=layout, pad=3)
+    with torch.no_grad():
+        together = batch.split(final_hidden(lm, batch))
+        for row, states in zip(rows, together, strict=True):
+            alone = lm.model.base_model(input_ids=torch.tensor([row.ids]), use_cache=False).last_hidden_state[0]
+            torch.testing.assert_close(states, alone, **ROUNDING)
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_the_order_of_results_is_the_order_of_the_rows_whatever_the_budget(budget: int) -> None:
+    lm = build(dtype=torch.float64)
+    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    expected = [final_hidden(lm, Batch.of([row], layout="packed"))[0, -1:] for row in rows]
+    for found, one in zip(wanted_hidden(lm, rows, [None] * len(rows), token_budget=budget), expected, strict=True):
+        torch.testing.assert_close(found, one, **ROUNDING)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None:
+    done: list[list[int]] = []
+
+    def run(group: list[int]) -> None:
+        if len(group) > 2:
+            raise torch.OutOfMemoryError
+        done.append(group)
+
+    halving([0, 1, 2, 3, 4], run)
+    assert done == [[0, 1], [2], [3, 4]]
+
+
+def test_a_single_row_that_does_not_fit_is_an_error() -> None:
+    def run(group: list[int]) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        halving([0, 1], run)
+
+
+@pytest.mark.parametrize(("first_layer", "limit", "used"), [(1, 10**9, True), (0, 10**9, False), (1, 100, False)])
+def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer: int, limit: int, used: bool) -> None:
+    lm = build()
+    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    lower = LowerLayers(lm, first_layer, rows, limit=limit)
+    assert lower.used is used
+    with_cache = wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
+    without = wanted_hidden(lm, rows, [None] * len(rows))
+    for one, other in zip(with_cache, without, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_kept_lower_layers_are_not_computed_again() -> None:
+    lm = build()
+    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    lower = LowerLayers(lm, 2, rows, limit=10**9)
+    wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
+    calls: list[int] = []
+    counter = lm.family.layers(lm.model)[1].register_forward_hook(lambda *_: calls.append(1))
+    attention = lm.family.sites(lm.family.layers(lm.model)[1])[0].register_forward_hook(lambda *_: calls.append(2))
+    wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
+    counter.remove()
+    attention.remove()
+    assert 2 not in calls

@@ -1,0 +1,226 @@
+"""Calibration: the right gradient, a falling loss, and nothing touched but Λ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ifed.errors import LayoutMismatch, Malformed
+from ifed.modeling.calibration import Calibrator, LocalPlan, _draws
+from ifed.modeling.extraction import context_vector
+from ifed.modeling.fingerprint import fingerprint_of_model
+from ifed.modeling.injection import injection_of
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.objective import Objective
+from ifed.modeling.prompts import Example
+from ifed.modeling.scoring import evaluate
+from ifed.tensors import Coefficients
+from tests.unit.modeling.builders import ALL, FAMILY_NAMES, build, examples, random_coefficients, random_context, template
+
+PLAN = LocalPlan(steps=10, batch_size=4, learning_rate=0.05, learning_rate_end=0.01, logit_adjustment=0.0, seed=3)
+SINGLE, TREE = ["positive", "negative"], ["topic sport", "positive", "topic science"]
+
+
+def calibrator(
+    lm: LanguageModel, *, layers: tuple[int, ...] = ALL, names: list[str] | None = None, held_out: int = 4, cache_bytes: int = 1 << 30,
+    count: int = 8,
+) -> Calibrator:  # fmt: skip
+    prompts = template(lm)
+    names = names or SINGLE
+    every = examples(count + held_out, labels=len(names))
+    return Calibrator(
+        lm, prompts, prompts.labels(names), every[:count], random_context(len(layers)), layers,
+        held_out=every[count:], cache_bytes=cache_bytes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_gradient_equals_finite_differences(family: str, tau: float, names: list[str]) -> None:
+    lm = build(family, dtype=torch.float64)
+    client, values = calibrator(lm, layers=(1, 2), names=names), random_coefficients(2, 2).values
+    found = client.mean_gradient(Coefficients(values), batch_size=8, seed=0, logit_adjustment=tau)
+    step = 2e-3
+    for place in [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0), (1, 1, 0, 1)]:
+        losses = []
+        for sign in (1, -1):
+            moved = values.copy()
+            moved[place] += sign * step
+            losses.append(
+                (client.mean_gradient(Coefficients(moved), batch_size=8, seed=0, logit_adjustment=tau).loss, moved[place])
+            )
+        slope = (losses[0][0] - losses[1][0]) / float(losses[0][1] - losses[1][1])
+        assert found.values[place] == pytest.approx(slope, rel=1e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_calibration_lowers_the_loss(family: str, names: list[str]) -> None:
+    client = calibrator(build(family), names=names)
+    start = Coefficients.identity(3, 4)
+    done = client.run(start, replace(PLAN, steps=25))
+    before = client.mean_gradient(start, batch_size=8, seed=0).loss
+    assert client.mean_gradient(done.coefficients, batch_size=8, seed=0).loss < before - 0.1
+    assert done.examples == 8
+    assert math.isfinite(done.loss)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_calibration_changes_the_coefficients_and_nothing_of_the_model(family: str) -> None:
+    lm = build(family)
+    start = Coefficients.identity(3, 4)
+    done = calibrator(lm).run(start, PLAN)
+    assert fingerprint_of_model(lm.model, lm.tokenizer) == lm.fingerprint
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
+    assert (done.coefficients.values != start.values).all(), "every coefficient has learned"
+    assert start == Coefficients.identity(3, 4)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_label_tokens_over_the_vocabulary() -> None:
+    lm = build(dtype=torch.float64)
+    prompts = template(lm)
+    labels = prompts.labels(TREE)
+    client = calibrator(lm, names=TREE, held_out=0)
+    found = client.mean_gradient(Coefficients.identity(3, 1), batch_size=8, seed=0).loss
+    tokens: list[float] = []
+    for example in examples(8, labels=3):
+        prompt, label = prompts.prompt(example.text).ids, labels.ids[example.label]
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([prompt + label]), use_cache=False).logits[0]
+        for at, token in enumerate(label):
+            tokens.append(-float(torch.log_softmax(logits, -1)[len(prompt) - 1 + at, token]))
+    assert found == pytest.approx(np.mean(tokens), rel=1e-6)
+
+
+def test_logit_adjustment_adds_the_log_prior_to_the_label_logits_by_hand() -> None:
+    lm = build(dtype=torch.float64)
+    labels = template(lm).labels(SINGLE)
+    hidden = torch.randn(1, lm.hidden_size, dtype=torch.float64)
+    found = Objective(lm, labels, counts=[6, 0], tau=2.0).total(hidden, [1])
+    logits = lm.model.get_output_embeddings()(hidden)[0]
+    logits[labels.ids[0][0]] += 2.0 * math.log(7 / 8)
+    logits[labels.ids[1][0]] += 2.0 * math.log(1 / 8)
+    assert float(found) == pytest.approx(-float(torch.log_softmax(logits, -1)[labels.ids[1][0]]), rel=1e-9)
+
+
+@pytest.mark.parametrize("layers", [ALL, (1, 2)])
+def test_the_same_plan_gives_the_same_bytes_whatever_ran_before(layers: tuple[int, ...]) -> None:
+    lm = build(dtype=torch.bfloat16)
+    start = Coefficients.identity(len(layers), 4)
+    first, second = calibrator(lm, layers=layers), calibrator(lm, layers=layers)
+    second.run(start, replace(PLAN, seed=99))
+    second.evaluate(start)
+    one, other = first.run(start, PLAN), second.run(start, PLAN)
+    assert one == other
+    assert one.coefficients.values.tobytes() == first.run(start, PLAN).coefficients.values.tobytes()
+    assert one.coefficients != first.run(start, replace(PLAN, seed=4)).coefficients
+
+
+def test_keeping_the_lower_layers_changes_nothing_but_rounding() -> None:
+    lm = build()
+    start = random_coefficients(2, 4)
+    kept, computed = calibrator(lm, layers=(1, 2)), calibrator(lm, layers=(1, 2), cache_bytes=0)
+    one, other = (client.mean_gradient(start, batch_size=8, seed=0) for client in (kept, computed))
+    np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-6)
+    assert kept.evaluate(start).tolist() == computed.evaluate(start).tolist()
+
+
+def test_a_step_cut_into_small_passes_has_the_same_gradient() -> None:
+    lm = build(dtype=torch.float64)
+    prompts = template(lm)
+    every = examples(8)
+    whole, cut = (
+        Calibrator(lm, prompts, prompts.labels(SINGLE), every, random_context(3), ALL, token_budget=budget)
+        for budget in (10_000, 1)
+    )
+    one, other = (client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0) for client in (whole, cut))
+    np.testing.assert_allclose(one.values, other.values, rtol=1e-5, atol=1e-8)
+    assert one.loss == pytest.approx(other.loss)
+
+
+@pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
+@pytest.mark.parametrize("layers", [ALL, (1, 2)])
+def test_held_out_counts_equal_a_plain_evaluation(layers: tuple[int, ...], names: list[str]) -> None:
+    lm = build()
+    prompts = template(lm)
+    coefficients = random_coefficients(len(layers), 4)
+    client = calibrator(lm, layers=layers, names=names, held_out=7)
+    given = injection_of(random_context(len(layers)), coefficients, layers, device="cpu", dtype=lm.dtype)
+    plain = evaluate(lm, prompts, prompts.labels(names), examples(15, labels=len(names))[8:], given)
+    assert client.evaluate(coefficients).tolist() == plain.tolist()
+    assert client.evaluate(coefficients).tolist() == plain.tolist(), "the second time from what was kept"
+
+
+def test_nothing_held_out_is_an_empty_table() -> None:
+    assert calibrator(build(), held_out=0).evaluate(Coefficients.identity(3, 1)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_evaluation_leaves_the_kept_activations_fit_for_training() -> None:
+    client = calibrator(build(), layers=(1, 2))
+    client.evaluate(Coefficients.identity(2, 4))
+    client.run(Coefficients.identity(2, 4), PLAN)
+
+
+def test_calibration_may_be_called_where_gradients_are_off() -> None:
+    client = calibrator(build(), layers=(1, 2))
+    with torch.no_grad():
+        assert client.run(Coefficients.identity(2, 4), PLAN).coefficients != Coefficients.identity(2, 4)
+
+
+def test_every_example_is_drawn_equally_often() -> None:
+    drawn = [index for batch in _draws(10, 4, 25, seed=1) for index in batch]
+    assert len(drawn) == 100
+    assert {drawn.count(index) for index in range(10)} == {10}
+
+
+def test_a_batch_larger_than_the_training_set_is_the_training_set() -> None:
+    assert [sorted(batch) for batch in _draws(3, 8, 2, seed=1)] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_the_learning_rate_goes_in_a_straight_line_from_one_end_to_the_other() -> None:
+    client = calibrator(build())
+    start = Coefficients.identity(3, 4)
+    one = client.run(start, replace(PLAN, steps=1, learning_rate=0.05, learning_rate_end=0.0)).coefficients
+    np.testing.assert_allclose(np.abs(one.values - start.values), 0.05, rtol=1e-2)  # Adam's first step is as long as the rate
+
+
+def test_progress_counts_every_step() -> None:
+    told: list[tuple[int, int]] = []
+    calibrator(build()).run(Coefficients.identity(3, 4), PLAN, progress=lambda done, total: told.append((done, total)))
+    assert told == [(step, 10) for step in range(1, 11)]
+
+
+def test_no_training_examples_is_a_refusal() -> None:
+    lm = build()
+    prompts = template(lm)
+    with pytest.raises(Malformed, match="there are none"):
+        Calibrator(lm, prompts, prompts.labels(SINGLE), [], random_context(3), ALL)
+
+
+def test_a_context_vector_of_other_layers_is_refused() -> None:
+    lm = build()
+    prompts = template(lm)
+    with pytest.raises(LayoutMismatch, match="not for 2 layers"):
+        Calibrator(lm, prompts, prompts.labels(SINGLE), examples(), random_context(3), (1, 2))
+
+
+def test_groups_that_do_not_divide_the_hidden_size_are_refused() -> None:
+    with pytest.raises(LayoutMismatch, match="do not divide"):
+        calibrator(build()).run(Coefficients.identity(3, 5), PLAN)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_extraction_and_calibration_together_learn_a_separable_task(family: str) -> None:
+    lm = build(family)
+    prompts = template(lm)
+    labels = prompts.labels(SINGLE)
+    every = [Example(text, label) for label, text in enumerate(["good film", "bad plot"])] * 4
+    vector = context_vector(lm, prompts, labels, every, layers=ALL)
+    client = Calibrator(lm, prompts, labels, every, vector, ALL, held_out=every)
+    done = client.run(Coefficients.identity(3, 8), replace(PLAN, steps=60, batch_size=8, learning_rate=0.1, learning_rate_end=0.1))
+    assert client.evaluate(done.coefficients).tolist() == [[4, 0], [0, 4]]

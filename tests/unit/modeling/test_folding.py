@@ -1,0 +1,131 @@
+"""Folded checkpoints of every family, loaded by stock code, against the model under its hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ifed.errors import LayoutMismatch, UnsupportedFamily
+from ifed.modeling.batching import Batch, Row
+from ifed.modeling.folding import FOLDED, NO_PLACE, fold, write
+from ifed.modeling.hooks import final_hidden, inject
+from ifed.modeling.injection import Injection, injection_of, side_by_side
+from ifed.modeling.language_model import LanguageModel, quiet
+from tests.unit.modeling.builders import ALL, FAMILY_NAMES, POSITIONS, TEXTS, build, random_coefficients, random_context, template
+
+WIDE: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": POSITIONS}, "phi3": {"sliding_window": POSITIONS}}
+foldable = pytest.mark.parametrize("family", sorted(FOLDED))
+
+
+def wide(family: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    """A model that looks back over all its positions."""
+    return build(family, dtype=dtype, **WIDE.get(family, {}))
+
+
+def injection(lm: LanguageModel, layers: tuple[int, ...] = ALL, groups: int = 4) -> Injection:
+    given = random_context(len(layers)), random_coefficients(len(layers), groups)
+    return injection_of(*given, layers, device="cpu", dtype=lm.dtype)
+
+
+def injected_logits(lm: LanguageModel, given: Injection) -> list[torch.Tensor]:
+    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    found = []
+    for row in rows:
+        with torch.no_grad(), inject(lm, given):
+            found.append(lm.model.get_output_embeddings()(final_hidden(lm, Batch.of([row], layout="padded")))[0])
+    return found
+
+
+def stock_logits(folder: Path, lm: LanguageModel, dtype: torch.dtype) -> list[torch.Tensor]:
+    with quiet():
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with torch.no_grad():
+        return [stock(torch.tensor([template(lm).prompt(text).ids])).logits[0] for text in TEXTS]
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("layers", [ALL, (1, 2)])
+@foldable
+def test_stock_code_gives_the_injected_models_logits(
+    family: str, layers: tuple[int, ...], dtype: torch.dtype, close: float, tmp_path: Path
+) -> None:
+    lm = wide(family, dtype)
+    given = injection(lm, layers)
+    write(lm, fold(lm, given), tmp_path)
+    for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, dtype), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=close, atol=close)
+
+
+@foldable
+def test_an_untouched_layer_keeps_its_bytes(family: str) -> None:
+    lm = wide(family)
+    _, weights = fold(lm, injection(lm, (2,)))
+    before = lm.model.state_dict()
+    kept = [name for name in weights if name in before and ".2." not in name]
+    assert len(kept) > 10
+    assert all(torch.equal(weights[name], before[name]) for name in kept)
+
+
+def test_the_tokenizer_and_the_dtype_travel_with_the_weights(tmp_path: Path) -> None:
+    lm = wide("llama", torch.float32)
+    write(lm, fold(lm, injection(lm), dtype=torch.bfloat16), tmp_path)
+    with quiet():
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert stock.dtype == torch.bfloat16
+    assert tokenizer(TEXTS[0]).input_ids == lm.tokenizer(TEXTS[0]).input_ids
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_stay_tied(tied: bool, tmp_path: Path) -> None:
+    lm = build("qwen2", dtype=torch.float32, tie_word_embeddings=tied)
+    given = injection(lm)
+    write(lm, fold(lm, given), tmp_path)
+    for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, torch.float32), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_every_family_folds_or_is_refused_with_its_reason() -> None:
+    assert set(FOLDED) | set(NO_PLACE) == set(FAMILY_NAMES)
+    for family, reason in NO_PLACE.items():
+        lm = build(family)
+        with pytest.raises(UnsupportedFamily, match=f"{family} has no exact place") as refusal:
+            fold(lm, injection(lm))
+        assert reason in refusal.value.detail
+
+
+def test_a_window_as_long_as_a_prompt_becomes_the_longest_position() -> None:
+    lm = build("mistral", max_position_embeddings=4096, sliding_window=2048)
+    config, _ = fold(lm, injection(lm))
+    assert (config.model_type, config.max_position_embeddings) == ("llama", 2048)
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3"])
+def test_a_short_sliding_window_is_refused(family: str) -> None:
+    lm = build(family)
+    with pytest.raises(UnsupportedFamily, match="looks back 6 tokens"):
+        fold(lm, injection(lm))
+
+
+def test_qwen2_with_a_window_in_some_layers_is_refused() -> None:
+    lm = build("qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1)
+    with pytest.raises(UnsupportedFamily, match="looks back 6 tokens"):
+        fold(lm, injection(lm))
+
+
+def test_partial_rotation_is_refused() -> None:
+    lm = build("phi3", rope_parameters={"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5})
+    with pytest.raises(UnsupportedFamily, match="rotates a part of each head"):
+        fold(lm, injection(lm))
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
+    lm = wide("llama", torch.float32)
+    with pytest.raises(LayoutMismatch, match="rows with injections of their own"):
+        fold(lm, side_by_side([injection(lm), None]))  # type: ignore[arg-type]
+    with pytest.raises(LayoutMismatch, match=r"layers \[0, 7\]"):
+        fold(lm, injection(lm, (0, 7)))

@@ -1,0 +1,272 @@
+"""Capture, injection and replay on a random model of every family: exact, and gone afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ifed.errors import LayoutMismatch
+from ifed.modeling.batching import Batch, Layout, Row
+from ifed.modeling.hooks import capture, entering, final_hidden, inject, replay
+from ifed.modeling.injection import Injection, injection_of, side_by_side
+from ifed.modeling.language_model import LanguageModel
+from ifed.tensors import Coefficients
+from tests.unit.modeling.builders import (
+    ALL,
+    FAMILY_NAMES,
+    HIDDEN,
+    ROUNDING,
+    TEXTS,
+    build,
+    random_coefficients,
+    random_context,
+    template,
+)
+
+families = pytest.mark.parametrize("family", FAMILY_NAMES)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
+
+
+def batch_of(lm: LanguageModel, layout: Layout = "packed") -> Batch:
+    prompts = template(lm)
+    return Batch.of([Row.ending(prompts.prompt(text).ids) for text in TEXTS], layout=layout)
+
+
+def injection(lm: LanguageModel, layers: tuple[int, ...] = ALL, *, groups: int = 4, seed: int = 2) -> Injection:
+    context, coefficients = random_context(len(layers), seed=seed), random_coefficients(len(layers), groups, seed=seed)
+    return injection_of(context, coefficients, layers, device="cpu", dtype=lm.dtype)
+
+
+def bits(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8)
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in module.__dict__) for module in model.modules()
+    )
+
+
+@layouts
+@dtypes
+@families
+def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_for_bit(
+    family: str, dtype: torch.dtype, layout: Layout
+) -> None:
+    lm = build(family, dtype=dtype)
+    batch = batch_of(lm, layout)
+    same = injection_of(random_context(3), Coefficients.identity(3, 8), ALL, device="cpu", dtype=dtype)
+    bare = final_hidden(lm, batch)
+    with inject(lm, same):
+        assert torch.equal(bits(final_hidden(lm, batch)), bits(bare))
+
+
+@families
+def test_an_injected_layer_gives_exactly_the_equation(family: str) -> None:
+    lm = build(family, dtype=torch.float64)
+    batch, layer = batch_of(lm), 1
+    given = injection(lm, (layer,))
+    with capture(lm, ALL) as bare, torch.no_grad():
+        final_hidden(lm, batch)
+    with capture(lm, ALL) as before, inject(lm, given), capture(lm, ALL) as after, torch.no_grad():
+        final_hidden(lm, batch)
+    for site in (0, 1):
+        assert torch.equal(after.outputs[0, site], bare.outputs[0, site]), "the layer below is untouched"
+        expected = given.scale[0, site] * before.outputs[layer, site] + given.shift[0, site]
+        assert torch.equal(after.outputs[layer, site], expected)
+    assert torch.equal(before.outputs[layer, 0], bare.outputs[layer, 0]), "what enters the first site is untouched"
+    assert not torch.allclose(after.outputs[2, 0], bare.outputs[2, 0]), "what comes after has changed"
+
+
+@families
+def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) -> None:
+    lm = build(family, dtype=torch.float64)
+    batch, given = batch_of(lm), injection(lm)
+    entered: list[Tensor] = []
+    layers = lm.family.layers(lm.model)
+    readers = [
+        layer.register_forward_hook(
+            lambda module, arguments, output: entered.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for layer in layers
+    ]
+    with capture(lm, ALL) as raw, inject(lm, given), torch.no_grad():
+        stream = entering(lm, 0, batch)
+        final_hidden(lm, batch)
+    for reader in readers:
+        reader.remove()
+    for layer in ALL:
+        attention, mlp = raw.outputs[layer, 0], raw.outputs[layer, 1]
+        stream = stream + (given.shift[layer, 0] + given.scale[layer, 0] * attention)
+        stream = stream + (given.shift[layer, 1] + given.scale[layer, 1] * mlp)
+        torch.testing.assert_close(entered[layer], stream, rtol=1e-12, atol=1e-12)
+
+
+@families
+def test_after_the_block_the_model_is_the_bare_model(family: str) -> None:
+    lm = build(family)
+    batch = batch_of(lm)
+    bare = final_hidden(lm, batch)
+    with inject(lm, injection(lm)):
+        assert not torch.allclose(final_hidden(lm, batch), bare)
+    assert hooks_on(lm.model) == 0
+    assert torch.equal(final_hidden(lm, batch), bare)
+
+
+@families
+def test_no_hook_survives_an_exception(family: str) -> None:
+    lm = build(family)
+    batch = batch_of(lm)
+    bare, hidden = final_hidden(lm, batch), entering(lm, 1, batch)
+    with pytest.raises(ZeroDivisionError), inject(lm, injection(lm, (1, 2))), capture(lm, ALL), replay(lm, 1, hidden):
+        raise ZeroDivisionError
+    assert hooks_on(lm.model) == 0
+    assert torch.equal(final_hidden(lm, batch), bare)
+    with inject(lm, injection(lm)):
+        final_hidden(lm, batch)
+
+
+def test_a_layer_that_does_not_exist_is_refused_and_leaves_no_hook() -> None:
+    lm = build()
+    with pytest.raises(LayoutMismatch, match=r"layers 0 to 2, asked for \[3\]"), inject(lm, injection(lm, (1, 3))):
+        pass
+    with pytest.raises(LayoutMismatch), capture(lm, [0, -1]):
+        pass
+    assert hooks_on(lm.model) == 0
+
+
+def test_an_injection_of_another_hidden_size_is_refused() -> None:
+    lm = build()
+    narrow = Injection((0,), torch.ones(1, 2, HIDDEN // 2), torch.zeros(1, 2, HIDDEN // 2))
+    with pytest.raises(LayoutMismatch, match="hidden size 16"), inject(lm, narrow):
+        pass
+    assert hooks_on(lm.model) == 0
+
+
+def test_a_second_injection_is_refused_and_the_first_stays_whole() -> None:
+    lm = build()
+    batch, given = batch_of(lm), injection(lm)
+    with inject(lm, given):
+        once = final_hidden(lm, batch)
+        with pytest.raises(RuntimeError, match="carries an injection already"), inject(lm, given):
+            pass
+        assert torch.equal(final_hidden(lm, batch), once)
+    with inject(lm, given):
+        assert torch.equal(final_hidden(lm, batch), once)
+
+
+@families
+def test_nothing_is_written_in_place(family: str) -> None:
+    lm = build(family)
+    batch, given = batch_of(lm), injection(lm)
+    scale, shift = given.scale.clone(), given.shift.clone()
+    with capture(lm, ALL) as raw, torch.no_grad():
+        final_hidden(lm, batch)
+    kept = {place: output.clone() for place, output in raw.outputs.items() if place == (0, 0)}
+    with capture(lm, [0]) as before, inject(lm, given), torch.no_grad():
+        final_hidden(lm, batch)
+    assert torch.equal(before.outputs[0, 0], kept[0, 0])
+    assert torch.equal(given.scale, scale)
+    assert torch.equal(given.shift, shift)
+
+
+@layouts
+@families
+def test_rows_with_injections_of_their_own_give_what_each_gives_alone(family: str, layout: Layout) -> None:
+    lm = build(family)
+    batch = batch_of(lm, layout)
+    several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
+    given = [several[index % len(several)] for index in range(len(TEXTS))]
+    with inject(lm, side_by_side(given), rows=batch.row_of), torch.no_grad():
+        together = batch.split(final_hidden(lm, batch))
+    for text, one, states in zip(TEXTS, given, together, strict=True):
+        alone = Batch.of([Row.ending(template(lm).prompt(text).ids)], layout="padded")
+        with inject(lm, one), torch.no_grad():
+            torch.testing.assert_close(states, final_hidden(lm, alone)[0], **ROUNDING)
+
+
+def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> None:
+    lm = build()
+    batch = batch_of(lm, "padded")
+    by_row = side_by_side([injection(lm, seed=seed) for seed in range(len(TEXTS))])
+    with inject(lm, by_row):
+        implied = final_hidden(lm, batch)
+    with inject(lm, by_row, rows=batch.row_of):
+        torch.testing.assert_close(final_hidden(lm, batch), implied)
+
+
+@dtypes
+@families
+def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+    lm = build(family, dtype=dtype)
+    batch = batch_of(lm)
+    bare = batch.split(final_hidden(lm, batch))
+    with inject(lm, side_by_side([None, *[injection(lm)] * (len(TEXTS) - 1)]), rows=batch.row_of):
+        assert torch.equal(bits(batch.split(final_hidden(lm, batch))[0]), bits(bare[0]))
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("first_layer", [0, 1, 2])
+@families
+def test_replay_equals_the_full_forward_bit_for_bit(family: str, first_layer: int, dtype: torch.dtype, layout: Layout) -> None:
+    lm = build(family, dtype=dtype)
+    batch, given = batch_of(lm, layout), injection(lm, tuple(range(first_layer, 3)))
+    with inject(lm, given):
+        full = final_hidden(lm, batch)
+    hidden = entering(lm, first_layer, batch)
+    with replay(lm, first_layer, batch.arrange(batch.split(hidden))), inject(lm, given):
+        replayed = final_hidden(lm, batch)
+    assert torch.equal(bits(batch.arrange(batch.split(replayed))), bits(batch.arrange(batch.split(full))))
+    assert hooks_on(lm.model) == 0
+    assert torch.equal(entering(lm, first_layer, batch), hidden)
+
+
+def test_a_replayed_layer_cannot_be_injected_into_or_replayed_again() -> None:
+    lm = build()
+    hidden = entering(lm, 2, batch_of(lm))
+    with replay(lm, 2, hidden):
+        with pytest.raises(RuntimeError, match=r"layers \[0, 1\].*replayed"), inject(lm, injection(lm)):
+            pass
+        with pytest.raises(RuntimeError, match="replayed"), replay(lm, 1, hidden):
+            pass
+    assert hooks_on(lm.model) == 0
+
+
+def test_one_group_is_the_published_scalar_coefficient() -> None:
+    lm = build(dtype=torch.float64)
+    context, scalars = random_context(3), random_coefficients(3, 1)
+    spread = Coefficients(scalars.values.repeat(HIDDEN, axis=3))
+    one = injection_of(context, scalars, ALL, device="cpu", dtype=lm.dtype)
+    full = injection_of(context, spread, ALL, device="cpu", dtype=lm.dtype)
+    values, vector = torch.tensor(scalars.values, dtype=lm.dtype), torch.tensor(context.values, dtype=lm.dtype)
+    assert torch.equal(one.scale, full.scale)
+    assert torch.equal(one.shift, full.shift)
+    assert torch.equal(one.scale, values[:, :, 1].expand(3, 2, HIDDEN))
+    assert torch.equal(one.shift, values[:, :, 0] * vector)
+
+
+def test_a_group_is_a_run_of_neighbouring_channels() -> None:
+    coefficients = random_coefficients(3, 4)
+    given = injection_of(random_context(3), coefficients, ALL, device="cpu", dtype=torch.float32)
+    for group in range(4):
+        channels = given.scale[1, 0, group * 8 : group * 8 + 8]
+        assert channels.tolist() == [coefficients.values[1, 0, 1, group]] * 8
+
+
+@pytest.mark.parametrize(
+    ("layers", "groups", "match"), [((0, 1, 2), 5, "do not divide"), ((0, 1), 4, "2 layers"), ((2, 1, 0), 4, "rise")]
+)
+def test_shapes_that_do_not_fit_are_refused(layers: tuple[int, ...], groups: int, match: str) -> None:
+    with pytest.raises(LayoutMismatch, match=match):
+        injection_of(random_context(3), random_coefficients(3, groups), layers, device="cpu", dtype=torch.float32)
+
+
+def test_coefficients_near_one_are_not_rounded_to_the_dtype_of_the_model() -> None:
+    values = Coefficients.identity(3, 1).values.copy()
+    values[:, :, 1] = 1.001  # bfloat16 knows 1.0 and 1.0078
+    given = injection_of(random_context(3), Coefficients(values), ALL, device="cpu", dtype=torch.bfloat16)
+    assert given.scale.dtype == torch.float32
+    assert given.scale.max().item() == pytest.approx(1.001)

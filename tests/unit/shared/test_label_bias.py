@@ -1,0 +1,35 @@
+"""A label prior is taken out of scores, and they stay log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ifed.errors import LayoutMismatch
+from ifed.label_bias import without_bias
+
+
+def test_a_label_that_is_always_likely_no_longer_wins_by_that() -> None:
+    scores = np.log(np.array([0.7, 0.3], np.float32))
+    corrected = without_bias(scores, [float(np.log(0.9)), float(np.log(0.1))])
+    assert np.exp(corrected) == pytest.approx([(7 / 9) / (7 / 9 + 3), 3 / (7 / 9 + 3)])
+
+
+def test_without_a_bias_scores_are_as_they_were() -> None:
+    scores = np.array([-0.1, -2.0], np.float32)
+    assert without_bias(scores, None) is scores
+
+
+def test_a_bias_of_other_labels_is_refused() -> None:
+    with pytest.raises(LayoutMismatch):
+        without_bias(np.zeros(2, np.float32), [0.0, 0.0, 0.0])
+
+
+@given(st.lists(st.tuples(st.floats(-50, 0, width=32), st.floats(-50, 0)), min_size=2, max_size=6))
+def test_what_comes_out_are_probabilities(pairs: list[tuple[float, float]]) -> None:
+    scores = np.array([score for score, _ in pairs], np.float32)
+    corrected = without_bias(scores, [bias for _, bias in pairs])
+    assert corrected.dtype == np.float32
+    assert np.exp(corrected.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,50 @@
+"""What a log shows of an error: where it was, never what the variables held."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from ifed.logs import configure
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def broken(text: str) -> None:
+    raise ValueError("no such thing")
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_a_traceback_shows_no_variables(json_lines: bool) -> None:
+    stream = io.StringIO()
+    configure("INFO", stream=stream, json_lines=json_lines)
+    private = "PRIVATE PATIENT TEXT"
+    try:
+        broken(private)
+    except ValueError:
+        structlog.get_logger("test").exception("it broke")
+    assert "no such thing" in stream.getvalue()
+    assert "test_logs.py" in stream.getvalue()
+    assert "PATIENT" not in stream.getvalue()
+
+
+def test_away_from_a_terminal_every_line_is_one_json_object() -> None:
+    stream = io.StringIO()
+    configure("INFO", stream=stream)
+    structlog.get_logger("test").info("two\nlines", task="sentiment")
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line) | {"timestamp": ""} == {
+        "event": "two\nlines",
+        "task": "sentiment",
+        "logger": "test",
+        "level": "info",
+        "timestamp": "",
+    }
