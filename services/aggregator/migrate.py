@@ -1,14 +1,19 @@
-"""Brings the schema up to date: `python -m services.aggregator.migrate`, and at start when the settings say so."""
+"""Brings the schema up to date: `python -m services.aggregator.migrate`, and at start when the settings say so; or waits until it is."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ifed import logs
@@ -17,6 +22,7 @@ from services.aggregator.settings import Settings
 
 log = structlog.get_logger(__name__)
 LOCK = 0x1FED1C1
+LOOK_SECONDS = 1.0
 
 
 async def migrate(engine: AsyncEngine) -> None:
@@ -41,6 +47,37 @@ def configuration(connection: Connection) -> Config:
     return config
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether no migration that this release has is missing. A schema that a later release made counts as current."""
+    scripts = ScriptDirectory.from_config(configuration(connection))
+    applied = set(MigrationContext.configure(connection).get_current_heads())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return bool(applied) and (applied == set(scripts.get_heads()) or not applied <= known)
+
+
+async def wait(engine: AsyncEngine, *, seconds: float) -> bool:
+    """Look until the schema is current; False when it was not within `seconds`. A database that is away is looked at again."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with engine.connect() as connection:
+                if await connection.run_sync(is_current):
+                    return True
+        except (OSError, SQLAlchemyError) as reason:
+            await log.ainfo("the database cannot be reached", reason=type(reason).__name__)
+        if asyncio.get_running_loop().time() >= end:
+            return False
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _waited(settings: Settings, seconds: float) -> bool:
+    store = connect(settings.database_url)
+    try:
+        return await wait(store.engine, seconds=seconds)
+    finally:
+        await store.close()
+
+
 async def _run(settings: Settings) -> None:
     store = connect(settings.database_url)
     try:
@@ -51,10 +88,18 @@ async def _run(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Bring the schema of DATABASE_URL up to date."""
+    """Bring the schema of DATABASE_URL up to date, or wait until it is."""
+    parser = argparse.ArgumentParser(prog="python -m services.aggregator.migrate", description="Bring the schema up to date.")
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="change nothing; wait so long until another process has done it"
+    )
+    options = parser.parse_args()
     settings = Settings()
     logs.configure(settings.log_level, json_lines=settings.log_json)
-    asyncio.run(_run(settings))
+    if options.wait is None:
+        asyncio.run(_run(settings))
+    elif not asyncio.run(_waited(settings, options.wait)):
+        sys.exit(f"the schema was not up to date after {options.wait:.0f} s; run python -m services.aggregator.migrate")
 
 
 if __name__ == "__main__":

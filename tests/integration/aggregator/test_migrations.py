@@ -9,10 +9,10 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.aggregator.migrate import configuration, migrate
+from services.aggregator.migrate import configuration, migrate, upgrade, wait
 from services.aggregator.repository import connect
 from services.aggregator.settings import Settings
 from services.aggregator.tables import metadata
@@ -67,8 +67,38 @@ async def test_a_database_without_tables_says_what_to_run(stack: Settings) -> No
     await store.close()
 
 
+async def test_who_waits_for_the_schema_goes_on_once_another_process_made_it(stack: Settings) -> None:
+    store, other = connect(stack.database_url), connect(stack.database_url)
+    assert not await wait(store.engine, seconds=0)
+    waiting = asyncio.create_task(wait(store.engine, seconds=30))
+    await migrate(other.engine)
+    assert await waiting
+    await other.close()
+    await store.close()
+
+
+async def test_who_waits_is_not_content_with_the_schema_of_an_earlier_release(stack: Settings) -> None:
+    store = connect(stack.database_url)
+    async with store.engine.begin() as connection:
+        await connection.run_sync(lambda sync: upgrade(sync, "0002"))
+    assert not await wait(store.engine, seconds=0)
+    await migrate(store.engine)
+    assert await wait(store.engine, seconds=0)
+    await store.close()
+
+
+async def test_a_release_that_goes_back_starts_on_the_schema_of_the_later_one(stack: Settings) -> None:
+    store = connect(stack.database_url)
+    await migrate(store.engine)
+    async with store.engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    assert await wait(store.engine, seconds=0)
+    await store.close()
+
+
 @pytest.mark.parametrize("url", ["postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "sqlite+aiosqlite:////nowhere/at/all.sqlite3"])
 async def test_a_database_that_is_not_there_says_so(url: str) -> None:
     store = connect(url)
     assert await store.state() == "cannot be reached"
+    assert not await wait(store.engine, seconds=0)
     await store.close()
