@@ -14,6 +14,7 @@ from benchmarks.aggregator.wire import Wire
 from ifed.bodies import ContextBody, UpdateBody
 from ifed.contracts import ContributionMeta
 from ifed.tensors import Coefficients, ContextVector
+from tests.factories import probe
 
 FINGERPRINT = "a" * 64
 CONFUSION = np.array([[40, 10], [10, 40]], dtype=np.int64)
@@ -74,6 +75,7 @@ class Federation:
 
     def __init__(self, wire: Wire, admin: str, task: str, payload: Payload) -> None:
         self._wire, self._admin, self._task, self._payload = wire, admin, task, payload
+        self._probe = probe(payload.layers).model_dump()  # one model at every client
         self.members: list[Member] = []
         self.contributions = 0
         self.bytes_up = 0
@@ -98,11 +100,15 @@ class Federation:
     async def _join(self, member: Member) -> None:
         shape = {"num_layers": self._payload.layers, "hidden_size": self._payload.hidden}
         identity = {"name": "m", "fingerprint": FINGERPRINT, "family": "llama"} | shape
-        message = {"identity": identity, "label_counts": {"no": 50, "yes": 50}, "holdout": 100}
+        message = {"identity": identity, "label_counts": {"no": 50, "yes": 50}, "holdout": 100, "probe": self._probe}
         await self._wire.request("POST", f"/v1/tasks/{self._task}/join", member.token, json.dumps(message).encode(), name="join")
 
     async def start(self) -> None:
         await self._ask("POST", f"/v1/tasks/{self._task}/start")
+
+    async def round(self, number: object) -> dict[str, object]:
+        """One round as an admin sees it."""
+        return await self._ask("GET", f"/v1/tasks/{self._task}/rounds/{number}")
 
     async def next_round(self) -> dict[str, object]:
         """What the first client is asked to do, once it is asked anything."""
