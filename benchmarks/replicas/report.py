@@ -1,0 +1,71 @@
+"""The tables of a run, and their place in a page. Measures nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.S)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Markdown: the machine, then a table for each part that was measured."""
+    machine = found["machine"]
+    parts = [
+        f"Measured on {machine['at']}: {machine['cpu']}, {machine['cores']} cores, load average {machine['load_average_before']} before and "
+        f"{machine['load_average_at_the_end']} at the end; {found['clients']} simulated clients, {found['repeats']} runs of each row, medians."
+    ]
+    if rows := found["aggregators"]:
+        parts.append(
+            _table(
+                ["aggregators", "contributions/s", "update p50 ms", "update p99 ms", "cores: aggregators", "the callers", "in all"],
+                [
+                    [
+                        one["replicas"],
+                        f"{one['contributions_per_second']:.0f}",
+                        f"{one['update_p50_ms']:.0f}",
+                        f"{one['update_p99_ms']:.0f}",
+                        f"{one['cores_of_aggregators']:.2f}",
+                        f"{one['cores_of_the_driver']:.2f}",
+                        f"{one['cores_of_the_machine']:.2f}",
+                    ]
+                    for one in rows
+                ],
+            )
+        )
+    if rows := found["survival"]:
+        names = ["replicas", "failed_and_sent_again", "longest_silence_seconds", "longest_wait_of_a_client_seconds"]
+        parts.append(
+            _table(
+                ["aggregators, one killed", "requests failed", "longest silence s", "longest wait of a client s", "counted / sent"],
+                [[*(one[name] for name in names), f"{one['counted_in_the_round']} / {one['sent']}"] for one in rows],
+            )
+        )
+    if rows := found["inference"]:
+        names = ["replicas", "threads_each", "callers", "requests_per_second", "p50_ms", "p99_ms", "memory_mb"]
+        parts.append(
+            _table(
+                ["inference", "threads each", "callers", "requests/s", "p50 ms", "p99 ms", "memory MB, all"],
+                [[one[name] for name in names] for one in rows],
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [headings, ["--:" for _ in headings], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def write_into(page: Path, words: str) -> None:
+    """Put the tables between the page's two marks.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if not MARKED.search(text):
+        raise ValueError(f"{page} has no <!-- figures --> and <!-- end of figures -->")
+    page.write_text(MARKED.sub(lambda _: f"{words}\n", text), encoding="utf-8")
