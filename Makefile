@@ -7,7 +7,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint format clean
+.PHONY: help demo test test-faults lint format audit clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ format: $(VENV)/.dev-ready ## put the code into its format and mend what ruff ca
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+audit: $(VENV)/.audit-ready ## look the pinned dependencies up in a database of vulnerabilities (ARGS="--vulnerability-service osv")
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off $(ARGS)
+
 clean: ## remove the environment, caches and what a demo left here
 	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
@@ -41,6 +44,10 @@ $(BIN)/python:
 $(VENV)/.demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the services into $(VENV); the first time this takes a few minutes …"
 	@$(PIP_INSTALL) --editable '.[all]'
+	@touch $@
+
+$(VENV)/.audit-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP_INSTALL) --editable '.[audit]'
 	@touch $@
 
 $(VENV)/.dev-ready: pyproject.toml constraints.txt | $(BIN)/python
