@@ -23,14 +23,14 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
     parser.add_argument("--aggregators", type=int, nargs="*", default=[1, 2, 3], help="replica counts of the aggregator")
-    parser.add_argument("--clients", type=int, default=500, help="simulated clients of a task")
-    parser.add_argument("--rate", type=float, default=50.0, help="contributions a second while a replica is lost")
+    parser.add_argument("--clients", type=int, default=240, help="simulated clients of a task")
+    parser.add_argument("--rate", type=float, default=20.0, help="contributions a second while a replica is lost")
     parser.add_argument(
         "--inference", type=int, nargs="*", default=[1, 2], help="replica counts of inference; they share the cores"
     )
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 32], help="callers of inference")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of one measurement of inference")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each row, of which the medians are told")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each row, of which the medians are told")
     parser.add_argument("--model", default="smollm2-135m", help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--cache", type=Path, default=None, help="folder of downloaded and converted models")
     parser.add_argument("--json", type=Path, help="where to write the figures")

@@ -13,7 +13,7 @@ from benchmarks.replicas.fleet import Fleet, connected, fleet
 from benchmarks.replicas.throughput import CONNECTIONS, SMALL
 from tests.factories import ADMIN_TOKEN
 
-KILLED_AFTER, AWAY_SECONDS, PAUSE_SECONDS = 3.0, 4.0, 0.25
+KILLED_AFTER, AWAY_SECONDS, PAUSE_SECONDS, PATIENCE = 3.0, 4.0, 0.25, 90.0
 
 
 class Callers:
@@ -26,10 +26,16 @@ class Callers:
         self.waited: list[float] = []
 
     async def send(self, member: Member, body: bytes) -> None:
-        """Until it is answered."""
+        """Until it is answered.
+
+        Raises:
+            TimeoutError: it was not, for longer than a replica can be away.
+        """
         began = time.perf_counter()
         while not await self._answered(next(self._ports), member, body):
             self.failed += 1
+            if time.perf_counter() - began > PATIENCE:
+                raise TimeoutError(f"a client was not answered within {PATIENCE:.0f} s")
             await asyncio.sleep(PAUSE_SECONDS)
         self.answered.append(time.perf_counter())
         self.waited.append(self.answered[-1] - began)
