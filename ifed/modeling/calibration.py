@@ -126,7 +126,7 @@ class Calibrator:
         objective = Objective(self._lm, self._labels, self._counts, plan.logit_adjustment)
         optimiser = torch.optim.AdamW([values], lr=plan.learning_rate, weight_decay=plan.weight_decay)
         losses: list[float] = []
-        for step, indices in enumerate(_draws(len(self._rows), plan.batch_size, plan.steps, plan.seed)):
+        for step, indices in enumerate(draws(len(self._rows), plan.batch_size, plan.steps, plan.seed)):
             for group in optimiser.param_groups:
                 group["lr"] = plan.learning_rate + (plan.learning_rate_end - plan.learning_rate) * step / plan.steps
             optimiser.zero_grad()
@@ -144,9 +144,17 @@ class Calibrator:
         Raises:
             LayoutMismatch: coefficients that are not for these layers, or a G that does not divide d.
         """
+        (indices,) = draws(len(self._rows), batch_size, 1, seed)
+        return self.gradient_of(coefficients, indices, logit_adjustment=logit_adjustment)
+
+    def gradient_of(self, coefficients: Coefficients, indices: Sequence[int], *, logit_adjustment: float = 0.0) -> LocalGradient:
+        """The gradient of the mean loss over the training examples of these indices at `coefficients`.
+
+        Raises:
+            LayoutMismatch: coefficients that are not for these layers, or a G that does not divide d.
+        """
         values = self._parameter(coefficients)
         objective = Objective(self._lm, self._labels, self._counts, logit_adjustment)
-        (indices,) = _draws(len(self._rows), batch_size, 1, seed)
         loss = self._backward(values, indices, objective)
         assert values.grad is not None
         return LocalGradient(values.grad.to(torch.float32).cpu().numpy(), loss, len(self._rows))
@@ -187,7 +195,7 @@ def _training_row(prompt: tuple[int, ...], label: tuple[int, ...]) -> Row:
     return Row(ids, tuple(range(len(prompt) - 1, len(ids))))
 
 
-def _draws(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
+def draws(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
     """Batches of indices from epochs shuffled one after the other, so that every example is drawn equally often."""
     generator = np.random.default_rng(seed)
     waiting: list[int] = []

@@ -98,15 +98,21 @@ class HeldOut:
 
     def measure(self, injection: Injection) -> tuple[Int64, Float32 | None]:
         """Confusion counts, and the mean log-score of each label, float32, (C,); None without examples."""
+        scores = self.scores(injection)
+        counts = confusion(self._truths, list(scores), len(self._labels.names))
         if not self._truths:
-            return confusion([], [], len(self._labels.names)), None
+            return counts, None
+        return counts, np.asarray(np.mean(scores, axis=0, dtype=np.float64), dtype=np.float32)
+
+    def scores(self, injection: Injection) -> Float32:
+        """Log-probabilities of the labels of each example, normalised over the labels: float32, (n, C)."""
+        if not self._truths:
+            return np.zeros((0, len(self._labels.names)), dtype=np.float32)
         hidden = wanted_hidden(
             self._lm, self._rows, [injection] * len(self._rows), token_budget=self._token_budget, lower=self._lower
         )
         states = torch.cat(hidden).unflatten(0, (len(self._truths), -1))
-        scores = _scores(self._lm, [self._labels] * len(self._truths), list(states))
-        means: Float32 = np.asarray(np.mean(scores, axis=0, dtype=np.float64), dtype=np.float32)
-        return confusion(self._truths, scores, len(self._labels.names)), means
+        return np.stack(_scores(self._lm, [self._labels] * len(self._truths), list(states)))
 
 
 def rows_of(prompt: Prompt, labels: LabelTokens) -> list[Row]:

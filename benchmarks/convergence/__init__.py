@@ -1,0 +1,1 @@
+"""How calibration converges when clients' labels are skewed: `python -m benchmarks.convergence`."""

@@ -1,0 +1,99 @@
+"""What the study compares: one setting, and one change of it at a time. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks.federated.corrected import FedLALR, FedProx, Scaffold
+from benchmarks.federated.rounds import ByPolicy, Maker
+from ifed.tasks import LayerChoice, Policy
+
+BASE = "fedavg-adjusted"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of every run.
+
+    Attributes:
+        training: examples of the data set's training part that the clients divide.
+        test: examples of its test part.
+    """
+
+    clients: int = 10
+    alpha: float = 0.5
+    rounds: int = 8
+    local_steps: int = 5
+    batch_size: int = 8
+    training: int = 800
+    test: int = 250
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting.
+
+    Attributes:
+        axis: what it varies: the algorithm, the groups, the start or the layers.
+        groups: G; None is the hidden size, one coefficient a channel.
+    """
+
+    name: str
+    axis: str
+    title: str
+    groups: int | None = 16
+    layers: LayerChoice = "upper_half"
+    context_weight: float = 0.0
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    maker: Maker = ByPolicy
+
+    def policy_for(self, plan: Plan) -> Policy:
+        """The task's policy; in gradient mode a round is one step, so that all cells cost their clients the same work."""
+        said = {"logit_adjustment": 1.0, "learning_rate": 0.04, "label_bias": True, "batch_size": plan.batch_size} | dict(
+            self.policy
+        )
+        every = self.rounds_between(plan)
+        return Policy(clients_expected=plan.clients, rounds=plan.rounds * every, local_steps=plan.local_steps // every, **said)
+
+    def rounds_between(self, plan: Plan) -> int:
+        """Rounds between two evaluations."""
+        return plan.local_steps if self.policy.get("mode") == "gradient" else 1
+
+
+def cells() -> list[Cell]:
+    """All settings, the base first."""
+    base = Cell(BASE, "algorithm", "FedAvg, logit adjustment")
+    adaptive = {"server_learning_rate": 0.1}
+
+    def algorithm(name: str, title: str, **changes: Any) -> Cell:
+        return replace(base, name=name, title=title, **changes)
+
+    return [
+        base,
+        algorithm("fedavg", "FedAvg", policy={"logit_adjustment": 0.0}),
+        algorithm("gradient-fedadam", "gradient mode, FedAdam", policy={"mode": "gradient", "server_optimizer": "fedadam"}),
+        algorithm("fedadam", "FedAdam", policy={"server_optimizer": "fedadam"} | adaptive),
+        algorithm("fedyogi", "FedYogi", policy={"server_optimizer": "fedyogi"} | adaptive),
+        algorithm("fedavgm", "FedAvgM, β = 0.5", policy={"server_optimizer": "fedavgm", "server_momentum": 0.5}),
+        algorithm("fedprox", "FedProx, μ = 0.1", maker=FedProx),
+        algorithm("scaffold", "SCAFFOLD", maker=Scaffold),
+        algorithm("fedlalr", "FedLALR", maker=FedLALR),
+        replace(
+            base,
+            name="published",
+            axis="algorithm",
+            title="as published: G = 1, all layers, λ₀ = 0.1, FedAvg",
+            groups=1,
+            layers="all",
+            context_weight=0.1,
+            policy={"logit_adjustment": 0.0, "learning_rate": 0.01, "learning_rate_schedule": "constant"},
+        ),
+        *(replace(base, name=f"groups-{groups}", axis="groups", title=f"G = {groups}", groups=groups) for groups in (1, 4, 64)),
+        replace(base, name="groups-d", axis="groups", title="G = d", groups=None),
+        replace(base, name="start-0.1", axis="start", title="λ₀ = 0.1", context_weight=0.1),
+        replace(base, name="layers-upper-third", axis="layers", title="upper third", layers="upper_third"),
+        replace(base, name="layers-all", axis="layers", title="all layers", layers="all"),
+    ]

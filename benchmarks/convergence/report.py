@@ -1,0 +1,80 @@
+"""What the cells found, as Markdown tables. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.convergence.cells import BASE, Plan, cells
+from benchmarks.federated.texts import SOURCES
+
+AXES = {
+    "algorithm": "The algorithm",
+    "groups": "Coefficient groups",
+    "start": "Where λ starts",
+    "layers": "The injected layers",
+}
+
+
+def collect(folder: Path, plan: Plan) -> dict[str, Any]:
+    """All cells of a folder that ran under `plan`, in the study's order, data set by data set."""
+    found = []
+    for key in SOURCES:
+        for cell in cells():
+            path = folder / "cells" / key / f"{cell.name}.json"
+            if path.exists():
+                run = json.loads(path.read_text(encoding="utf-8"))
+                if run["plan"] == asdict(plan):
+                    found.append(run)
+    return {"plan": asdict(plan), "runs": found}
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """A table for each axis; the base setting stands in each."""
+    return "\n".join(line for axis, title in AXES.items() for line in _table(found["runs"], axis, title))
+
+
+def last(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The newest version's value."""
+    return float(rows[-1][name])
+
+
+def late_swing(rows: Sequence[Mapping[str, Any]], name: str = "accuracy") -> float:
+    """The largest change between two consecutive evaluations in the second half of the rounds."""
+    late = [float(row[name]) for row in rows[len(rows) // 2 :]]
+    return max((abs(after - before) for before, after in pairwise(late)), default=0.0)
+
+
+def _table(runs: Sequence[Mapping[str, Any]], axis: str, title: str) -> Iterator[str]:
+    if not any(run["axis"] == axis for run in runs):
+        return
+    chosen = [run for run in runs if run["axis"] == axis or run["cell"] == BASE]
+    yield f"### {title}"
+    yield ""
+    yield "| data | setting | bare | last | best | late swing | last, prior subtracted | late swing | macro-F1 | bytes up a round |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for run in chosen:
+        rows = run["rows"]
+        up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
+        cells_ = [
+            SOURCES[run["data"]].title,
+            run["title"],
+            _percent(rows[0]["accuracy"]) if run["cell"] != "start-0.1" and run["cell"] != "published" else "–",
+            _percent(last(rows, "accuracy")),
+            _percent(max(row["accuracy"] for row in rows[1:])),
+            f"{100 * late_swing(rows):.1f}",
+            _percent(last(rows, "accuracy_without_prior")),
+            f"{100 * late_swing(rows, 'accuracy_without_prior'):.1f}",
+            f"{100 * last(rows, 'macro_f1'):.1f}",
+            f"{up:,.0f}",
+        ]
+        yield f"| {' | '.join(cells_)} |"
+    yield ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,78 @@
+"""Clients with their calibrators, and the common test set, for one data set and one choice of layers. Runs no rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.federated.texts import Source
+from benchmarks.federated.wire import Wire
+from ifed.modeling.calibration import CACHE_BYTES, Calibrator
+from ifed.modeling.extraction import context_vector
+from ifed.modeling.injection import injection_of
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.scoring import HeldOut
+from ifed.tasks import LayerChoice, resolve_layers
+from ifed.tensors import Coefficients, Float32
+
+HOLDOUT = 0.1
+MOST_HELD_OUT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One client: what it may train on, and its work."""
+
+    name: str
+    examples: int
+    calibrator: Calibrator
+
+
+class Federation:
+    """Clients that share a model and the global context vector, and a test set that no client has.
+
+    Args:
+        parts: each client's examples; a tenth of them, ten at the most, are held out for the label prior.
+        layers: the injected layers.
+
+    Attributes:
+        context_bytes: what one client sends and receives to agree on the context vector, as bodies.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, source: Source, parts: Sequence[Sequence[Example]], test: Sequence[Example], layers: LayerChoice
+    ) -> None:
+        self.lm, self.source = lm, source
+        self.layers = resolve_layers(layers, lm.num_layers)
+        template = PromptTemplate.of(lm, source.template)
+        labels = template.labels(source.labels)
+        cuts = [min(MOST_HELD_OUT, int(HOLDOUT * len(part))) for part in parts]
+        training = [part[cut:] for cut, part in zip(cuts, parts, strict=True)]
+        wire = Wire(lm.fingerprint, len(source.labels))
+        vectors = [context_vector(lm, template, labels, part, layers=self.layers) for part in training]
+        bodies = [wire.context(vector, len(part)) for vector, part in zip(vectors, training, strict=True)]
+        self.wire = wire
+        self.context, received = wire.global_context(bodies)
+        self.context_bytes = (float(np.mean([len(body) for body in bodies])), received)
+        self.parties = [
+            Party(
+                f"client-{rank:02}",
+                len(part),
+                Calibrator(lm, template, labels, part, self.context, self.layers, held_out=whole[:cut]),
+            )
+            for rank, (part, whole, cut) in enumerate(zip(training, parts, cuts, strict=True))
+        ]
+        self.truths = np.array([example.label for example in test])
+        self._test = HeldOut(lm, template, labels, test, first_layer=self.layers[0], cache_bytes=CACHE_BYTES)
+
+    def first(self, groups: int, context_weight: float) -> Coefficients:
+        """Where the first round starts from."""
+        return Coefficients.identity(len(self.layers), groups, context_weight=context_weight)
+
+    def test_scores(self, coefficients: Coefficients) -> Float32:
+        """Log-probabilities of the labels of each test example, float32, (n, C)."""
+        injection = injection_of(self.context, coefficients, self.layers, device=self.lm.device, dtype=self.lm.dtype)
+        return self._test.scores(injection)

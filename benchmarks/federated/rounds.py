@@ -1,0 +1,99 @@
+"""Rounds as the product runs them: local work by the modelling code, the step by the aggregator's. Knows no test set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from benchmarks.federated.parties import Federation, Party
+from benchmarks.federated.wire import Measured, body_of, coefficients_of
+from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
+from ifed.tasks import Policy
+from ifed.tensors import Coefficients
+from services.aggregator.tally import Start
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a round gave.
+
+    Attributes:
+        loss: mean over the clients of the mean loss of their local steps.
+        bytes_up, bytes_down: one client's, mean over the clients.
+    """
+
+    coefficients: Coefficients
+    loss: float
+    bytes_up: float
+    bytes_down: float
+
+
+class Algorithm(Protocol):
+    """One way to get from one version of the coefficients to the next."""
+
+    def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
+        """Round `index`, from 0; `measured` is what each client found of `start`."""
+
+
+class ByPolicy:
+    """What the aggregator and its clients do under a policy: FedAvg, server optimisers, or the gradient mode.
+
+    Args:
+        seed: of all draws of batches.
+    """
+
+    def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
+        self._federation, self._policy, self._seed = federation, policy, seed
+        self._moments: bytes | None = None
+
+    def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
+        """Local work at every client, then the aggregator's step; what its optimiser remembers is kept for the next round."""
+        wire, before = self._federation.wire, body_of(start)
+        work = [self._work(party, index, start) for party in self._federation.parties]
+        bodies = [
+            wire.update(done, found, party.examples, index)
+            for done, found, party in zip(work, measured, self._federation.parties, strict=True)
+        ]
+        summed = wire.calibration(self._policy, bodies, Start(before, self._moments, index))
+        self._moments = summed.moments
+        assert summed.body is not None
+        return Step(
+            coefficients_of(summed.body),
+            float(np.mean([done.loss for done in work])),
+            float(np.mean([len(body) for body in bodies])),
+            len(before),
+        )
+
+    def _work(self, party: Party, index: int, start: Coefficients) -> LocalResult | LocalGradient:
+        policy, seed = self._policy, seed_of(self._seed, index, party.name)
+        if policy.mode == "gradient":
+            return party.calibrator.mean_gradient(
+                start, batch_size=policy.batch_size, seed=seed, logit_adjustment=policy.logit_adjustment
+            )
+        return party.calibrator.run(start, plan_of(policy, index, seed))
+
+
+def plan_of(policy: Policy, index: int, seed: int) -> LocalPlan:
+    """The local steps of round `index`."""
+    first, last = policy.learning_rate_at(index)
+    return LocalPlan(
+        steps=policy.local_steps,
+        batch_size=policy.batch_size,
+        learning_rate=first,
+        learning_rate_end=last,
+        logit_adjustment=policy.logit_adjustment,
+        seed=seed,
+        weight_decay=policy.weight_decay,
+    )
+
+
+def seed_of(seed: int, index: int, client: str) -> int:
+    """Another draw of batches for every run, round and client; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}/{client}".encode()).digest()[:4], "big")
+
+
+Maker = Callable[[Federation, Policy, int], Algorithm]
