@@ -16,7 +16,7 @@ TEXT_SLOT = "{text}"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-LayerChoice = Literal["all", "upper_half"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+LayerChoice = Literal["all", "upper_half", "upper_third"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class Message(BaseModel):
@@ -203,6 +203,8 @@ def resolve_layers(choice: LayerChoice, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))
     if choice == "upper_half":
         return tuple(range(num_layers // 2, num_layers))
+    if choice == "upper_third":
+        return tuple(range(2 * num_layers // 3, num_layers))
     layers = tuple(sorted(choice))
     if len(set(layers)) != len(layers) or layers[-1] >= num_layers:
         raise LayoutMismatch(f"layers {list(choice)} do not fit a model of {num_layers} layers (0 to {num_layers - 1}, each once)")
