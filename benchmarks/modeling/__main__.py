@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.modeling.measures import Setting, overheads, speeds
+from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import tables
 from benchmarks.modeling.texts import SOURCES, read
 from ifed.modeling.catalog import CATALOG
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=32, help="texts of each measurement")
     parser.add_argument("--repetitions", type=int, default=3, help="the median of so many is given")
     parser.add_argument("--pairs", type=int, default=15, help="alternating pairs behind each overhead")
+    parser.add_argument("--option-pairs", type=int, default=5, help="alternating pairs behind each option")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     given = parser.parse_args()
     found: dict[str, Any] = {
@@ -45,6 +47,9 @@ def main() -> None:
             setting = Setting(exact, fast, source, examples, given.repetitions, CATALOG[name].groups)
             run = {"model": name, "data": source.name, "dtype": str(fast.dtype).removeprefix("torch."), "source": asdict(source)}
             run |= {"milliseconds": speeds(setting), "overheads": overheads(setting, pairs=given.pairs)}
+            run |= {"options": options(setting, pairs=given.option_pairs)}
+            if source == SOURCES[0]:  # loading and compiling take longer than measuring
+                run["options"] |= loaded_otherwise(setting, name, cache_folder(given.cache), pairs=given.option_pairs)
             found["runs"].append(run)
             print(f"{name} on {source.name}: done", file=sys.stderr, flush=True)
             if given.out is not None:
@@ -67,7 +72,13 @@ def _machine() -> dict[str, Any]:
 
 def _told(given: argparse.Namespace) -> list[str]:
     """The arguments that change what is measured; folders are the caller's own."""
-    return ["--data FOLDER", f"--texts {given.texts}", f"--repetitions {given.repetitions}", f"--pairs {given.pairs}"]
+    return [
+        "--data FOLDER",
+        f"--texts {given.texts}",
+        f"--repetitions {given.repetitions}",
+        f"--pairs {given.pairs}",
+        f"--option-pairs {given.option_pairs}",
+    ]
 
 
 if __name__ == "__main__":

@@ -51,11 +51,12 @@ def speeds(setting: Setting) -> dict[str, float]:
     """Milliseconds an example: the published procedure and ours at extraction, calibration and classification."""
     published = Published(setting.exact, PromptTemplate.of(setting.exact, setting.source.template), setting.source.labels)
     context = published.extract(setting.examples)
-    works = {
+    theirs: dict[str, Callable[[], object]] = {
         "extraction published": partial(published.extract, setting.examples),
         "calibration published": partial(published.calibrate, setting.examples, context),
         "classification published": partial(published.classify, setting.texts, context),
-    } | _ours(setting, context)
+    }
+    works = theirs | _ours(setting, context)
     counted = {name: EPOCHS if name.endswith("4 epochs") else 1 for name in works}
     for name, work in works.items():
         if "published" not in name:
@@ -82,14 +83,14 @@ def _ours(setting: Setting, context: Tensor) -> dict[str, Callable[[], object]]:
         "calibration ours, all layers": partial(calibrate, every, 1),
         "calibration ours, 1 epoch": partial(calibrate, upper, 1),
         "calibration ours, 4 epochs": partial(calibrate, upper, EPOCHS),
-        "classification ours": partial(_classify, lm, setting, _injection(setting, lm)),
+        "classification ours": partial(_classify, lm, setting, injection(setting, lm)),
     }
 
 
 def overheads(setting: Setting, *, pairs: int) -> dict[str, Any]:
     """What injection adds to the bare model, by hooks and folded, and what twelve demonstrations in the prompt cost instead."""
     lm = setting.fast
-    bare, injected = _scoring(lm, setting, None), _scoring(lm, setting, _injection(setting, lm))
+    bare, injected = _scoring(lm, setting, None), _scoring(lm, setting, injection(setting, lm))
     found: dict[str, Any] = {"hooks": overhead(injected, bare, pairs=pairs), "itself": overhead(bare, bare, pairs=pairs)}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -98,46 +99,46 @@ def overheads(setting: Setting, *, pairs: int) -> dict[str, Any]:
     except UnsupportedFamily as refusal:
         found["folded"] = refusal.detail
     shots = setting.examples[:DEMONSTRATIONS]
-    before = "\n\n".join(_shown(setting.source, example) for example in shots)
+    before = "\n\n".join(shown(setting.source, example) for example in shots)
     few = Setting(setting.exact, lm, setting.source, setting.examples[-8:], 1, setting.groups)
     ways = {
         "few-shot ms": partial(_classify, lm, few, None, before + "\n\n"),
-        "injection ms": partial(_classify, lm, few, _injection(setting, lm)),
+        "injection ms": partial(_classify, lm, few, injection(setting, lm)),
     }
     seconds = median_seconds(ways, repetitions=setting.repetitions)
     return found | {name: 1000 * found / len(few.examples) for name, found in seconds.items()}
 
 
-def _scoring(lm: LanguageModel, setting: Setting, injection: Injection | None) -> Callable[[], object]:
+def _scoring(lm: LanguageModel, setting: Setting, given: Injection | None) -> Callable[[], object]:
     """The forward passes alone: prompts are made before."""
     template = PromptTemplate.of(lm, setting.source.template)
     labels = template.labels(setting.source.labels)
-    return partial(score, lm, [ScoringItem(template.prompt(text), labels, injection) for text in setting.texts])
+    return partial(score, lm, [ScoringItem(template.prompt(text), labels, given) for text in setting.texts])
 
 
-def _shown(source: Source, example: Example) -> str:
+def shown(source: Source, example: Example) -> str:
     """A demonstration in a prompt; a brace pair in a text would be a second slot."""
     return source.template.replace("{text}", example.text.replace("{text}", "")) + " " + source.labels[example.label]
 
 
-def _classify(lm: LanguageModel, setting: Setting, injection: Injection | None, before: str = "") -> None:
+def _classify(lm: LanguageModel, setting: Setting, given: Injection | None, before: str = "") -> None:
     template = PromptTemplate.of(lm, before + setting.source.template, max_tokens=4096)
     labels = template.labels(setting.source.labels)
-    score(lm, [ScoringItem(template.prompt(text), labels, injection) for text in setting.texts])
+    score(lm, [ScoringItem(template.prompt(text), labels, given) for text in setting.texts])
 
 
-def _injection(setting: Setting, lm: LanguageModel) -> Injection:
+def injection(setting: Setting, lm: LanguageModel) -> Injection:
     """Coefficients and a vector as a trained task has them: the upper half, in groups."""
     layers, random = resolve_layers("upper_half", lm.num_layers), np.random.default_rng(0)
     values = Coefficients.identity(len(layers), setting.groups).values + 0.01 * random.normal(
         size=(len(layers), 2, 2, setting.groups)
     )
-    vector = ContextVector(random.normal(size=(len(layers), 2, lm.hidden_size)))
+    vector = ContextVector(random.normal(size=(len(layers), 2, lm.hidden_size)).astype(np.float32))
     return injection_of(vector, Coefficients(values.astype(np.float32)), layers, device=lm.device, dtype=lm.dtype)
 
 
 def _folded(setting: Setting, folder: Path) -> LanguageModel:
     lm = setting.fast
-    write(lm, fold(lm, _injection(setting, lm)), folder)
+    write(lm, fold(lm, injection(setting, lm)), folder)
     with quiet():
         return wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype), lm.tokenizer, fingerprint="0" * 64)

@@ -16,8 +16,8 @@ ROWS = (
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """Speeds and overheads of every run."""
-    return "\n".join([*_speeds(found), "", *_overheads(found)])
+    """Speeds, overheads and options of every run."""
+    return "\n".join([*_speeds(found), "", *_overheads(found), "", *_options(found)])
 
 
 def _speeds(found: Mapping[str, Any]) -> Iterator[str]:
@@ -48,6 +48,25 @@ def _overheads(found: Mapping[str, Any]) -> Iterator[str]:
         prompting, injecting = seen["few-shot ms"], seen["injection ms"]
         cells = [run["model"], run["data"], *(_share(seen[name]) for name in ("hooks", "folded", "itself"))]
         yield f"| {' | '.join([*cells, f'{prompting:.1f}', f'{injecting:.1f}', f'{prompting / injecting:.1f}'])} |"
+
+
+def _options(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| option, off / on | " + " | ".join(f"{run['model']}, {run['data']}" for run in found["runs"]) + " |"
+    yield "|---|" + "---:|" * len(found["runs"])
+    for name in dict.fromkeys(name for run in found["runs"] for name in run["options"]):
+        yield f"| {name} | {' | '.join(_told(run['options'].get(name)) for run in found['runs'])} |"
+
+
+def _told(value: Any) -> str:
+    """A ratio with its quartiles, megabytes before and after, a share, or a refusal."""
+    if isinstance(value, list) and len(value) == 3:
+        low, middle, high = value
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    if isinstance(value, list):
+        return " → ".join(f"{size / 1e6:.0f} MB" for size in value)
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else "not possible"
 
 
 def _share(quartiles: Any) -> str:

@@ -1,9 +1,8 @@
 """Rows of tokens into forward passes of bounded size. Knows no labels and no layers.
 
-A batch has one of two layouts. *Packed*: the rows stand end to end in one long row, positions starting again at 0 for each, and
-attention is kept within a row by the mask that transformers derives from such positions; nothing is padded. *Padded*: one row under
-the other, filled up on the right. Packed was 1.5 times as fast for mixed lengths on a CPU; padded scales better on a GPU, where the
-packed mask grows with the square of the budget.
+A batch has one of two layouts. *Packed*: the rows stand end to end in one long row, positions starting again for each, and attention is
+kept within a row (see `attention`), or by the mask that transformers derives from such positions; nothing is padded. *Padded*: one row
+under the other, filled up on the right. Packed is faster on a CPU; padded suits a GPU, which wants few and large products.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ifed.modeling.attention import Prefix
+from ifed.modeling.language_model import LanguageModel
+
 Layout = Literal["packed", "padded"]
 
 
@@ -25,16 +27,24 @@ class Row:
 
     Attributes:
         ids: its tokens, at least one.
-        wanted: the positions in it, in rising order, whose final hidden states are asked for.
+        wanted: the places in it, in rising order, whose final hidden states are asked for.
+        shared: so many tokens at its beginning are the template's own, and may have been run before; none of them is wanted.
+        before: what such tokens left, where they are not among `ids`; only for packed batches.
     """
 
     ids: tuple[int, ...]
     wanted: tuple[int, ...]
+    shared: int = 0
+    before: Prefix | None = None
 
     @classmethod
     def ending(cls, ids: tuple[int, ...]) -> Row:
         """A row of which only the last token is asked for."""
         return cls(ids, (len(ids) - 1,))
+
+    def after(self, prefix: Prefix) -> Row:
+        """This row without its shared tokens, which are what `prefix` comes from."""
+        return Row(self.ids[self.shared :], tuple(at - self.shared for at in self.wanted), before=prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class Batch:
         row_of: int64, (B, W), the row each token belongs to.
         wanted: int64, (n,), places in the flattened B·W of all wanted positions, row after row.
         lengths: tokens of each row.
+        before: what each row follows, if anything.
     """
 
     input_ids: Tensor
@@ -56,13 +67,15 @@ class Batch:
     row_of: Tensor
     wanted: Tensor
     lengths: tuple[int, ...]
+    before: tuple[Prefix | None, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, layout: Layout, pad: int = 0, device: torch.device | str = "cpu") -> Batch:
         """Lay out `rows` in the given order."""
         lengths = tuple(len(row.ids) for row in rows)
         ids = [torch.tensor(row.ids) for row in rows]
-        positions = [torch.arange(length) for length in lengths]
+        before = tuple(row.before for row in rows)
+        positions = [torch.arange(length) + (first.length if first else 0) for length, first in zip(lengths, before, strict=True)]
         if layout == "packed":
             starts = [sum(lengths[:index]) for index in range(len(rows))]
             input_ids, position_ids, mask = torch.cat(ids)[None], torch.cat(positions)[None], None
@@ -74,7 +87,7 @@ class Batch:
             row_of = torch.arange(len(rows))[:, None].expand_as(input_ids)
         wanted = torch.tensor([start + at for start, row in zip(starts, rows, strict=True) for at in row.wanted], dtype=torch.long)
         mask = mask.to(device) if mask is not None else None
-        return cls(input_ids.to(device), position_ids.to(device), mask, row_of.to(device), wanted.to(device), lengths)
+        return cls(input_ids.to(device), position_ids.to(device), mask, row_of.to(device), wanted.to(device), lengths, before)
 
     def arrange(self, parts: Sequence[Tensor]) -> Tensor:
         """Per-row values, each (length, …), in the layout of this batch: (B, W, …), zero on padding."""
@@ -93,9 +106,9 @@ class Batch:
         return values.reshape(-1, values.shape[-1])[self.wanted]
 
 
-def layout_for(device: torch.device) -> Layout:
-    """The layout that is faster on `device`."""
-    return "packed" if device.type == "cpu" else "padded"
+def layout_for(lm: LanguageModel) -> Layout:
+    """The layout that is faster where `lm` is, unless its options say otherwise."""
+    return "packed" if lm.device.type == "cpu" and lm.options.packed else "padded"
 
 
 def within_budget(lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch, Malformed
-from ifed.modeling.batching import Batch, Row, layout_for, within_budget
-from ifed.modeling.hooks import final_hidden, inject
+from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
+from ifed.modeling.hooks import inject, wanted_states
 from ifed.modeling.injection import Injection, affine, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
@@ -175,18 +175,24 @@ class Calibrator:
     def _backward(self, values: Tensor, indices: Sequence[int], objective: Objective) -> float:
         """Add the gradient of the mean loss over the label tokens of these examples to `values`; give the loss."""
         rows = [self._rows[index] for index in indices]
-        layout, tokens, loss = layout_for(self._lm.device), sum(len(row.wanted) for row in rows), 0.0
+        layout, tokens, losses = layout_for(self._lm), sum(len(row.wanted) for row in rows), []
         context = torch.tensor(self._context.values, dtype=values.dtype, device=values.device)
-        for group in within_budget([len(row.ids) for row in rows], self._token_budget, layout):
+
+        def run(group: list[int]) -> None:
             batch = Batch.of([rows[place] for place in group], layout=layout, device=self._lm.device)
             chosen = [indices[place] for place in group]
             with torch.enable_grad(), self._lower.standing_in(batch, chosen):
                 with inject(self._lm, Injection(self._layers, *affine(values, context))):
-                    hidden = batch.at_wanted(final_hidden(self._lm, batch))
+                    hidden = wanted_states(self._lm, batch)
                 part = objective.total(hidden, [self._truths[index] for index in chosen]) / tokens
-                part.backward()
-            loss += float(part.detach())
-        return loss
+                # Λ is the only leaf, and its gradient comes last: where the memory runs out, nothing was added yet.
+                (gradient,) = torch.autograd.grad(part, values)
+            values.grad = gradient if values.grad is None else values.grad + gradient
+            losses.append(float(part.detach()))
+
+        for group in within_budget([len(row.ids) for row in rows], self._token_budget, layout):
+            halving(group, run)
+        return sum(losses)
 
 
 def _training_row(prompt: tuple[int, ...], label: tuple[int, ...]) -> Row:

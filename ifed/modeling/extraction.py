@@ -8,9 +8,10 @@ import torch
 
 from ifed.errors import Malformed
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
-from ifed.modeling.hooks import capture, final_hidden
+from ifed.modeling.hooks import capture, final_hidden, mlp_at_wanted
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prefixes import Prefixes
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.tensors import SITES, ContextVector
 
@@ -41,19 +42,23 @@ def context_vector(
     """
     if not examples:
         raise Malformed("a context vector is a mean over demonstrations; there are none")
-    rows = [Row.ending(template.demonstration(example.text, example.label, labels)) for example in examples]
-    layout = layout_for(lm.device)
+    prompts = [template.prompt(example.text) for example in examples]
+    ids = [prompt.ids + labels.ids[example.label] for prompt, example in zip(prompts, examples, strict=True)]
+    rows = [Row(row, (len(row) - 1,), prompt.shared) for row, prompt in zip(ids, prompts, strict=True)]
+    layout = layout_for(lm)
     sums: dict[tuple[int, ...], torch.Tensor] = {}
 
     def run(group: list[int]) -> None:
         batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
-        with capture(lm, layers, batch=batch, stop=True) as captured:
+        with mlp_at_wanted(lm, batch, max(layers)), capture(lm, layers, batch=batch, stop=True) as captured:
             final_hidden(lm, batch)
         sums[tuple(group)] = captured.stacked().to(torch.float64).sum(0).cpu()
         if progress is not None:
             progress(sum(map(len, sums)), len(rows))
 
     with torch.inference_mode():
+        if layout == "packed":
+            rows = Prefixes(lm).cut(rows, [None] * len(rows))
         for group in within_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
             halving(group, run)
     mean = torch.zeros(len(layers), len(SITES), lm.hidden_size, dtype=torch.float64)

@@ -75,6 +75,8 @@ def write(lm: LanguageModel, folded: tuple[PreTrainedConfig, Weights], folder: P
 
 
 def _check(lm: LanguageModel, injection: Injection) -> None:
+    if lm.options.int8:
+        raise UnsupportedFamily(f"{lm.name} holds its weights in eight bits; load it without that to export it")
     if injection.scale.ndim != 3:
         raise LayoutMismatch("rows with injections of their own cannot be folded: a checkpoint holds one")
     if injection.hidden_size != lm.hidden_size or not all(0 <= layer < lm.num_layers for layer in injection.layers):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ifed.errors import LayoutMismatch
+from ifed.modeling.attention import Prefix, Rows
 from ifed.modeling.batching import Batch
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
@@ -40,13 +41,42 @@ class Captured:
         return torch.stack([torch.stack([self.outputs[layer, site] for site in sites], -2) for layer in self.layers], -3)
 
 
-def final_hidden(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Hidden states after the last layer and the final norm, (B, W, d). The head is not run."""
+def final_hidden(lm: LanguageModel, batch: Batch, *, keep: Prefix | None = None) -> Tensor:
+    """Hidden states after the last layer and the final norm, (B, W, d). The head is not run.
+
+    Args:
+        keep: filled with the keys and values of this pass, for rows that will follow it.
+    """
+    mask, told = batch.attention_mask, {}
+    if mask is None and lm.by_rows:
+        mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=lm.device)  # of four axes: transformers derives none of its own
+        told["rows"] = Rows(batch.lengths, batch.before, keep)
     output = lm.model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **told
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+def wanted_states(lm: LanguageModel, batch: Batch) -> Tensor:
+    """The final hidden states at the wanted places alone, (n, d); the MLP of the last layer is run for no other token."""
+    with mlp_at_wanted(lm, batch, lm.num_layers - 1):
+        return batch.at_wanted(final_hidden(lm, batch))
+
+
+@contextlib.contextmanager
+def mlp_at_wanted(lm: LanguageModel, batch: Batch, layer: int) -> Iterator[None]:
+    """Within the block the MLP of `layer` gives zero but at the wanted places; for a layer after which nothing else is read."""
+    mlp = lm.family.layers(lm.model)[layer].get_submodule("mlp")
+    whole = mlp.forward
+
+    def at_wanted(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return torch.zeros_like(flat).index_copy(0, batch.wanted, whole(flat[batch.wanted])).view_as(hidden)
+
+    pays = lm.options.last_at_wanted and 2 * len(batch.wanted) <= batch.input_ids.numel()
+    with _forward_of(mlp, at_wanted) if pays else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
@@ -150,11 +180,20 @@ def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None
     with contextlib.ExitStack() as hooks:
         hooks.callback(layers[first_layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
         for layer in layers[:first_layer]:
-            before = {name: value for name, value in layer.__dict__.items() if name == "forward"}
-            hooks.callback(layer.__dict__.update, before)
-            hooks.callback(layer.__dict__.pop, "forward")
-            layer.__dict__["forward"] = _unchanged  # on the instance, where it hides the method of the class
+            hooks.enter_context(_forward_of(layer, _unchanged))
         yield
+
+
+@contextlib.contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the block a module does something else."""
+    before = {name: value for name, value in module.__dict__.items() if name == "forward"}
+    module.__dict__["forward"] = forward  # on the instance, where it hides the method of the class
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward")
+        module.__dict__.update(before)
 
 
 def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -12,7 +12,7 @@ from ifed.errors import LayoutMismatch
 from ifed.tensors import ACTIVATION, CONTEXT, SITES, Coefficients, ContextVector
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Injection:
     """What replaces the outputs `a` of the sites: `scale · a + shift`, with `scale` = β and `shift` = λ · v.
 

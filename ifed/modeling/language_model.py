@@ -9,8 +9,30 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ifed.modeling.attention import attend_by_rows, takes_rows
 from ifed.modeling.families import Family, family_of
 from ifed.modeling.fingerprint import fingerprint_of_model
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Ways to run a model faster, apart from `int8` all exact to rounding; each can be turned off, to measure what it gives.
+
+    Attributes:
+        packed: on a CPU, rows end to end instead of padded to the longest of a batch.
+        by_rows: attention of packed rows one row at a time, where the family computes it with torch's kernel; else under a mask.
+        share_prefix: tokens of the template in front of the text are run once for all rows of a task, not in each row; needs `by_rows`.
+        last_at_wanted: the MLP of the last layer runs at the tokens whose hidden states are asked for, not at all.
+        compiled: the sub-layers and norms are compiled by `torch.compile` at their first use, which takes up to a minute; needs a C++ compiler.
+        int8: weights of the layers in eight bits, by torchao: another model, though a close one; half the memory.
+    """
+
+    packed: bool = True
+    by_rows: bool = True
+    share_prefix: bool = True
+    last_at_wanted: bool = True
+    compiled: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +56,12 @@ class LanguageModel:
     fingerprint: str
     num_layers: int
     hidden_size: int
+    options: Options = Options()
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether packed rows are attended to one by one."""
+        return self.options.by_rows and takes_rows(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +93,12 @@ class LanguageModel:
 
 
 def wrap(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "wrapped", fingerprint: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "wrapped",
+    fingerprint: str | None = None,
+    options: Options = Options(),
 ) -> LanguageModel:
     """A `LanguageModel` around a model that is already built; freezes it and sets it to evaluation mode.
 
@@ -77,6 +110,7 @@ def wrap(
     """
     family = family_of(model)
     model.eval().requires_grad_(False)
+    attend_by_rows(model)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -88,6 +122,7 @@ def wrap(
         fingerprint=fingerprint or fingerprint_of_model(model, tokenizer),
         num_layers=len(family.layers(model)),
         hidden_size=int(model.config.hidden_size),
+        options=options,
     )
 
 

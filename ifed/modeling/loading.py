@@ -13,11 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ifed.errors import UnknownModel
 from ifed.modeling.catalog import prepare
-from ifed.modeling.families import refuse_unknown
+from ifed.modeling.families import family_of, refuse_unknown
+from ifed.modeling.faster import apply
 from ifed.modeling.fingerprint import fingerprint_of_folder
-from ifed.modeling.language_model import LanguageModel, quiet, wrap
+from ifed.modeling.language_model import LanguageModel, Options, quiet, wrap
 
-__all__ = ["LanguageModel", "load", "wrap"]
+__all__ = ["LanguageModel", "Options", "load", "wrap"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,6 +31,7 @@ def load(
     device: str = "auto",
     dtype: DType = "auto",
     threads: int | None = None,
+    options: Options = Options(),
     announce: Callable[[str], None] = lambda _: None,
 ) -> LanguageModel:
     """The model `name` (catalogue name, folder or Hugging Face id), frozen, on its device.
@@ -39,10 +41,11 @@ def load(
         device: as torch names it; `auto` is CUDA where there is one, else the CPU.
         dtype: of the forward pass; `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32.
         threads: CPU threads torch may use, in the whole process; torch's own choice when not set.
+        options: ways to run it faster, or in less memory.
         announce: told in a sentence what takes time.
 
     Raises:
-        UnknownModel: no such model.
+        UnknownModel: no such model, or an option that needs what is not installed.
         DownloadFailed: a part of a catalogue model could not be fetched.
         UnsupportedFamily: an architecture whose residual stream we do not know.
     """
@@ -60,7 +63,8 @@ def load(
             nn.Module.to(model, place)  # the wrapper around PreTrainedModel.to hides its signature
     except (OSError, ValueError, StrictDataclassError) as reason:
         raise UnknownModel(f"{folder} does not hold a model and tokenizer that transformers can read ({reason})") from reason
-    return wrap(model, tokenizer, name=name, fingerprint=fingerprint)
+    apply(options, model.requires_grad_(False), family_of(model))
+    return wrap(model, tokenizer, name=name, fingerprint=fingerprint, options=options)
 
 
 def _dtype(asked: DType, device: torch.device) -> torch.dtype:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
-from ifed.modeling.hooks import entering, final_hidden, inject, replay
+from ifed.modeling.hooks import entering, inject, replay, wanted_states
 from ifed.modeling.injection import Injection, side_by_side
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prefixes import Prefixes
 
 
 class LowerLayers:
@@ -43,7 +44,7 @@ class LowerLayers:
 
     def _compute(self) -> list[Tensor]:
         kept: dict[int, Tensor] = {}
-        layout = layout_for(self._lm.device)
+        layout = layout_for(self._lm)
 
         def run(group: list[int]) -> None:
             batch = Batch.of([self._rows[index] for index in group], layout=layout, device=self._lm.device)
@@ -64,28 +65,32 @@ def wanted_hidden(
     *,
     token_budget: int | None = None,
     lower: LowerLayers | None = None,
+    prefixes: Prefixes | None = None,
 ) -> list[Tensor]:
     """The final hidden states each row wants, under the injection of each row; rows of different injections share batches.
 
     Args:
         injections: one per row; the same object for rows of one task.
         lower: what is known of these very rows; only for injections at or above its first layer.
+        prefixes: where what rows begin with is kept from call to call; within this call alone when not set. Not used where `lower` is.
 
     Returns:
         one (wanted, d) per row, in the order of the rows, on the model's device.
     """
-    layout = layout_for(lm.device)
+    layout = layout_for(lm)
     found: dict[int, Tensor] = {}
 
     def run(group: list[int]) -> None:
-        batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
+        batch = Batch.of([cut[index] for index in group], layout=layout, device=lm.device)
         replayed = contextlib.nullcontext() if lower is None else lower.standing_in(batch, group)
         with replayed, _injected(lm, batch, [injections[index] for index in group]):
-            states = batch.at_wanted(final_hidden(lm, batch))
+            states = wanted_states(lm, batch)
         found.update(zip(group, states.split([len(rows[index].wanted) for index in group]), strict=True))
 
     with torch.inference_mode():
-        for group in within_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
+        whole = layout == "padded" or (lower is not None and lower.used)
+        cut = list(rows) if whole else (prefixes or Prefixes(lm)).cut(rows, injections)
+        for group in within_budget([len(row.ids) for row in cut], token_budget or lm.token_budget, layout):
             halving(group, run)
     return [found[index] for index in range(len(rows))]
 

@@ -24,7 +24,7 @@ def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -
         ProbeMismatch: activations that are not finite.
     """
     rows = [Row.ending(template.prompt(text).ids) for text in TEXTS]
-    batch = Batch.of(rows, layout=layout_for(lm.device), device=lm.device)
+    batch = Batch.of(rows, layout=layout_for(lm), device=lm.device)
     with torch.inference_mode(), capture(lm, range(lm.num_layers), batch=batch, stop=True) as captured:
         final_hidden(lm, batch)
     activations = captured.stacked().to(torch.float32).cpu().numpy()

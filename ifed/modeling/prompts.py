@@ -36,10 +36,12 @@ class Prompt:
     Attributes:
         ids: at least one token; the beginning-of-text token included where the tokenizer sets one.
         truncated: whether tokens were left out in the middle of the text.
+        shared: so many tokens at the beginning are those of the template in front of any text.
     """
 
     ids: tuple[int, ...]
     truncated: bool
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class PromptTemplate:
             middle = (len(inside) - excess) // 2
             left_out = set(inside[middle : middle + excess])
             ids = [token for at, token in enumerate(ids) if at not in left_out]
-        return Prompt(tuple(ids), truncated=excess > 0 or len(whole) < len(self.prefix) + len(text) + len(self.suffix))
+        truncated = excess > 0 or len(whole) < len(self.prefix) + len(text) + len(self.suffix)
+        return Prompt(tuple(ids), truncated, shared=_common(ids[:-1], self._before))
 
     def demonstration(self, text: str, label: int, labels: LabelTokens) -> tuple[int, ...]:
         """The tokens of `text` in the template, one space and the label."""
@@ -131,10 +134,20 @@ class PromptTemplate:
         """Tokens left for a text."""
         return self.max_tokens - len(self.tokenizer(self.prefix + self.suffix).input_ids)
 
+    @cached_property
+    def _before(self) -> list[int]:
+        """Tokens in front of a text; the last may be another one where the text melts with it."""
+        return encode(self.tokenizer, self.prefix, "", "").ids
+
     def _shortened(self, text: str) -> str:
         """A text so long that most of it will be left out, without its middle, which need not be tokenised first."""
         keep = LONGEST_TOKEN * self.max_tokens
         return text if len(text) <= 2 * keep else text[:keep] + text[-keep:]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
 
 
 def longest_prompt(lm: LanguageModel, max_tokens: int | None = None) -> int:

@@ -15,6 +15,7 @@ from ifed.modeling.injection import Injection
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.passes import LowerLayers, wanted_hidden
+from ifed.modeling.prefixes import Prefixes
 from ifed.modeling.prompts import Example, Prompt, PromptTemplate
 from ifed.tensors import Float32, Int64
 
@@ -32,13 +33,16 @@ class ScoringItem:
     injection: Injection | None
 
 
-def score(lm: LanguageModel, items: Sequence[ScoringItem], *, token_budget: int | None = None) -> list[Float32]:
+def score(
+    lm: LanguageModel, items: Sequence[ScoringItem], *, token_budget: int | None = None, prefixes: Prefixes | None = None
+) -> list[Float32]:
     """Log-probabilities of each item's labels, normalised over its labels; items of different tasks share batches.
 
     A label of several tokens counts with the product of its tokens' probabilities.
 
     Args:
         token_budget: tokens of one forward pass; the model's own choice when not set.
+        prefixes: where what the templates begin with is kept from call to call; within this call alone when not set.
 
     Returns:
         per item float32, (C,), in the order of its labels.
@@ -49,7 +53,7 @@ def score(lm: LanguageModel, items: Sequence[ScoringItem], *, token_budget: int 
     rows = [rows_of(item.prompt, item.labels) for item in items]
     flat = [row for group in rows for row in group]
     injections = [item.injection for item, group in zip(items, rows, strict=True) for _ in group]
-    hidden = iter(wanted_hidden(lm, flat, injections, token_budget=token_budget))
+    hidden = iter(wanted_hidden(lm, flat, injections, token_budget=token_budget, prefixes=prefixes))
     states = [torch.cat([next(hidden) for _ in group]) for group in rows]
     return _scores(lm, [item.labels for item in items], states)
 
@@ -119,7 +123,7 @@ def rows_of(prompt: Prompt, labels: LabelTokens) -> list[Row]:
     """What must be run to score a prompt: it, followed by each of the fewest label prefixes that reach every inner node."""
     last = len(prompt.ids) - 1
     return [
-        Row(prompt.ids + prefix, tuple(last + len(node) for node in nodes))
+        Row(prompt.ids + prefix, tuple(last + len(node) for node in nodes), prompt.shared)
         for prefix, nodes in zip(labels.rows, labels.nodes_of_rows, strict=True)
     ]
 

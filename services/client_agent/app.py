@@ -113,6 +113,7 @@ def _prepare(settings: Settings, aggregator: AggregatorClient, status: Status, t
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
+        int8=settings.int8,
         token_budget=settings.token_budget,
         announce=lambda words: log.info("model", step=words),
     )

@@ -11,7 +11,7 @@ from ifed.identity import identity_of
 from ifed.modeling.calibration import Calibrator, LocalPlan
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.loading import DType, load
+from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.paths import cache_folder
@@ -38,17 +38,21 @@ class ModelWorker:
         device: str,
         dtype: DType,
         threads: int | None,
+        int8: bool,
         token_budget: int | None,
         announce: Callable[[str], None],
     ) -> Self:
         """Load a model by catalogue name, Hugging Face id or folder.
 
         Raises:
-            UnknownModel: it is none of these, or cannot be had.
+            UnknownModel: it is none of these, or cannot be had, or an option needs what is not installed.
             UnsupportedFamily: an architecture whose residual stream we do not know.
             DownloadFailed: it could not be fetched.
         """
-        model = load(name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, announce=announce)
+        options = Options(int8=int8)
+        model = load(
+            name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
+        )
         return cls(model, token_budget=token_budget)
 
     @property

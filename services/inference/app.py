@@ -189,6 +189,8 @@ def _scorer(settings: Settings) -> Scorer:
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
+        compiled=settings.compiled,
+        int8=settings.int8,
         token_budget=settings.token_budget,
         max_tokens=settings.max_text_tokens,
         announce=lambda words: log.info("model", step=words),

@@ -14,7 +14,8 @@ from ifed.modeling.batching import layout_for
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.loading import DType, load
+from ifed.modeling.loading import DType, Options, load
+from ifed.modeling.prefixes import Prefixes
 from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.scoring import ScoringItem, rows_of, score
 from ifed.paths import cache_folder
@@ -41,8 +42,9 @@ class Scorer:
 
     def __init__(self, model: LanguageModel, *, token_budget: int | None = None, max_tokens: int | None = None) -> None:
         self._model, self._max_tokens = model, max_tokens
+        self._prefixes = Prefixes(model, lasting=True)
         self.token_budget = token_budget or model.token_budget
-        self.padded = layout_for(model.device) == "padded"
+        self.padded = layout_for(model) == "padded"
 
     @classmethod
     def load(
@@ -53,6 +55,8 @@ class Scorer:
         device: str,
         dtype: DType,
         threads: int | None,
+        compiled: bool,
+        int8: bool,
         token_budget: int | None,
         max_tokens: int | None,
         announce: Callable[[str], None],
@@ -60,11 +64,14 @@ class Scorer:
         """Load a model by catalogue name, Hugging Face id or folder.
 
         Raises:
-            UnknownModel: it is none of these, or cannot be had.
+            UnknownModel: it is none of these, or cannot be had, or an option needs what is not installed.
             UnsupportedFamily: an architecture whose residual stream we do not know.
             DownloadFailed: it could not be fetched.
         """
-        model = load(name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, announce=announce)
+        options = Options(compiled=compiled, int8=int8)
+        model = load(
+            name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
+        )
         return cls(model, token_budget=token_budget, max_tokens=max_tokens)
 
     @property
@@ -126,4 +133,4 @@ class Scorer:
 
     def score(self, items: Sequence[ScoringItem]) -> list[Scores]:
         """Log-probabilities over each item's labels, float32, shape (labels,)."""
-        return score(self._model, items, token_budget=self.token_budget)
+        return score(self._model, items, token_budget=self.token_budget, prefixes=self._prefixes)

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")
     threads: Annotated[int | None, Field(ge=1)] = Field(None, description="CPU threads; all cores by default")
+    compiled: bool = Field(False, description="compile parts of the model at their first use; needs a C++ compiler")
+    int8: bool = Field(False, description="hold the layers' weights in eight bits, with torchao; a close model, not the same")
 
     token_budget: Annotated[int | None, Field(ge=16)] = Field(
         None, description="padded tokens in one batch at the most; bounds the memory; what suits the device by default"

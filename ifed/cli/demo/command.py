@@ -28,7 +28,7 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, help="Calibration rounds at the most.")] = None,
     local_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps a client takes in a round.")] = None,
     groups: Annotated[int | None, typer.Option(min=1, help="Coefficient groups; must divide the hidden size.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Injected layers: all or upper_half.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Injected layers: all, upper_half or upper_third.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="Learning rate of the first step.")] = None,
     examples: Annotated[int | None, typer.Option(min=10, help="Texts in each organisation's private file at the most.")] = None,
     compare_local: Annotated[bool, typer.Option("--compare-local", help="Also let each organisation calibrate alone.")] = False,

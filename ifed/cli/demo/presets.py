@@ -26,8 +26,8 @@ class Preset:
     def changed(self, **given: object) -> Self:
         """This preset with every value that is not None put in its place."""
         chosen = {name: value for name, value in given.items() if value is not None}
-        if chosen.get("layers", "all") not in ("all", "upper_half"):
-            raise LayoutMismatch(f"--layers takes all or upper_half, not {chosen['layers']}")
+        if chosen.get("layers", "all") not in ("all", "upper_half", "upper_third"):
+            raise LayoutMismatch(f"--layers takes all, upper_half or upper_third, not {chosen['layers']}")
         return replace(self, **chosen)  # type: ignore[arg-type]
 
     def policy(self, *, clients: int, patience: int | None = 2) -> Policy:

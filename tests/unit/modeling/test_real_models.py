@@ -14,16 +14,18 @@ from transformers import AutoModelForCausalLM
 from ifed.errors import ProbeMismatch, UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.catalog import CATALOG
+from ifed.modeling.extraction import context_vector
 from ifed.modeling.folding import fold, write
 from ifed.modeling.hooks import capture, final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
-from ifed.modeling.language_model import LanguageModel, quiet
+from ifed.modeling.language_model import LanguageModel, Options, quiet
 from ifed.modeling.loading import DType, load
 from ifed.modeling.probing import probe_of
-from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.paths import cache_folder
 from ifed.probes import TEXTS, Probe
 from ifed.tensors import Coefficients, ContextVector
+from tests.unit.modeling.by_hand import gemma3_by_hand, llama_by_hand
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 models = pytest.mark.parametrize("name", sorted(CATALOG))
@@ -52,6 +54,12 @@ def injection(lm: LanguageModel) -> Injection:
 @models
 def test_bfloat16_passes_the_probe_of_float32(name: str) -> None:
     probed(model(name)).must_agree(probed(model(name, "bfloat16")))
+
+
+@models
+def test_weights_of_eight_bits_pass_the_probe(name: str) -> None:
+    coarse = load(name, cache=cache_folder(_cache()), dtype="bfloat16", options=Options(int8=True))
+    probed(model(name)).must_agree(probed(coarse))
 
 
 @models
@@ -94,6 +102,21 @@ def test_the_residual_stream_is_the_equation_of_captured_activations(name: str) 
         for site in (0, 1):
             expected = expected + (given.shift[at, site] + given.scale[at, site] * raw.outputs[layer, site])
         torch.testing.assert_close(left[layer], expected, rtol=1e-4, atol=1e-3)
+
+
+@models
+def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> None:
+    lm, by_hand = model(name), {"llama": llama_by_hand, "gemma3_text": gemma3_by_hand}[CATALOG[name].family]
+    exact = load(name, cache=cache_folder(_cache()), dtype="float32")
+    exact.model.double()
+    labels = template(lm).labels(["negative", "positive"])
+    examples = [Example(text, index % 2) for index, text in enumerate(TEXTS)]
+    with torch.no_grad():
+        rows = [torch.tensor(template(lm).demonstration(one.text, one.label, labels)) for one in examples]
+        expected = torch.stack([by_hand(exact, ids) for ids in rows]).mean(0)
+    found = torch.from_numpy(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
+    far = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert float(far.max()) < 1e-3
 
 
 @models

@@ -19,13 +19,11 @@ def spec(**changes: object) -> TaskSpec:
     )
 
 
-def test_the_upper_half_of_an_odd_model_is_the_larger_half() -> None:
+def test_the_upper_half_or_third_of_a_model_that_does_not_divide_is_the_larger_one() -> None:
     assert resolve_layers("upper_half", 5) == (2, 3, 4)
-
-
-def test_the_upper_third_begins_after_two_thirds() -> None:
-    assert resolve_layers("upper_third", 18) == (12, 13, 14, 15, 16, 17)
-    assert resolve_layers("upper_third", 5) == (3, 4)
+    assert resolve_layers("upper_third", 7) == (4, 5, 6)
+    assert resolve_layers("upper_third", 30) == tuple(range(20, 30))
+    assert resolve_layers("upper_third", 1) == (0,)
     assert resolve_layers("all", 3) == (0, 1, 2)
     assert resolve_layers([4, 0], 5) == (0, 4)
 

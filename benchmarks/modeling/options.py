@@ -1,0 +1,117 @@
+"""What each way of running faster gives by itself: the time without it over the time with it. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.modeling.measures import DEMONSTRATIONS, EPOCHS, Setting, injection, shown
+from benchmarks.modeling.timing import overhead
+from ifed.errors import IFedError
+from ifed.modeling.calibration import Calibrator, LocalPlan
+from ifed.modeling.heads import vocabulary_logits
+from ifed.modeling.injection import Injection
+from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.loading import load
+from ifed.modeling.passes import wanted_hidden
+from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.scoring import ScoringItem, rows_of, score
+from ifed.tasks import resolve_layers
+from ifed.tensors import Coefficients, ContextVector, Float32
+
+Work = Callable[[], object]
+
+
+def options(setting: Setting, *, pairs: int) -> dict[str, Any]:
+    """By option: lower quartile, median and upper quartile of the ratio, over alternating pairs of runs without it and with it."""
+    lm = setting.fast
+    given, long = _items(setting, lm), _items(setting, lm, before=_demonstrations(setting))[-8:]
+
+    def run(items: Sequence[ScoringItem] = given, **chosen: bool) -> Work:
+        return partial(score, replace(lm, options=replace(Options(share_prefix=False), **chosen)), items)
+
+    works: dict[str, tuple[Work, Work]] = {
+        "batches of the token budget, not single rows": (partial(score, lm, given, token_budget=1), partial(score, lm, given)),
+        "rows packed, not padded": (run(packed=False), run()),
+        "attention row by row, not under a mask": (run(by_rows=False), run()),
+        "template's prefix once": (run(), run(share_prefix=True)),
+        "prefix of 12 demonstrations once": (run(long), run(long, share_prefix=True)),
+        "last MLP at the wanted tokens": (run(last_at_wanted=False), run()),
+        "label rows of the head": (partial(_whole_head, lm, given), run(share_prefix=True)),
+        "lower layers kept, 4 epochs": (_calibration(setting, cache_bytes=0), _calibration(setting)),
+        "upper half, not all layers": (_calibration(setting, layers="all"), _calibration(setting)),
+    }
+    return {name: _ratio(*pair, pairs=pairs) for name, pair in works.items()}
+
+
+def loaded_otherwise(setting: Setting, name: str, cache: Path, *, pairs: int) -> dict[str, Any]:
+    """The options that change the loaded model: the same ratio; for eight bits also their bytes and how far scores move."""
+    lm, found = setting.fast, dict[str, Any]()
+    given = _items(setting, lm)
+    plain = np.exp(np.stack(score(lm, given)))
+    for words, chosen in (("torch.compile", Options(compiled=True)), ("int8 weights", Options(int8=True))):
+        try:
+            other = load(name, cache=cache, options=chosen)
+            moved = float(np.abs(np.exp(np.stack(score(other, _items(setting, other)))) - plain).max())
+        except IFedError as refusal:
+            found[words] = refusal.detail
+            continue
+        found[words] = _ratio(partial(score, lm, given), partial(score, other, _items(setting, other)), pairs=pairs)
+        found[f"{words}: largest change of a probability"] = moved
+        found[f"{words}: bytes of the layers"] = [_bytes(one) for one in (lm, other)]
+    return found
+
+
+def _ratio(without: Work, with_it: Work, *, pairs: int) -> list[float]:
+    return [1 + share for share in overhead(without, with_it, pairs=pairs)]
+
+
+def _items(setting: Setting, lm: LanguageModel, *, before: str = "") -> list[ScoringItem]:
+    template = PromptTemplate.of(lm, before + setting.source.template, max_tokens=4096)
+    labels, given = template.labels(setting.source.labels), injection(setting, lm)
+    return [ScoringItem(template.prompt(text), labels, given) for text in setting.texts]
+
+
+def _demonstrations(setting: Setting) -> str:
+    return "".join(f"{shown(setting.source, example)}\n\n" for example in setting.examples[:DEMONSTRATIONS])
+
+
+def _whole_head(lm: LanguageModel, items: Sequence[ScoringItem]) -> list[Float32]:
+    """Scores from the logits of the whole vocabulary at the last token."""
+    rows = [row for item in items for row in rows_of(item.prompt, item.labels)]
+    given: list[Injection | None] = [item.injection for item in items for _ in rows_of(item.prompt, item.labels)]
+    with torch.inference_mode():
+        logits = vocabulary_logits(lm, torch.cat(wanted_hidden(lm, rows, given)))
+        tokens = torch.tensor([ids[0] for ids in items[0].labels.ids])
+        return list(torch.log_softmax(logits[:, tokens], 1).numpy())
+
+
+def _calibration(setting: Setting, *, layers: str = "upper_half", cache_bytes: int = 1 << 30) -> Work:
+    lm, template = setting.fast, PromptTemplate.of(setting.fast, setting.source.template)
+    chosen = resolve_layers("all" if layers == "all" else "upper_half", lm.num_layers)
+    vector = ContextVector(np.zeros((len(chosen), 2, lm.hidden_size), dtype=np.float32))
+    draws = EPOCHS * len(setting.examples)
+    plan = LocalPlan(steps=draws // 8, batch_size=8, learning_rate=0.04, learning_rate_end=0.04, logit_adjustment=1.0, seed=0)
+
+    def calibrate() -> None:
+        labels = template.labels(setting.source.labels)
+        client = Calibrator(lm, template, labels, setting.examples, vector, chosen, expected_draws=draws, cache_bytes=cache_bytes)
+        client.run(Coefficients.identity(len(chosen), setting.groups), plan)
+
+    return calibrate
+
+
+def _bytes(lm: LanguageModel) -> int:
+    """Of the layers as they lie in memory; a quantised tensor is the sum of its parts."""
+    total = 0
+    for layer in lm.family.layers(lm.model):
+        for parameter in layer.parameters():
+            parts = [getattr(parameter, name) for name in getattr(parameter, "tensor_data_names", ())] or [parameter]
+            total += sum(part.nbytes for part in parts)
+    return total

@@ -1,0 +1,113 @@
+"""Attention of packed rows, one row at a time, after a prefix that rows share. Knows no tokens and no layers' weights.
+
+With a mask over the whole pack three quarters of the work on seven rows is for places that the mask then hides, and the kernel that takes a
+mask is slower than the causal one: on a CPU, 256 tokens of SmolLM2 135M took 3.3 ms a layer with it and 1.1 ms row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "ifed_rows"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """What tokens in front of several rows leave for them to attend to: keys and values by layer, each (1, heads, P, size)."""
+
+    length: int
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for parts in (self.keys, self.values) for part in parts.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """How the tokens of a packed batch attend: each row to itself and to the prefix in front of it, nothing else.
+
+    Attributes:
+        lengths: of the rows, in their order.
+        before: what each row follows, if anything.
+        keep: filled with the keys and values of this very pass, where it is a prefix that is computed.
+    """
+
+    lengths: tuple[int, ...]
+    before: tuple[Prefix | None, ...]
+    keep: Prefix | None = None
+    _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+        """(length, before + length), true where a token attends; None where plain causal attention is the same."""
+        reach = before + length if window is None else min(window, before + length)
+        if not before and reach == length:
+            return None
+        if (before, length, reach) not in self._masks:
+            at = torch.arange(before, before + length, device=device)[:, None]
+            to = torch.arange(before + length, device=device)[None]
+            self._masks[before, length, reach] = (to <= at) & (to > at - reach)
+        return self._masks[before, length, reach]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    rows: Rows | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls in each layer; without `rows` it is transformers' own attention.
+
+    Args:
+        query, key, value: (1, heads, tokens, size), positions already in them.
+
+    Returns:
+        (1, tokens, heads, size), and no weights.
+    """
+    if rows is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
+        )
+        return found
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if rows.keep is not None:
+        rows.keep.keys[layer], rows.keep.values[layer] = key, value
+    grouped, outputs = query.shape[1] != key.shape[1], []
+    parts = (part.split(rows.lengths, 2) for part in (query, key, value))
+    for before, one, keys, values in zip(rows.before, *parts, strict=True):
+        mask = rows.mask(before.length if before else 0, one.shape[2], sliding_window, one.device)
+        if before is not None:
+            keys, values = torch.cat([before.keys[layer], keys], 2), torch.cat([before.values[layer], values], 2)
+        outputs.append(
+            nn.functional.scaled_dot_product_attention(
+                one, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def attend_by_rows(model: PreTrainedModel) -> None:
+    """Let a model take `rows` where it computes attention with torch's kernel; elsewhere (Gemma 2 bends its scores) it stays as it is."""
+    if model.config._attn_implementation == "sdpa":  # noqa: SLF001  # transformers has no public name for it
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def takes_rows(model: PreTrainedModel) -> bool:
+    """Whether `attend_by_rows` has changed it."""
+    return bool(model.config._attn_implementation == NAME)  # noqa: SLF001  # as above
