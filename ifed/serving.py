@@ -27,6 +27,7 @@ class ClassifyRequest(BaseModel):
     input: str | list[str] = Field(examples=["The plot was thin, but I laughed the whole way through."])
     top_k: int | None = Field(None, ge=1, description="also list so many labels with their probability, most probable first")
     truncate: bool = Field(True, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
+    use_activation: bool | None = Field(None, description="false, as in vLLM: natural logarithms in place of the probabilities")
 
     @field_validator("input")
     @classmethod
@@ -35,6 +36,11 @@ class ClassifyRequest(BaseModel):
             if not text.isascii():
                 text.encode()  # half a character (a lone surrogate) is a ValueError here, and so a 422 for the caller
         return given
+
+    @property
+    def raw(self) -> bool:
+        """Whether logarithms are wanted."""
+        return self.use_activation is False
 
     @property
     def texts(self) -> Sequence[str]:
@@ -51,10 +57,10 @@ class LabelScore(BaseModel):
 class Classification(BaseModel):
     """The answer for one text; `error` instead of a label when this text alone could not be classified."""
 
-    index: int
+    index: int = Field(examples=[0])
     label: str | None = Field(examples=["positive"])
-    probs: list[float] = Field(description="in the order of the task's labels; empty beside an error")
-    num_classes: int
+    probs: list[float] = Field(examples=[[0.07, 0.93]], description="in the order of the task's labels; empty beside an error")
+    num_classes: int = Field(examples=[2])
     truncated: bool = Field(False, description="the text was longer than the model takes and was cut in its middle")
     top: list[LabelScore] | None = Field(None, exclude_if=_absent, description="there when `top_k` was given")
     error: ErrorBody | None = Field(None, exclude_if=_absent, description="there when this text could not be classified")
@@ -63,38 +69,44 @@ class Classification(BaseModel):
 class Usage(BaseModel):
     """Tokens read, as the OpenAI-style APIs count them."""
 
-    prompt_tokens: int
-    total_tokens: int
+    prompt_tokens: int = Field(examples=[19])
+    total_tokens: int = Field(examples=[19])
     completion_tokens: int = 0
+    prompt_tokens_details: None = Field(None, description="null; SGLang has this field")
 
 
 class ClassifyResponse(BaseModel):
     """Answer of `POST /v1/classify`. `task`, `adapter_version` and `adapter_digest` say exactly what answered."""
 
-    id: str
+    id: str = Field(examples=["classify-9bf17f2847b046c7b2d5495f4b4f9682"])
     object: Literal["list"] = "list"
-    created: int
-    model: str
+    created: int = Field(examples=[1795356861], description="seconds since 1970")
+    model: str = Field(examples=["sentiment"])
     data: list[Classification]
     usage: Usage
-    task: str
-    labels: list[str]
-    adapter_version: int | None = Field(description="null when no adapter answered: the bare model, few-shot prompting")
-    adapter_digest: str = Field(description="sha256 of the adapter; `bare` or `few-shot:12` when no adapter answered")
+    task: str = Field(examples=["sentiment"])
+    labels: list[str] = Field(examples=[["negative", "positive"]])
+    adapter_version: int | None = Field(
+        examples=[7], description="null when no adapter answered: the bare model, few-shot prompting"
+    )
+    adapter_digest: str = Field(
+        examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"],
+        description="sha256 of the adapter; `bare` or `few-shot:12` when no adapter answered",
+    )
 
 
 class ServedModel(BaseModel):
     """One task an inference service can answer for."""
 
-    id: str
+    id: str = Field(examples=["sentiment"])
     object: Literal["model"] = "model"
-    created: int
+    created: int = Field(examples=[1795356861])
     owned_by: str = "ifed"
-    root: str = Field(description="the language model underneath")
-    labels: list[str]
-    adapter_version: int
-    adapter_digest: str
-    accuracy: float | None = None
+    root: str = Field(examples=["smollm2-135m"], description="the language model underneath")
+    labels: list[str] = Field(examples=[["negative", "positive"]])
+    adapter_version: int = Field(examples=[7])
+    adapter_digest: str = Field(examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"])
+    accuracy: float | None = Field(None, examples=[0.888], description="on the clients' held-out examples, where it was evaluated")
     stale: str | None = Field(None, description="why it may not be the newest, when it could not be refreshed")
 
 

@@ -9,7 +9,7 @@ import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, Field
@@ -49,7 +49,7 @@ def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegist
         app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-ID")
     Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/metrics"]).instrument(app).expose(
-        app, endpoint="/metrics", tags=["health"]
+        app, endpoint="/metrics", tags=["health"], response_class=PlainTextResponse
     )
     app.include_router(_health(readiness))
 

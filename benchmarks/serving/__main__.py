@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="folder of downloaded and converted models")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--tasks", type=int, nargs=2, default=[64, 1000], help="how many tasks are mixed")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of one measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each row at 1 and 32 callers, taken in turn")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each row at 1 and 32 callers, taken in turn")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
     parser.add_argument("--out", type=Path, default=Path("benchmark-serving.json"))
     options = parser.parse_args()
@@ -38,8 +38,12 @@ def main() -> None:
         "half_load": half,
         "goals": goals(rows, half),
     }
+    half_load = (
+        f"half load, {half['requests_per_second']:.1f} requests/s at random: p50 {half['p50_ms']:.0f} ms, p95 {half['p95_ms']:.0f}"
+    )
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(table(rows))
+    print(f"\n{half_load}, p99 {half['p99_ms']:.0f}; one caller alone {half['single_request_ms']:.0f} ms\n")
     for goal in found["goals"]:
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['goal']}: {goal['measured']}")
     print(f"Figures in {options.out}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated
@@ -22,6 +22,7 @@ from ifed.errors import BadData
 from ifed.serving import Classification, ClassifyResponse
 
 BATCH = 32
+BEGINNING = b'{"row": '  # of every row written
 
 Token = Annotated[
     str | None, typer.Option("--token", envvar="IFED_TOKEN", help="Your bearer token or key.", show_envvar=True, show_default=False)
@@ -49,10 +50,10 @@ def classify(
     given = read_texts(file, column) if file is not None else iter(texts or _standard_input())
     total = count_texts(file) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:
-        write = _Rows(parts, out) if out is not None or as_json else None
+        write = _Rows(parts, out, task) if out is not None or as_json else None
         done = write.done if write is not None else 0
         rows: list[tuple[str, Classification]] = []
-        with _progress(quiet=out is None) as progress:
+        with _progress(shown=out is not None or (file is not None and not (as_json and console.is_terminal))) as progress:
             bar = progress.add_task(task, total=total, completed=done)
 
             async def work() -> None:
@@ -90,8 +91,8 @@ class _Remembering(Iterator[str]):
 class _Rows:
     """JSON lines, in a file or on standard output. A file that has some already is gone on with, a torn last line dropped."""
 
-    def __init__(self, parts: ExitStack, out: Path | None) -> None:
-        self.done = 0 if out is None else _whole_lines(out)
+    def __init__(self, parts: ExitStack, out: Path | None, model: str) -> None:
+        self.done = 0 if out is None else _whole_lines(out, task=model.partition("@")[0])
         self._file: IO[str] = sys.stdout if out is None else parts.enter_context(out.open("a", encoding="utf-8"))
         self.count = self.done
 
@@ -107,15 +108,30 @@ class _Rows:
         self.count += 1
 
 
-def _whole_lines(out: Path) -> int:
-    """Lines of an earlier run; what a kill left of a last one is cut off."""
+def _whole_lines(out: Path, *, task: str) -> int:
+    """Lines of an earlier run for the same task; what a kill left of a last one is cut off.
+
+    Raises:
+        BadData: the file holds something else, which stays as it is.
+    """
     if not out.exists():
         return 0
     with out.open("rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
+        torn, last = content[end:], content[:end].splitlines()[-1:]
+        if not torn.startswith(BEGINNING[: len(torn)]) or (last and _task_of(last[0]) != task):
+            raise BadData(f"{out} does not hold an earlier run for the task {task!r}; name another file, or move this one away")
         file.truncate(end)
         return content[:end].count(b"\n")
+
+
+def _task_of(line: bytes) -> str | None:
+    """The task of a row as `_Rows` writes it."""
+    with suppress(ValueError):
+        row = json.loads(line)
+        return row.get("task") if isinstance(row, dict) else None
+    return None
 
 
 def _standard_input() -> Iterator[str]:
@@ -128,9 +144,9 @@ def _standard_input() -> Iterator[str]:
         raise BadData("there is no text to classify; give some as arguments, in a file, or one a line on standard input")
 
 
-def _progress(*, quiet: bool) -> Progress:
+def _progress(*, shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=error_console, disable=quiet or not error_console.is_terminal)
+    return Progress(*columns, console=error_console, disable=not shown or not error_console.is_terminal)
 
 
 def _show(rows: list[tuple[str, Classification]]) -> None:

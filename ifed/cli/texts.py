@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ifed.errors import BadData
@@ -28,12 +29,12 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
 
 
 def count_texts(path: Path) -> int | None:
-    """How many texts a file holds, where that can be told without reading them all as tables."""
+    """How many texts a file holds, where that can be told without reading them all; None where no reader is installed."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
-            return max(0, sum(1 for _ in csv.reader(file)) - 1)
+            return max(0, sum(1 for row in csv.reader(file) if row) - 1)
     if path.suffix == ".parquet":
-        return None
+        return _parquet_rows(path)
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
@@ -71,6 +72,14 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         for value in batch.column(0).to_pylist():
             number += 1
             yield _text(value, path, number, column)
+
+
+def _parquet_rows(path: Path) -> int | None:
+    with suppress(ImportError):  # told with the first text, by name
+        import pyarrow.parquet as parquet
+
+        return int(parquet.read_metadata(path).num_rows)
+    return None
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Self
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ifed.clients.inference import InferenceClient
-from ifed.serving import Classification, ClassifyResponse, ServedModels
+from ifed.serving import Classification, ClassifyResponse, ServedModel, ServedModels
 
 
 class BlockingInferenceClient:
@@ -45,12 +45,15 @@ class BlockingInferenceClient:
         *,
         top_k: int | None = None,
         truncate: bool = True,
+        raw_scores: bool = False,
         deadline: float | None = None,
     ) -> ClassifyResponse:
         """As `InferenceClient.classify`."""
 
         async def call() -> ClassifyResponse:
-            return await self._client.classify(model, texts, top_k=top_k, truncate=truncate, deadline=deadline)
+            return await self._client.classify(
+                model, texts, top_k=top_k, truncate=truncate, raw_scores=raw_scores, deadline=deadline
+            )
 
         return self._inside.call(call)
 
@@ -63,11 +66,19 @@ class BlockingInferenceClient:
         async def following() -> tuple[Classification, ClassifyResponse] | None:
             return await anext(answers, None)
 
-        while (pair := self._inside.call(following)) is not None:
-            yield pair
+        try:
+            while (pair := self._inside.call(following)) is not None:
+                yield pair
+        finally:
+            if self._portal is not None:
+                self._portal.call(answers.aclose)
 
     def models(self) -> ServedModels:
         return self._inside.call(self._client.models)
+
+    def model(self, model: str) -> ServedModel:
+        """As `InferenceClient.model`."""
+        return self._inside.call(self._client.model, model)
 
     @property
     def _inside(self) -> BlockingPortal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from itertools import islice
 
 from ifed.clients.transport import Service
@@ -23,6 +23,7 @@ class InferenceClient(Service):
         *,
         top_k: int | None = None,
         truncate: bool = True,
+        raw_scores: bool = False,
         deadline: float | None = None,
     ) -> ClassifyResponse:
         """Labels and probabilities, one entry of `data` for each text, in order.
@@ -31,18 +32,21 @@ class InferenceClient(Service):
             model: a task, `task@7` for its version 7, `task@bare` for the bare model, `task@few-shot:12` for a prompt of demonstrations.
             top_k: also list so many labels with their probability, the most probable first.
             truncate: cut a text that is too long in its middle; otherwise its entry says `TextTooLong`.
+            raw_scores: natural logarithms in place of the probabilities.
             deadline: seconds after which the answer is of no use; the service then gives the place to someone else.
 
         Raises:
             IFedError: the class the service names. A text that fails among several has an `error` in its entry instead.
         """
-        request = ClassifyRequest(model=model, input=texts, top_k=top_k, truncate=truncate)
+        request = ClassifyRequest(
+            model=model, input=texts, top_k=top_k, truncate=truncate, use_activation=False if raw_scores else None
+        )
         headers = {} if deadline is None else {DEADLINE_HEADER: str(deadline)}
         return await self._post(ClassifyResponse, "/v1/classify", request, headers=headers)
 
     async def classify_all(
         self, model: str, texts: Iterable[str], *, batch: int = 32, at_once: int = 4
-    ) -> AsyncIterator[tuple[Classification, ClassifyResponse]]:
+    ) -> AsyncGenerator[tuple[Classification, ClassifyResponse], None]:
         """Any number of texts, a few requests at once, in order; each with the answer it came in. Waits where the service is full."""
         source, waiting = iter(texts), list[asyncio.Task[ClassifyResponse]]()
         try:

@@ -10,19 +10,19 @@ from ifed.serving import ServedModel
 class About(BaseModel):
     """The model, the limits, and the labels of the default task."""
 
-    model_id: str
-    model_sha: str = Field(description="the model's fingerprint")
-    model_dtype: str
+    model_id: str = Field(examples=["smollm2-135m"])
+    model_sha: str = Field(examples=["9f" * 32], description="the model's fingerprint")
+    model_dtype: str = Field(examples=["bfloat16"])
     model_type: dict[str, dict[str, dict[str, str | int]]] = Field(
         {"classifier": {"id2label": {}, "label2id": {}}}, description="of the default task; empty when there is none"
     )
-    max_input_length: int = Field(description="tokens of a text with its template")
-    max_batch_tokens: int = Field(description="tokens of one forward pass")
-    max_client_batch_size: int = Field(description="texts in one request")
-    max_request_tokens: int = Field(description="tokens of one request")
-    max_queue: int = Field(description="texts that may wait")
+    max_input_length: int = Field(examples=[1024], description="tokens of a text with its template")
+    max_batch_tokens: int = Field(examples=[256], description="tokens of one forward pass")
+    max_client_batch_size: int = Field(examples=[512], description="texts in one request")
+    max_request_tokens: int = Field(examples=[131_072], description="tokens of one request")
+    max_queue: int = Field(examples=[1024], description="texts that may wait")
     auto_truncate: bool = False
-    version: str
+    version: str = Field(examples=["0.1.0"])
 
     def with_default(self, served: ServedModel | None) -> About:
         """The same with the labels of the default task."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -74,13 +76,18 @@ class AskedAccess:
     def __init__(self, whose: Callable[[str], Awaitable[str]], *, remember: float, grace: float) -> None:
         self._whose, self._remember, self._grace = whose, remember, grace
         self._known: OrderedDict[str, _Remembered] = OrderedDict()
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def admit(self, token: str | None) -> str:
         given = _given(token)
         key = _hash(given)
         known = self._known.get(key)
         if known is None or monotonic() >= known.until:
-            known = await self._ask(key, given, known)
+            lock = self._asking.setdefault(key, asyncio.Lock())
+            async with lock:  # one question, however many requests bring the same token
+                known = self._known.get(key)
+                if known is None or monotonic() >= known.until:
+                    known = await self._ask(key, given, known)
         if known.name is None:
             raise Unauthenticated("the bearer token is not known to the aggregator, or it was revoked")
         return known.name

@@ -98,11 +98,12 @@ class Adapters(Generic[Loaded]):
 
     @property
     def bytes_held(self) -> int:
-        return sum(held.adapter.size for held in self._held.values())
+        return sum(held.adapter.size for held in tuple(self._held.values()))
 
     def current(self) -> list[Adapter[Loaded]]:
         """What is served without a pin, by task."""
-        return [self._held[key].adapter for key in sorted((key for key in self._held if key[1] is None), key=str)]
+        held = tuple(self._held.items())  # at once, since /metrics asks from another thread
+        return [one.adapter for key, one in sorted(held, key=lambda pair: pair[0][0]) if key[1] is None]
 
     async def get(self, task: str, version: int | None = None) -> Adapter[Loaded]:
         """The adapter of a task: the version that is served, or the one named.
@@ -132,6 +133,14 @@ class Adapters(Generic[Loaded]):
         self._wanted.update(tasks)
         for task in self._wanted:
             self._keep_up(task)
+
+    async def fetch_now(self, tasks: Iterable[str]) -> None:
+        """Fetch the adapters of `tasks` once, from a source that cannot be followed; what cannot be had is told in `stale`."""
+        for task in tasks:
+            try:
+                await self.get(task)
+            except IFedError as refusal:
+                self._lost(task, refusal)
 
     def _keep_up(self, task: str) -> None:
         if task not in self._followers and len(self._followers) < self._max_followed:

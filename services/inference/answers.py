@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ifed.errors import IFedError
-from services.inference.engine import Scores
+from services.inference.engine import Pass, Scores
 
 Item = TypeVar("Item")
 
@@ -43,6 +43,7 @@ class Answer:
     tokens: int
     queue_seconds: float
     model_seconds: float
+    passes: Sequence[Pass] = ()
 
     def only(self) -> Result:
         """The result of a request of one text.

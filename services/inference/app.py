@@ -149,8 +149,11 @@ async def _adapters(
         max_bytes=settings.adapter_bytes,
         observer=metrics,
     )
-    adapters.want(settings.tasks)
     parts.push_async_callback(adapters.close)
+    if isinstance(source, AdapterFolder):
+        await adapters.fetch_now(settings.tasks or await asyncio.to_thread(source.tasks))
+    else:
+        adapters.want(settings.tasks)
     return adapters
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from ifed.errors import NothingYet, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import Malformed, NothingYet, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.serving import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 from ifed.web import refusals
 from services.inference import endpoints_hub, endpoints_open_inference
-from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep
+from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
 from services.inference.errors import OtherModel
 from services.inference.formats import classified, headers_of
 
@@ -30,9 +30,10 @@ async def list_models(classifier: ClassifierDep) -> ServedModels:
 
 
 @router.get(
-    "/models/{model}", responses=refusals(Unauthenticated, UnknownTask, UnknownVersion, NothingYet, OtherModel, Unavailable)
+    "/models/{model}",
+    responses=refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Unavailable),
 )
-async def get_model(model: str, classifier: ClassifierDep) -> ServedModel:
+async def get_model(model: Model, classifier: ClassifierDep) -> ServedModel:
     """One task, or one of its versions as `task@7`; fetched if it is not held yet."""
     return await classifier.model(model)
 

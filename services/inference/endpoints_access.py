@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic.json_schema import SkipJsonSchema
 
-from ifed.errors import NothingYet, Overloaded, TooLarge, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import Malformed, NothingYet, Overloaded, TooLarge, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.serving import DEADLINE_HEADER
 from ifed.web import refusals
 from services.inference import errors
@@ -17,6 +18,7 @@ from services.inference.service import Classifier
 _bearer = HTTPBearer(auto_error=False, description="a token the aggregator knows, or a key of the service's key file")
 REFUSALS = refusals(
     Unauthenticated,
+    Malformed,
     UnknownTask,
     UnknownVersion,
     NothingYet,
@@ -48,7 +50,7 @@ async def _classifier(request: Request) -> Classifier[Any, Any]:
 
 async def _deadline(
     seconds: Annotated[
-        float | None,
+        float | SkipJsonSchema[None],
         Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the answer is of no use to the caller"),
     ] = None,
 ) -> float | None:
@@ -56,5 +58,9 @@ async def _deadline(
 
 
 Caller = Depends(_caller)
+Model = Annotated[
+    str, Path(max_length=200, examples=["sentiment"], description="a task, or `task@7`, `task@bare`, `task@few-shot:12`")
+]
+Version = Annotated[int, Path(ge=0, examples=[7], description="a version of the task")]
 ClassifierDep = Annotated[Classifier[Any, Any], Depends(_classifier)]
 DeadlineDep = Annotated[float | None, Depends(_deadline)]

@@ -9,7 +9,7 @@ from ifed.errors import Unauthenticated, Unavailable
 from ifed.serving import LabelScore
 from ifed.web import refusals
 from services.inference.about import About
-from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep
+from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
 from services.inference.errors import NoDefaultTask, PairNotSupported
 from services.inference.formats import HubRequest, PredictRequest, headers_of, hub_predictions, predictions
 
@@ -28,7 +28,7 @@ async def predict(
 
 @router.post("/models/{model}", responses=REFUSALS)
 async def classify_as_hub(
-    model: str, body: HubRequest, response: Response, classifier: ClassifierDep, deadline: DeadlineDep
+    model: Model, body: HubRequest, response: Response, classifier: ClassifierDep, deadline: DeadlineDep
 ) -> list[list[LabelScore] | ErrorBody]:
     """Classify as the Hugging Face inference clients expect: one list of labels for each text, the best first."""
     answer = await classifier.classify(model, body.texts, truncate=body.parameters.truncate, deadline=deadline)

@@ -33,6 +33,14 @@ class BatchObserver(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass: how many items it read, and their tokens over the budget."""
+
+    items: int
+    fill: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """What became of one request.
 
@@ -40,11 +48,13 @@ class Ran:
         scores: one per item, in order.
         queue_seconds: from its arrival until its first item entered the model.
         model_seconds: from then until its last item left it.
+        passes: every forward pass that read an item of it, other requests' items included.
     """
 
     scores: list[Scores]
     queue_seconds: float
     model_seconds: float
+    passes: Sequence[Pass] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +66,7 @@ class _Job(Generic[Item]):
     started: float = 0.0
     waiting: dict[int, None] = field(default_factory=dict)
     scores: dict[int, Scores] = field(default_factory=dict)
+    passes: list[Pass] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.waiting = dict.fromkeys(range(len(self.items)))
@@ -96,8 +107,8 @@ class Engine(Generic[Item]):
 
     @property
     def depth(self) -> int:
-        """Items that wait."""
-        return sum(len(job.waiting) for job in self._jobs)
+        """Items that wait. Any thread may ask: /metrics is written in another one while requests come and go."""
+        return sum(len(job.waiting) for job in tuple(self._jobs))
 
     @property
     def alive(self) -> bool:
@@ -194,16 +205,19 @@ class Engine(Generic[Item]):
                     job.answer.set_exception(reason)
             return
         ended = monotonic()
-        self._measured(batch, ended - began)
+        shared = self._measured(batch, ended - began)
+        for job in {job for job, _ in batch}:
+            job.passes.append(shared)
         for (job, index), score in zip(batch, scores, strict=True):
             job.scores[index] = score
             if len(job.scores) == len(job.items) and not job.answer.done():
                 ordered = [job.scores[at] for at in range(len(job.items))]
-                job.answer.set_result(Ran(ordered, job.started - job.arrived, ended - job.started))
+                job.answer.set_result(Ran(ordered, job.started - job.arrived, ended - job.started, job.passes))
 
-    def _measured(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> None:
+    def _measured(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> Pass:
         tokens = sum(job.sizes[index] for job, index in batch)
         speed = tokens / max(seconds, 1e-6)
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * speed if self._tokens_per_second else speed
         if self._observer is not None:
             self._observer.batch(items=len(batch), tokens=tokens, budget=self._budget, seconds=seconds)
+        return Pass(len(batch), tokens / self._budget)

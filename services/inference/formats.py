@@ -88,7 +88,7 @@ def classified(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
         id=f"classify-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=answer.model,
-        data=[_classification(index, answer.labels, one, request.top_k) for index, one in enumerate(answer.results)],
+        data=[_classification(index, answer.labels, one, request) for index, one in enumerate(answer.results)],
         usage=Usage(prompt_tokens=answer.tokens, total_tokens=answer.tokens),
         task=answer.task,
         labels=list(answer.labels),
@@ -97,16 +97,16 @@ def classified(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
     )
 
 
-def _classification(index: int, labels: Sequence[str], result: Result, top_k: int | None) -> Classification:
+def _classification(index: int, labels: Sequence[str], result: Result, request: ClassifyRequest) -> Classification:
     if result.scores is None:
         return Classification(index=index, label=None, probs=[], num_classes=len(labels), error=error_body(result.refusal))
     return Classification(
         index=index,
         label=labels[int(np.argmax(result.scores))],
-        probs=[float(probability) for probability in np.exp(result.scores)],
+        probs=(result.scores if request.raw else np.exp(result.scores)).tolist(),
         num_classes=len(labels),
         truncated=result.truncated,
-        top=None if top_k is None else ranked(labels, result, top_k=top_k),
+        top=None if request.top_k is None else ranked(labels, result, raw=request.raw, top_k=request.top_k),
     )
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.inference.drift import Drift
+from services.inference.engine import Pass
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -28,6 +29,12 @@ class Metrics:
         self._queue = Histogram(f"{name}_queue_seconds", "Wait for the model", task, buckets=SECONDS, registry=registry)
         self._model = Histogram(f"{name}_model_seconds", "Time in the model", task, buckets=SECONDS, registry=registry)
         self._request = Histogram(f"{name}_request_seconds", "Whole request", task, buckets=SECONDS, registry=registry)
+        self._shared = Histogram(
+            f"{name}_task_batch_items", "Texts in a forward pass that read this task's", task, buckets=COUNTS, registry=registry
+        )
+        self._shared_fill = Histogram(
+            f"{name}_task_batch_fill", "Tokens over the budget in the same passes", task, buckets=SHARES, registry=registry
+        )
         self._batch_items = Histogram(f"{name}_batch_items", "Texts in a forward pass", buckets=COUNTS, registry=registry)
         self._batch_fill = Histogram(
             f"{name}_batch_fill", "Tokens in a forward pass over the budget", buckets=SHARES, registry=registry
@@ -73,13 +80,18 @@ class Metrics:
         if task in self._served:
             self._stale.labels(task).set(1)
 
-    def answered(self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float) -> None:
+    def answered(
+        self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float, passes: Sequence[Pass]
+    ) -> None:
         self._requests.labels(task, "ok").inc()
         self._items.labels(task).inc(items)
         self._tokens.labels(task).inc(tokens)
         self._queue.labels(task).observe(queue)
         self._model.labels(task).observe(model)
         self._request.labels(task).observe(seconds)
+        for one in passes:
+            self._shared.labels(task).observe(one.items)
+            self._shared_fill.labels(task).observe(one.fill)
 
     def refused(self, task: str | None, error: str) -> None:
         """A whole request; `task` only once it is known to exist."""

@@ -22,16 +22,16 @@ OUTPUTS = ("label", "probabilities", "error")
 class TensorMetadata(BaseModel):
     """Name, type and shape of a tensor; -1 is any size."""
 
-    name: str
-    datatype: str
-    shape: list[int]
+    name: str = Field(examples=["text"])
+    datatype: str = Field(examples=["BYTES"])
+    shape: list[int] = Field(examples=[[-1]])
 
 
 class ModelMetadata(BaseModel):
     """Answer of `GET /v2/models/{model}`."""
 
-    name: str
-    versions: list[str]
+    name: str = Field(examples=["sentiment"])
+    versions: list[str] = Field(examples=[["7"]])
     platform: str = "ifed"
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -54,7 +54,7 @@ class ServerMetadata(BaseModel):
     """Answer of `GET /v2`."""
 
     name: str = "ifed-inference"
-    version: str
+    version: str = Field(examples=["0.1.0"])
     extensions: list[str] = ["binary_tensor_data"]
 
 
@@ -82,6 +82,23 @@ class InferRequest(BaseModel):
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
     outputs: list[InferOutput] = []
     parameters: dict[str, Any] = Field({}, description="`timeout` is a deadline in microseconds")
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON schema of a request with every part written out in its place, as a route without a body model needs it."""
+    whole = InferRequest.model_json_schema()
+    definitions = whole.pop("$defs")
+
+    def written_out(part: Any) -> Any:
+        if isinstance(part, list):
+            return [written_out(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        name = part.get("$ref", "").rsplit("/", 1)[-1]
+        return written_out(definitions[name]) if name else {key: written_out(value) for key, value in part.items()}
+
+    schema: dict[str, Any] = written_out(whole)
+    return schema
 
 
 @dataclass(frozen=True, slots=True)

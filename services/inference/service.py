@@ -18,7 +18,7 @@ from ifed.label_bias import without_bias
 from ifed.serving import ServedModel, ServedModels
 from services.inference.adapters import Adapter, Adapters
 from services.inference.answers import Answer, Prepared, Result
-from services.inference.engine import Ran, Scores
+from services.inference.engine import Pass, Ran, Scores
 from services.inference.errors import DeadlineExceeded, NoDefaultTask, TooManyItems, TooManyTokens
 from services.inference.names import BARE, FEW_SHOT, ModelName
 
@@ -47,7 +47,9 @@ class Preparer(Protocol[Loaded, Item]):
 class AnswerObserver(Protocol):
     """Told how every request went; never of its texts."""
 
-    def answered(self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float) -> None: ...
+    def answered(
+        self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float, passes: Sequence[Pass]
+    ) -> None: ...
 
     def refused(self, task: str | None, error: str) -> None: ...
 
@@ -106,6 +108,7 @@ class Classifier(Generic[Loaded, Item]):
             queue=answer.queue_seconds,
             model=answer.model_seconds,
             seconds=monotonic() - began,
+            passes=answer.passes,
         )
         return answer
 
@@ -130,7 +133,8 @@ class Classifier(Generic[Loaded, Item]):
         if version is not None and name.version is None:
             self._observer.predicted(name.task, digest, adapter.meta.labels, [np.exp(one) for one in ran.scores])
         results = self._results(name.task, prepared, ran)
-        return Answer(model, name.task, version, digest, adapter.meta.labels, results, tokens, ran.queue_seconds, ran.model_seconds)
+        took = (ran.queue_seconds, ran.model_seconds, ran.passes)
+        return Answer(model, name.task, version, digest, adapter.meta.labels, results, tokens, *took)
 
     def models(self) -> ServedModels:
         return ServedModels(data=[self._served(adapter) for adapter in self._adapters.current()])

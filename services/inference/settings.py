@@ -21,7 +21,7 @@ class Settings(BaseSettings):
         None, description="folder of adapters that `ifed export --adapter` wrote, for a service without an aggregator"
     )
     tasks: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="tasks to fetch at the start, comma-separated; others on first use"
+        (), description="tasks to fetch at the start, comma-separated; others on first use; of a folder all when not set"
     )
     default_task: str | None = Field(
         None, description="task of requests that name none (`POST /predict`); the one of TASKS if that is one"

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -62,6 +67,50 @@ class TestVllm:
             assert one["num_classes"] == 3
             assert one["label"] == LABELS[int(np.argmax(one["probs"]))]
         assert said["usage"]["prompt_tokens"] == said["usage"]["total_tokens"] > 0
+
+    def test_without_activation_the_scores_are_logarithms(self, running: Running) -> None:
+        payload = {"model": "sentiment", "input": TEXTS, "use_activation": False, "top_k": 1}
+        said = requests.post(f"{running.url}/v1/classify", headers=BEARER, json=payload).json()
+        for one, wanted in zip(said["data"], by_label(running), strict=True):
+            assert np.exp(one["probs"]) == pytest.approx(list(wanted.values()), rel=1e-4)
+            assert one["top"] == [{"label": one["label"], "score": max(one["probs"])}]
+
+
+class TestSglang:
+    """`POST /v1/classify` as the page of SGLang on its classification API calls it."""
+
+    def test_the_answer_has_the_fields_of_that_page(self, running: Running) -> None:
+        answer = requests.post(
+            f"{running.url}/v1/classify",
+            headers={"Content-Type": "application/json"} | BEARER,
+            json={"model": "sentiment", "input": "This is a test text", "user": "someone", "rid": "one", "priority": 1},
+        )
+        said = answer.json()
+        assert {"id", "object", "created", "model", "data", "usage"} <= said.keys()
+        assert {"index", "label", "probs", "num_classes"} <= said["data"][0].keys()
+        assert said["usage"] == {
+            "prompt_tokens": said["usage"]["total_tokens"],
+            "total_tokens": said["usage"]["prompt_tokens"],
+            "completion_tokens": 0,
+            "prompt_tokens_details": None,
+        }
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, which this machine does not have")
+class TestCurl:
+    """The line in the README, with the address of this service and its key, as a shell runs it."""
+
+    def test_the_readmes_curl_gets_the_answer_the_readme_shows(self, running: Running) -> None:
+        readme = Path("README.md").read_text(encoding="utf-8")
+        (command,) = re.findall(r"```bash\n(curl .*?)\n```", readme, re.DOTALL)
+        (shown,) = re.findall(r"```json\n(.*?)\n```", readme, re.DOTALL)
+        command = command.replace("http://127.0.0.1:8081", running.url) + f" -H 'Authorization: Bearer {KEY}'"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        said, promised = json.loads(done.stdout), json.loads(shown)
+        assert said.keys() == promised.keys()
+        assert said["data"][0].keys() == promised["data"][0].keys()
+        assert said["usage"].keys() == promised["usage"].keys()
+        assert said["model"] == promised["model"] == "sentiment"
 
 
 class TestTextEmbeddingsInference:
@@ -147,9 +196,6 @@ class TestTriton:  # its client writes into the headers it is given, so each cal
         assert result.as_numpy("error")[1].startswith(b"EmptyText")
 
     def test_the_synchronous_client_works_as_well(self, running: Running) -> None:
-        import subprocess
-        import sys
-
         program = """
 import sys, json, numpy as np, tritonclient.http as http
 client = http.InferenceServerClient(sys.argv[1])

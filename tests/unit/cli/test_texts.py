@@ -32,7 +32,7 @@ def written(folder: Path, kind: str) -> Path:
 def test_a_column_is_read_in_order(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path, kind)
     assert list(read_texts(path, "words")) == TEXTS
-    assert count_texts(path) == (None if kind == "parquet" else 4)
+    assert count_texts(path) == 4
     with pytest.raises(BadData, match="'text'"):
         list(read_texts(path, "text"))
 
@@ -53,10 +53,20 @@ def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    assert _whole_lines(path) == 0
-    path.write_text('{"row": 0}\n{"row": 1}\n{"ro')
-    assert _whole_lines(path) == 2
-    assert path.read_text() == '{"row": 0}\n{"row": 1}\n'
+    assert _whole_lines(path, task="a") == 0
+    whole = '{"row": 0, "task": "a"}\n{"row": 1, "task": "a"}\n'
+    path.write_text(whole + '{"ro')
+    assert _whole_lines(path, task="a") == 2
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("content", ['{"row": 0, "task": "b"}\n', "notes\n", '{"row": 0, "task": "a"}\nnotes', "[1]\n"])
+def test_a_file_that_holds_something_else_is_left_alone(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(content)
+    with pytest.raises(BadData, match="name another file"):
+        _whole_lines(path, task="a")
+    assert path.read_text() == content
 
 
 def test_texts_are_kept_until_their_answer_is_there() -> None:

@@ -16,6 +16,7 @@ from ifed.errors import IFedError, UnknownTask, UnknownVersion
 from ifed.tasks import Layout, ModelIdentity
 from ifed.tensors import Coefficients, ContextVector
 from services.inference.adapters import Adapters
+from services.inference.engine import Pass
 
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 OTHER = IDENTITY.model_copy(update={"fingerprint": "cd" * 32, "name": "other"})
@@ -93,7 +94,9 @@ class Observer:
     def stale(self, task: str) -> None:
         self.told["stale", task] += 1
 
-    def answered(self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float) -> None:
+    def answered(
+        self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float, passes: Sequence[Pass]
+    ) -> None:
         self.told["answered", task, items, tokens] += 1
 
     def refused(self, task: str | None, error: str) -> None:

@@ -44,6 +44,20 @@ async def test_a_token_is_checked_once_and_remembered() -> None:
         await access.admit(None)
 
 
+async def test_many_requests_with_one_token_are_one_question() -> None:
+    aggregator = Aggregator()
+    access = AskedAccess(aggregator.whose, remember=60, grace=60)
+    answered = aggregator.whose
+
+    async def slowly(token: str) -> str:
+        await asyncio.sleep(0.01)
+        return await answered(token)
+
+    access._whose = slowly
+    assert await asyncio.gather(*(access.admit("known") for _ in range(20))) == ["north"] * 20
+    assert aggregator.asked == 1
+
+
 async def test_a_revoked_token_ends_when_it_is_no_longer_remembered() -> None:
     aggregator = Aggregator()
     access = AskedAccess(aggregator.whose, remember=0, grace=60)

@@ -169,3 +169,17 @@ async def test_an_adapter_of_another_model_is_refused_by_name() -> None:
     with pytest.raises(OtherModel, match="calibrated on other"):
         await adapters.get("a")
     await adapters.close()
+
+
+async def test_a_source_that_is_not_followed_is_read_once_at_the_start_and_says_what_cannot_be_had() -> None:
+    source = FakeSource()
+    source.promote(body("a", 1))
+    source.promote(body("b", 1, identity=OTHER))
+    adapters = adapters_of(source, max_followed=0)
+    await adapters.fetch_now(["a", "b", "c"])
+    assert versions(adapters) == {"a": 1}
+    assert "calibrated on other" in adapters.stale["b"]
+    assert adapters.stale["c"] == "no task 'c'"
+    source.promote(body("c", 1))
+    assert (await adapters.get("c")).loaded == 1
+    assert "c" not in adapters.stale

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ifed.errors import Unavailable
-from services.inference.engine import Engine, Ran, Scores
+from services.inference.engine import Engine, Pass, Ran, Scores
 from services.inference.errors import DeadlineExceeded, QueueFull
 
 
@@ -174,6 +174,38 @@ async def test_every_forward_pass_is_told_with_its_fill() -> None:
     engine.start()
     ran = await engine.run([1, 2, 3, 4])
     assert told == [(3, 9, 10), (1, 3, 10)]
+    assert ran.passes == [Pass(3, 0.9), Pass(1, 0.3)]
     assert ran.queue_seconds >= 0
     assert ran.model_seconds >= 0
+    await engine.stop()
+
+
+async def test_a_request_is_told_of_every_pass_that_read_a_text_of_it_once() -> None:
+    engine = engine_of(Model(), budget=3)
+    one, other = await asyncio.gather(engine.run([1, 2, 3]), engine.run([4]))
+    assert [shared.items for shared in one.passes] == [3, 1]
+    assert [shared.items for shared in other.passes] == [3]
+    await engine.stop()
+
+
+async def test_another_thread_may_ask_how_many_wait_while_requests_come_and_go() -> None:
+    engine = engine_of(Model(), queue=10_000)
+    ended, problems = threading.Event(), list[Exception]()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                assert engine.depth >= 0
+            except RuntimeError as reason:  # a dictionary that changed while it was read
+                problems.append(reason)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(20):
+            await asyncio.gather(*(engine.run([number]) for number in range(50)))
+    finally:
+        ended.set()
+        asking.join()
+    assert not problems
     await engine.stop()

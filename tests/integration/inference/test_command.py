@@ -1,0 +1,125 @@
+"""`ifed classify` as a user runs it: every way in, a progress bar on a terminal, and a killed run that goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.inference.conftest import KEY, LABELS, Running
+
+TEXTS = [f"{'good' if n % 3 else 'bad'} film number {n}" for n in range(70)]
+
+
+def command(running: Running, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ifed.cli", "classify", "sentiment", *arguments, "--inference", running.url, "--token", KEY]
+
+
+def run(running: Running, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(running, *arguments), input=given, capture_output=True, text=True, check=False, timeout=120)
+
+
+def rows(lines: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def written(folder: Path, kind: str) -> Path:
+    path = folder / f"reviews.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["id", "review"], *enumerate(TEXTS)])
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"review": text}) + "\n" for text in TEXTS))
+    else:
+        pq.write_table(pa.table({"id": list(range(len(TEXTS))), "review": TEXTS}), path)
+    return path
+
+
+def test_words_are_shown_as_a_table(running: Running) -> None:
+    done = run(running, "I liked it", "bad")
+    assert done.returncode == 0, done.stderr
+    assert "I liked it" in done.stdout
+    assert any(label in done.stdout for label in LABELS)
+
+
+def test_standard_input_has_a_text_on_each_line_and_gives_json_lines(running: Running) -> None:
+    found = rows(run(running, "--json", given="good\n\nbad film\n").stdout)
+    assert [(one["row"], one["text"], one["task"], one["version"]) for one in found] == [
+        (0, "good", "sentiment", 2),
+        (1, "bad film", "sentiment", 2),
+    ]
+    assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-4) for one in found)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_of_a_file_comes_out_in_its_order(running: Running, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "labels.jsonl"
+    done = run(running, "--file", str(written(tmp_path, kind)), "--column", "review", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "70 texts classified" in " ".join(done.stderr.split())
+    found = rows(out.read_text())
+    assert [one["text"] for one in found] == TEXTS
+    assert [one["row"] for one in found] == list(range(70))
+
+
+def test_a_killed_run_goes_on_where_it_was(running: Running, tmp_path: Path) -> None:
+    """The texts come through a pipe that is held open, so that the first run is killed in the middle, whatever the machine's speed."""
+    out, texts = tmp_path / "labels.jsonl", [f"{text} again {n}" for n in range(4) for text in TEXTS]
+    first = subprocess.Popen(command(running, "--out", str(out)), stdin=subprocess.PIPE, text=True)
+    assert first.stdin is not None
+    try:
+        first.stdin.write("".join(f"{text}\n" for text in texts[:200]))
+        first.stdin.flush()
+        end = time.monotonic() + 60
+        while not out.exists() or not out.read_text().count("\n"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        first.stdin.close()
+    before = out.read_text()
+    assert 0 < before.count("\n") < len(texts)
+    out.write_text(before + '{"row": 1')  # what a kill in the middle of a line leaves
+    done = run(running, "--out", str(out), given="".join(f"{text}\n" for text in texts))
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().startswith(before)
+    assert [(one["row"], one["text"]) for one in rows(out.read_text())] == list(enumerate(texts))
+
+
+def test_a_terminal_shows_how_far_it_is(running: Running, tmp_path: Path) -> None:
+    file, out = written(tmp_path, "parquet"), tmp_path / "labels.jsonl"
+    arguments = command(running, "--file", str(file), "--column", "review", "--out", str(out))
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            arguments, stdout=subprocess.PIPE, stderr=theirs, check=False, timeout=120, env=os.environ | {"TERM": "xterm"}
+        )
+        os.close(theirs)
+        shown = os.read(ours, 100_000).decode(errors="replace")
+    finally:
+        os.close(ours)
+    assert done.returncode == 0
+    assert "70/70" in shown
+
+
+def test_an_unknown_column_and_another_tasks_file_are_refused_in_words(running: Running, tmp_path: Path) -> None:
+    refused = run(running, "--file", str(written(tmp_path, "csv")), "--column", "words")
+    assert refused.returncode != 0
+    assert "has no column 'words'; it has id, review" in " ".join((refused.stdout + refused.stderr).split())
+    out = tmp_path / "labels.jsonl"
+    out.write_text('{"row": 0, "task": "another"}\n')
+    refused = run(running, "good", "--out", str(out))
+    assert refused.returncode != 0
+    assert out.read_text() == '{"row": 0, "task": "another"}\n'
