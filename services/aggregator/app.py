@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from ifed import logs
 from ifed.clients.webhooks import WebhookCaller
 from ifed.startup import settings_or_exit
-from ifed.web import mount
+from ifed.web import describe, mount
 from services.aggregator.backstage import EVERYTHING, Backstage, Polls, utc_now
 from services.aggregator.cache import ProcessCache, RedisCache
 from services.aggregator.courier import Courier, Patience
 from services.aggregator.endpoints import all_routes
+from services.aggregator.examples import EXAMPLES
 from services.aggregator.metrics import Metrics
 from services.aggregator.migrate import migrate
 from services.aggregator.noting import NotingStore
@@ -60,6 +61,7 @@ def create_app(settings: Settings, *, storage: Callable[..., SqlStore] = connect
     )
     app.include_router(all_routes())
     mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
+    describe(app, EXAMPLES)
     return app
 
 
@@ -103,7 +105,7 @@ async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Sq
 
 def _cache(settings: Settings, metrics: Metrics) -> ProcessCache | RedisCache:
     if settings.redis_url is None:
-        return ProcessCache(metrics, max_bytes=settings.cache_bytes)
+        return ProcessCache(max_bytes=settings.cache_bytes)
     return RedisCache(settings.redis_url, metrics, prefix=settings.redis_prefix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -30,10 +30,20 @@ async def read_start(service: AggregatorDep, after: Since = None, last_event_id:
     return await service.watching.newest() if told is None else told
 
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "messages whose `data` is an Event in JSON",
+        "content": {
+            "text/event-stream": {
+                "example": 'event: round.closed\ndata: {"number":7,"kind":"round.closed","task":"sentiment"}\nid: 7\n\n'
+            }
+        },
+    }
+}
 StartDep = Annotated[int, Depends(read_start)]
 
 
-@router.get("/events", response_class=EventSourceResponse)
+@router.get("/events", response_class=EventSourceResponse, responses=STREAM)
 async def stream_events(service: AggregatorDep, start: StartDep, task: OneTask = None) -> AsyncIterator[ServerSentEvent]:
     """What happens to tasks and rounds, as server-sent events: opened, closed, failed, cancelled, promoted, finished.
 
