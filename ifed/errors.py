@@ -5,6 +5,7 @@ IFedError                        500
 │   ├── LayoutMismatch                a tensor of the wrong shape or dtype
 │   ├── NonFinite                     NaN or Inf in a tensor
 │   ├── DigestMismatch                the body is not what its Content-Digest header says
+│   ├── BadUrl                        an address that no webhook may have
 │   ├── BadTemplate                   a prompt template or label that cannot be scored
 │   └── BadData                       a private data file with a bad row, named by line
 ├── Unauthenticated              401  no token, or one that is not known
@@ -14,6 +15,7 @@ IFedError                        500
 │   ├── UnknownClient
 │   ├── UnknownRound
 │   ├── UnknownVersion
+│   ├── UnknownWebhook
 │   ├── UnknownModel                  a model name that is no catalogue name, folder or hub id
 │   └── NothingYet                    the task exists, its aggregate does not yet
 ├── Conflict                     409  right in form, wrong for the present state
@@ -79,6 +81,9 @@ class NonFinite(Malformed): ...
 class DigestMismatch(Malformed): ...
 
 
+class BadUrl(Malformed): ...
+
+
 class BadTemplate(Malformed): ...
 
 
@@ -107,6 +112,9 @@ class UnknownRound(NotFound): ...
 
 
 class UnknownVersion(NotFound): ...
+
+
+class UnknownWebhook(NotFound): ...
 
 
 class UnknownModel(NotFound): ...

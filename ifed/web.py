@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -18,10 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
+from ifed import openapi
 from ifed.contracts import ErrorBody
 from ifed.errors import IFedError, Malformed, TooLarge, Unauthenticated
 
 log = structlog.get_logger(__name__)
+UNREADABLE = 400  # FastAPI's word for a body that is not even text; our refusal of it is the same as of any other malformed body
 ReadinessChecks = Callable[[], Awaitable[dict[str, str]]]
 
 
@@ -82,6 +84,18 @@ class BodyLimit:
             raise HTTPException(TooLarge.status, f"the body is larger than the {self._max_bytes} bytes taken here")
 
 
+def describe(app: FastAPI, examples: Mapping[str, object]) -> None:
+    """Let the OpenAPI description of `app` have an example for every body, by the name of its schema; made when it is first asked for."""
+    framework = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.complete(framework(), examples)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change it
+
+
 def refusals(*kinds: type[IFedError]) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route: every refusal it may give, grouped by status."""
     by_status: dict[int | str, list[str]] = {}
@@ -110,6 +124,8 @@ async def _malformed(_request: Request, reason: Exception) -> JSONResponse:
 
 async def _http(_request: Request, reason: Exception) -> JSONResponse:
     assert isinstance(reason, HTTPException)
+    if reason.status_code == UNREADABLE:
+        return _answer(Malformed.status, Malformed.__name__, "body: it cannot be read; send JSON in UTF-8")
     names = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
     answer = _answer(reason.status_code, names.get(reason.status_code, "HTTPError"), str(reason.detail))
     answer.headers.update(reason.headers or {})
@@ -124,7 +140,7 @@ async def _unexpected(request: Request, reason: Exception) -> JSONResponse:
 def _health(readiness: ReadinessChecks) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez")
+    @router.get("/livez", responses={200: {"content": {openapi.JSON: {"example": {"status": "ok"}}}}})
     async def livez() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}

@@ -25,8 +25,20 @@ from services.aggregator.bells import Bells
 from services.aggregator.contribution import Contribution
 from services.aggregator.domain import Round, Seat
 from services.aggregator.ports import Bell
-from services.aggregator.records import Aggregate, AuditEntry, EnrolmentCode, FederatedTask, LedgerLine, Membership, Party
+from services.aggregator.records import (
+    Aggregate,
+    AuditEntry,
+    Delivery,
+    EnrolmentCode,
+    FederatedTask,
+    Happening,
+    LedgerLine,
+    Membership,
+    Party,
+    Webhook,
+)
 from tests.factories import NOON
+from tests.fakes_events import FakeEvents, FakeWebhooks
 
 
 @dataclass
@@ -43,6 +55,10 @@ class Rows:
     contexts: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     versions: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     enrolments: dict[str, EnrolmentCode] = field(default_factory=dict)
+    events: list[Happening] = field(default_factory=list)
+    webhooks: dict[str, Webhook] = field(default_factory=dict)
+    deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
+    webhook_claims: dict[str, datetime] = field(default_factory=dict)
     audit: list[AuditEntry] = field(default_factory=list)
     moments: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
     sketches: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
@@ -312,6 +328,7 @@ class FakeWork:
         self.tasks, self.parties = FakeTasks(self._rows), FakeParties(self._rows)
         self.memberships, self.rounds = FakeMemberships(self._rows), FakeRounds(self._rows)
         self.aggregates, self.sketches = FakeAggregates(self._rows), FakeSketches(self._rows)
+        self.events, self.webhooks = FakeEvents(self._rows), FakeWebhooks(self._rows)
         self.enrolments, self.audit = FakeEnrolments(self._rows), FakeAudit(self._rows)
 
     async def commit(self) -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, export, models, tasks
+from ifed.cli import classify, clients, demo, events, export, models, tasks, webhooks
 from ifed.cli.session import console, error_console
 from ifed.errors import IFedError
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 app.add_typer(tasks.app, name="task")
 app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
+app.add_typer(webhooks.app, name="webhook")
+app.command("events")(events.events)
 app.command("classify")(classify.classify)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)

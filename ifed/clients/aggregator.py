@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
+from httpx_sse import SSEError, aconnect_sse
 
 from ifed.access import ClientInfo, Enrolment, NewClient, TokenHolder
 from ifed.bodies import TENSORS, AdapterBody, read_coefficients, read_context
-from ifed.clients.transport import Service
+from ifed.clients.transport import Service, raise_refusal
 from ifed.contracts import Assignment, Extension, JoinRequest, Member, Receipt, RoundInfo, TaskChanges, TaskInfo
-from ifed.errors import Malformed
+from ifed.errors import Malformed, Unavailable
+from ifed.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
 from ifed.history import LedgerEntry, Match, Matches, MatchRequest, Replay, Rollback, Start
 from ifed.states import Role
 from ifed.tasks import TaskSpec
@@ -20,6 +23,8 @@ from ifed.tensors import Coefficients, ContextVector, TensorBody, check_content_
 
 LONG_POLL_SLACK = 15.0
 REPLAY_SECONDS = 600.0
+SILENCE_SECONDS = 60.0  # a stream sends something every 15 seconds
+RECONNECT_SECONDS = 1.0
 
 
 class AggregatorClient(Service):
@@ -75,6 +80,43 @@ class AggregatorClient(Service):
 
     async def replay(self, task: str, number: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/rounds/{number}/replay", timeout=REPLAY_SECONDS)
+
+    async def events(self, *, after: int | None = None, task: str | None = None) -> AsyncIterator[Event]:
+        """What happens from now on, or after an event's number, for ever; a connection that breaks goes on where it was."""
+        while True:
+            try:
+                async for number, event in self._stream(after, task):
+                    after = number
+                    if event is not None:
+                        yield event
+            except (httpx.TransportError, SSEError, Unavailable):
+                if after is None:
+                    raise
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _stream(self, after: int | None, task: str | None) -> AsyncIterator[tuple[int, Event | None]]:
+        """One connection: numbers, and the events that have one."""
+        params = {} if task is None else {"task": task}
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        timeout = httpx.Timeout(self._http.timeout.connect, read=SILENCE_SECONDS)
+        async with aconnect_sse(self._http, "GET", "/v1/events", params=params, headers=headers, timeout=timeout) as source:
+            if source.response.is_error:
+                await source.response.aread()
+                raise_refusal(source.response)
+            async for message in source.aiter_sse():
+                yield int(message.id), Event.model_validate_json(message.data) if message.data else None
+
+    async def register_webhook(self, webhook: NewWebhook) -> WebhookSecret:
+        return await self._post(WebhookSecret, "/v1/webhooks", webhook)
+
+    async def webhooks(self) -> list[WebhookInfo]:
+        return [webhook async for webhook in self._pages(WebhookInfo, "/v1/webhooks")]
+
+    async def remove_webhook(self, name: str) -> None:
+        await self._send("DELETE", f"/v1/webhooks/{name}")
+
+    async def deliveries(self, name: str) -> list[DeliveryInfo]:
+        return [delivery async for delivery in self._pages(DeliveryInfo, f"/v1/webhooks/{name}/deliveries")]
 
     async def enrol(self, name: str, role: Role = Role.CLIENT) -> Enrolment:
         return await self._post(Enrolment, "/v1/clients", NewClient.model_validate({"name": name, "role": role}))

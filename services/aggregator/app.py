@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
@@ -12,14 +12,19 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from ifed import logs
+from ifed.clients.webhooks import WebhookCaller
 from ifed.startup import settings_or_exit
-from ifed.web import mount
-from services.aggregator.backstage import Backstage, Polls
+from ifed.web import describe, mount
+from services.aggregator.backstage import EVERYTHING, Backstage, Polls, utc_now
 from services.aggregator.cache import ProcessCache, RedisCache
+from services.aggregator.courier import Courier, Patience
 from services.aggregator.endpoints import all_routes
+from services.aggregator.examples import EXAMPLES
 from services.aggregator.metrics import Metrics
 from services.aggregator.migrate import migrate
+from services.aggregator.noting import NotingStore
 from services.aggregator.rates import Rates
+from services.aggregator.records import Happening
 from services.aggregator.repository import SqlStore, connect
 from services.aggregator.service import Aggregator
 from services.aggregator.settings import Settings
@@ -56,6 +61,7 @@ def create_app(settings: Settings, *, storage: Callable[..., SqlStore] = connect
     )
     app.include_router(all_routes())
     mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
+    describe(app, EXAMPLES)
     return app
 
 
@@ -68,22 +74,38 @@ async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Sq
     cache = _cache(settings, metrics)
     await cache.open()
     stack.push_async_callback(cache.close)
+    caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
+    stack.push_async_callback(caller.close)
     polls = Polls(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
-    ticker = Ticker(seconds=settings.tick_seconds)
+    ticker, rounds_of_post = Ticker(seconds=settings.tick_seconds), Ticker(seconds=settings.tick_seconds)
+
+    async def told(happened: Sequence[Happening]) -> None:
+        for one in happened:
+            metrics.events.labels(one.kind.value).inc()
+        rounds_of_post.nudge()
+        await cache.announce(EVERYTHING)
+
+    backstage = Backstage(NotingStore(store, utc_now, told), cache, metrics, polls, ticker.nudge)
+    patience = Patience(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
+    courier = Courier(backstage, caller, patience)
     service = Aggregator(
-        Backstage(store, cache, metrics, polls, ticker.nudge),
+        backstage,
         Rates(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
         claim_seconds=settings.claim_seconds,
+        private_webhooks=settings.webhook_private_addresses,
     )
     ticker.start(service.run_due)
     stack.push_async_callback(ticker.stop)
+    rounds_of_post.start(courier.run_due)
+    stack.push_async_callback(courier.stop)
+    stack.push_async_callback(rounds_of_post.stop)
     return service
 
 
 def _cache(settings: Settings, metrics: Metrics) -> ProcessCache | RedisCache:
     if settings.redis_url is None:
-        return ProcessCache(metrics, max_bytes=settings.cache_bytes)
+        return ProcessCache(max_bytes=settings.cache_bytes)
     return RedisCache(settings.redis_url, metrics, prefix=settings.redis_prefix)
 
 

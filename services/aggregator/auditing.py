@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ifed.access import AuditLine
 from ifed.contracts import Page
 from services.aggregator import views
@@ -19,9 +21,8 @@ class Auditing:
 
     async def note(self, actor: str, action: str, target: str, request_id: str | None) -> None:
         """Write a line. When that fails the request fails, so nothing is done that is not in the audit."""
-        now, shown = self._backstage.clock(), None if request_id is None else request_id[:LONGEST_ID]
         async with self._backstage.store.work() as work:
-            await work.audit.add(AuditEntry(now, actor, action, target[:LONGEST_TARGET], shown))
+            await work.audit.add(line(self._backstage.clock(), actor, action, target, request_id))
             await work.commit()
 
     async def page(self, after: int, limit: int) -> Page[AuditLine]:
@@ -29,6 +30,11 @@ class Auditing:
         async with self._backstage.store.reading() as work:
             found = await work.audit.page(after, limit + 1)
         return views.page([_line(entry) for entry in found], limit, lambda line: str(line.number))
+
+
+def line(at: datetime, actor: str, action: str, target: str, request_id: str | None) -> AuditEntry:
+    """A line that fits into the table."""
+    return AuditEntry(at, actor, action, target[:LONGEST_TARGET], None if request_id is None else request_id[:LONGEST_ID])
 
 
 def _line(entry: AuditEntry) -> AuditLine:

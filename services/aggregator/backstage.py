@@ -15,6 +15,7 @@ from services.aggregator.metrics import Metrics
 from services.aggregator.ports import Cache, Store
 
 Seen = TypeVar("Seen")
+EVERYTHING = "*"  # the topic of whatever happens to any task; no task can have this name
 
 
 def utc_now() -> datetime:
@@ -33,20 +34,20 @@ class Polls:
     """
 
     def __init__(self, cache: Cache, held: Gauge, *, recheck: float, longest: float) -> None:
-        self._cache, self._held, self._recheck, self._longest = cache, held, recheck, longest
-        self._closing = False
+        self._cache, self._held, self._recheck, self.longest = cache, held, recheck, longest
+        self.closing = False
         self._topics: dict[str, int] = {}
 
     async def until(self, topic: str, look: Callable[[], Awaitable[Seen]], settled: Callable[[Seen], bool], *, wait: float) -> Seen:
         """Look until `settled` or `wait` seconds are over, and return what was seen last."""
-        end = time.monotonic() + min(wait, self._longest)
+        end = time.monotonic() + min(wait, self.longest)
         self._count(topic, 1)
         try:
             with self._cache.listen(topic) as bell:
                 while True:
                     seen = await look()
                     left = end - time.monotonic()
-                    if settled(seen) or left <= 0 or self._closing:
+                    if settled(seen) or left <= 0 or self.closing:
                         return seen
                     await bell.heard(min(left, self._recheck))
         finally:
@@ -61,7 +62,7 @@ class Polls:
 
     async def close(self) -> None:
         """Answer every held request now: the process is about to stop."""
-        self._closing = True
+        self.closing = True
         for topic in list(self._topics):
             await self._cache.announce(topic)
 

@@ -29,14 +29,13 @@ REST_SECONDS = 1.0  # after a failure Redis is not asked for so long, so that re
 class ProcessCache:
     """Bodies in this process, the longest unused let go first; bells for this process alone."""
 
-    def __init__(self, metrics: Metrics, *, max_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, *, max_bytes: int = 64 * 2**20) -> None:
         self._bodies: OrderedDict[str, bytes] = OrderedDict()
-        self._metrics, self._max_bytes, self._bytes = metrics, max_bytes, 0
+        self._max_bytes, self._bytes = max_bytes, 0
         self._bells = Bells()
 
     async def get(self, key: str) -> bytes | None:
         body = self._bodies.get(key)
-        self._metrics.cache_read(hit=body is not None)
         if body is not None:
             self._bodies.move_to_end(key)
         return body
@@ -83,7 +82,6 @@ class RedisCache:
 
     async def get(self, key: str) -> bytes | None:
         body = await self._ask("read", lambda: self._redis.get(f"{self._prefix}:{key}"))
-        self._metrics.cache_read(hit=body is not None)
         return body if isinstance(body, bytes) else None
 
     async def put(self, key: str, body: bytes) -> None:

@@ -24,7 +24,7 @@ from services.aggregator.endpoints_access import AdminOnly, AggregatorDep
 from services.aggregator.endpoints_parameters import After, AfterNumber, Limit, NamePath, NumberPath
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Unavailable)
+    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from ifed.errors import Forbidden, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import Forbidden, Malformed, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.web import refusals
 from services.aggregator.endpoints_access import AggregatorDep, Anyone
 from services.aggregator.endpoints_parameters import NamePath, Version, Wait
@@ -15,7 +15,7 @@ router = APIRouter(
     tags=["aggregate"],
     dependencies=[Anyone],
     default_response_class=Response,
-    responses=ANSWER | refusals(Unauthenticated, Forbidden, Overloaded, Unavailable),
+    responses=ANSWER | refusals(Unauthenticated, Forbidden, Malformed, Overloaded, Unavailable),
 )
 
 

@@ -46,7 +46,7 @@ CONTRIBUTING = refusals(
 )
 
 router = APIRouter(
-    prefix="/v1/tasks/{task}", tags=["client"], responses=refusals(Unauthenticated, Forbidden, Overloaded, Unavailable)
+    prefix="/v1/tasks/{task}", tags=["client"], responses=refusals(Unauthenticated, Forbidden, Malformed, Overloaded, Unavailable)
 )
 
 

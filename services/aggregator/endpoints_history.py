@@ -7,7 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ifed.contracts import Page, TaskInfo
-from ifed.errors import Forbidden, NothingYet, Unauthenticated, Unavailable, UnknownRound, UnknownTask, UnknownVersion, WrongState
+from ifed.errors import (
+    Forbidden,
+    Malformed,
+    NothingYet,
+    Unauthenticated,
+    Unavailable,
+    UnknownRound,
+    UnknownTask,
+    UnknownVersion,
+    WrongState,
+)
 from ifed.history import LedgerEntry, Matches, MatchRequest, Replay, Rollback
 from ifed.web import refusals
 from services.aggregator.endpoints_access import AdminOnly, AggregatorDep
@@ -17,7 +27,7 @@ router = APIRouter(
     prefix="/v1/tasks",
     tags=["admin"],
     dependencies=[AdminOnly],
-    responses=refusals(Unauthenticated, Forbidden, Unavailable, UnknownTask),
+    responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable, UnknownTask),
 )
 AfterEntry = Annotated[
     str, Query(pattern=r"^[0-9]{1,9}/[a-z0-9._-]{0,63}$", description="`next` of the page before: a round, a slash, a client")

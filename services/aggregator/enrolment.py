@@ -14,6 +14,7 @@ from ifed.contracts import Page
 from ifed.errors import Forbidden, Unauthenticated, WrongState
 from ifed.states import Role, RoundState
 from services.aggregator import views
+from services.aggregator.auditing import line
 from services.aggregator.backstage import Backstage
 from services.aggregator.domain import Round
 from services.aggregator.ports import Work
@@ -83,8 +84,8 @@ class Parties:
         await log.ainfo("invited", client=request.name, role=request.role.value)
         return EnrolmentCodeInfo(name=request.name, role=request.role, code=code, expires_at=expires_at)
 
-    async def redeem(self, code: str) -> Enrolment:
-        """Enrol whom a code is for; its token is in the answer and nowhere else.
+    async def redeem(self, code: str, request_id: str | None = None) -> Enrolment:
+        """Enrol whom a code is for, and write that into the audit; its token is in the answer and nowhere else.
 
         Raises:
             Unauthenticated: the code is unknown, expired or used.
@@ -96,6 +97,7 @@ class Parties:
             if found is None:
                 raise Unauthenticated("the enrolment code is not known here, has expired, or was used")
             await work.parties.add(Party(found.name, found.role, hash_of(token), now))
+            await work.audit.add(line(now, found.name, "POST /v1/enrol", "/v1/enrol", request_id))
             await work.commit()
         await log.ainfo("enrolled by code", client=found.name, role=found.role.value)
         return Enrolment(name=found.name, role=found.role, token=token)

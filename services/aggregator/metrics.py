@@ -16,8 +16,10 @@ class Metrics:
         self.rounds = Counter("ifed_rounds", "Rounds that reached a state", ["task", "kind", "state"], registry=registry)
         self.aggregation_seconds = Histogram("ifed_aggregation_seconds", "Time to sum a round up", ["task"], registry=registry)
         self.long_polls = Gauge("ifed_long_polls", "Requests held now", ["task"], registry=registry)
-        self.cache_reads = Counter("ifed_cache_reads", "Reads from the cache", ["outcome"], registry=registry)
+        self.cache_reads = Counter("ifed_cache_reads", "Reads from the cache", ["task", "outcome"], registry=registry)
+        self.events = Counter("ifed_events", "Things that happened to tasks and rounds", ["kind"], registry=registry)
+        self.webhook_attempts = Counter("ifed_webhook_attempts", "Events sent to webhooks", ["outcome"], registry=registry)
         self.cache_failures = Counter("ifed_cache_failures", "Calls that Redis did not answer", ["call"], registry=registry)
 
-    def cache_read(self, *, hit: bool) -> None:
-        self.cache_reads.labels("hit" if hit else "miss").inc()
+    def cache_read(self, task: str, *, hit: bool) -> None:
+        self.cache_reads.labels(task, "hit" if hit else "miss").inc()

@@ -10,6 +10,7 @@ from typing import Protocol
 from services.aggregator.aggregation import Measure
 from services.aggregator.contribution import Contribution
 from services.aggregator.domain import Round, Seat
+from services.aggregator.ports_events import Events, Webhooks
 from services.aggregator.records import Aggregate, AuditEntry, EnrolmentCode, FederatedTask, LedgerLine, Membership, Party
 
 
@@ -190,6 +191,10 @@ class Work(Protocol):
     def audit(self) -> Audit: ...
     @property
     def sketches(self) -> Sketches: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def webhooks(self) -> Webhooks: ...
 
     async def commit(self) -> None: ...
 

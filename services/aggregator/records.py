@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from ifed.events import DeliveryState, EventKind
 from ifed.states import Role, RoundKind, RoundState
 from ifed.tasks import TaskSpec
 from services.aggregator.contribution import Entry
@@ -96,3 +97,55 @@ class AuditEntry:
     target: str
     request_id: str | None
     number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened to a task or a round.
+
+    Attributes:
+        version: the coefficients that a round made, or that are served from now on.
+        number: counts what happened, in the order of its commits; None until it is kept.
+    """
+
+    kind: EventKind
+    at: datetime
+    task: str
+    round: int | None = None
+    round_kind: RoundKind | None = None
+    version: int | None = None
+    reason: str | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A receiver of what happens. Its secret is kept as it is, since it signs.
+
+    Attributes:
+        kinds: what it is told; None is everything.
+        task: the task it is told of; None is every task.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    secret: str = field(repr=False)
+    created_at: datetime
+    kinds: tuple[EventKind, ...] | None = None
+    task: str | None = None
+
+    def wants(self, happening: Happening) -> bool:
+        return (self.kinds is None or happening.kind in self.kinds) and self.task in (None, happening.task)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Something that happened, on its way to one webhook."""
+
+    happening: Happening
+    state: DeliveryState = DeliveryState.PENDING
+    attempts: int = 0
+    next_at: datetime | None = None
+    status: int | None = None
+    error: str | None = None
+    delivered_at: datetime | None = None

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from ifed.errors import Unavailable
 from services.aggregator.stored_access import StoredAudit, StoredEnrolments
 from services.aggregator.stored_aggregates import StoredAggregates
+from services.aggregator.stored_events import StoredEvents, StoredWebhooks
 from services.aggregator.stored_parties import StoredMemberships, StoredParties
 from services.aggregator.stored_rounds import StoredRounds
 from services.aggregator.stored_sketches import StoredSketches
@@ -39,6 +40,8 @@ class SqlWork:
         self.enrolments = StoredEnrolments(connection)
         self.audit = StoredAudit(connection)
         self.sketches = StoredSketches(connection)
+        self.events = StoredEvents(connection)
+        self.webhooks = StoredWebhooks(connection)
 
     async def commit(self) -> None:
         await self._connection.commit()

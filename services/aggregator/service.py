@@ -12,6 +12,8 @@ from services.aggregator.matching import Matching
 from services.aggregator.participation import Participation
 from services.aggregator.rates import Rates
 from services.aggregator.serving import Serving
+from services.aggregator.watching import Watching
+from services.aggregator.webhooks import Webhooks
 
 
 class Aggregator:
@@ -26,11 +28,23 @@ class Aggregator:
         serving: aggregates, for everyone.
         history: ledger, replay, rollback, for admins.
         matching: the task cache, for admins.
+        watching: what happens, for admins.
+        webhooks: who else is told.
         closing: the background work that ends rounds.
     """
 
-    def __init__(self, backstage: Backstage, rates: Rates, *, admin_token: str, claim_seconds: float) -> None:
+    def __init__(
+        self,
+        backstage: Backstage,
+        rates: Rates,
+        *,
+        admin_token: str,
+        claim_seconds: float,
+        private_webhooks: bool = False,
+    ) -> None:
         self._backstage = backstage
+        self.watching = Watching(backstage)
+        self.webhooks = Webhooks(backstage, private=private_webhooks)
         self.administration = Administration(backstage)
         self.parties = Parties(backstage, admin_token=admin_token)
         self.auditing = Auditing(backstage)

@@ -35,14 +35,14 @@ class Serving:
         async with self._backstage.store.reading() as work:
             await work.tasks.get(name)
             head = await work.aggregates.context(name)
-        return await self._kept(f"context:{head.digest}", partial(self._context_body, head))
+        return await self._kept(name, f"context:{head.digest}", partial(self._context_body, head))
 
     async def coefficients(self, name: str, version: int | None) -> Tensors:
         """One version of the coefficients, the newest when none is named; NothingYet, UnknownVersion."""
         async with self._backstage.store.reading() as work:
             task = await work.tasks.get(name)
             head = await _coefficients(work, task, task.version if version is None else version)
-        return await self._kept(f"coefficients:{head.digest}", partial(self._coefficients_body, head))
+        return await self._kept(name, f"coefficients:{head.digest}", partial(self._coefficients_body, head))
 
     async def adapter(self, name: str, version: int | None, *, known: frozenset[str], wait: float) -> Tensors:
         """The adapter the policy serves, or of one version, held back up to `wait` seconds while its digest is among `known`.
@@ -72,10 +72,11 @@ class Serving:
         # The key is the content: what the adapter says of itself, and the digests of its parts.
         said = digest_of(meta.model_dump_json().encode())
         key = f"adapter:{context.digest}:{coefficients.digest}:{said}"
-        return await self._kept(key, partial(self._adapter_body, context, coefficients, meta))
+        return await self._kept(name, key, partial(self._adapter_body, context, coefficients, meta))
 
-    async def _kept(self, key: str, make: Callable[[], Awaitable[bytes]]) -> Tensors:
+    async def _kept(self, task: str, key: str, make: Callable[[], Awaitable[bytes]]) -> Tensors:
         body = await self._backstage.cache.get(key)
+        self._backstage.metrics.cache_read(task, hit=body is not None)
         if body is None:
             body = await make()
             await self._backstage.cache.put(key, body)

@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     claim_seconds: float = Field(
         15.0, gt=0, description="how long a replica has a round to itself while it aggregates; then another may"
     )
+    webhook_timeout_seconds: float = Field(10.0, gt=0, le=300, description="how long a webhook's receiver may take to answer")
+    webhook_retry_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="wait after a webhook's first failed attempt; four times as long after each further one, a day at most",
+    )
+    webhook_attempts: int = Field(10, ge=1, le=100, description="attempts after which an event is given up for a webhook")
+    webhook_private_addresses: bool = Field(
+        False, description="let webhooks go to this machine and into private networks, where an admin could otherwise make calls"
+    )
     migrate_on_start: bool | None = Field(
         None, description="bring the schema up to date at start; when not set, on SQLite yes and on Postgres no"
     )

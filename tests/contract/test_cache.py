@@ -64,10 +64,10 @@ class TestFakeCache(CacheContract):
 class TestProcessCache(CacheContract):
     @pytest.fixture
     def cache(self) -> ProcessCache:
-        return ProcessCache(Metrics(CollectorRegistry()))
+        return ProcessCache()
 
     async def test_the_longest_unused_body_is_let_go_first(self) -> None:
-        cache = ProcessCache(Metrics(CollectorRegistry()), max_bytes=10)
+        cache = ProcessCache(max_bytes=10)
         for key in ("a", "b"):
             await cache.put(key, b"12345")
         await cache.get("a")
@@ -75,7 +75,7 @@ class TestProcessCache(CacheContract):
         assert [await cache.get(key) for key in ("a", "b", "c")] == [b"12345", None, b"12345"]
 
     async def test_a_body_larger_than_the_cache_is_not_kept(self) -> None:
-        cache = ProcessCache(Metrics(CollectorRegistry()), max_bytes=4)
+        cache = ProcessCache(max_bytes=4)
         await cache.put("a", b"12345")
         assert await cache.get("a") is None
 

@@ -15,7 +15,7 @@ from ifed.contracts import Receipt, RoundInfo
 from ifed.errors import Unavailable
 from ifed.states import RoundState
 from ifed.tensors import TensorBody
-from tests.factories import ADMIN_TOKEN, context_body, join_request, spec
+from tests.factories import ADMIN_TOKEN, FINGERPRINT, join_request, layout, spec
 from tests.integration.aggregator.deployment import TASK
 
 BASE = 4
@@ -27,9 +27,16 @@ def examples_of(rank: int) -> int:
     return int(BASE**rank)
 
 
+def values_of(rank: int) -> np.ndarray:
+    """What a client sends: 1 at a place of its own, so that its place in the mean is its share of the weight, and 0 without it."""
+    values = np.zeros(layout().context_shape, dtype=np.float32)
+    values.flat[rank] = 1.0
+    return values
+
+
 def body_of(rank: int) -> bytes:
-    """What a client sends: its rank everywhere."""
-    return context_body(float(rank), examples=examples_of(rank))
+    """The bytes a client sends."""
+    return TensorBody({"context": values_of(rank)}, {"fingerprint": FINGERPRINT, "examples": examples_of(rank)}).to_bytes()
 
 
 def counted(total: int, clients: int) -> dict[int, int]:
@@ -78,9 +85,12 @@ class Federation:
             answer = await http.get(f"/v1/tasks/{TASK}/context", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
         body = TensorBody.from_bytes(answer.content)
         assert counted(body.metadata["examples"], len(self.clients)) == dict.fromkeys(ranks, 1)
-        weights = np.array([examples_of(rank) for rank in ranks], dtype=np.float64)
-        mean = float((weights * np.array(list(ranks))).sum() / weights.sum())
-        assert np.array_equal(np.unique(body.tensors["context"]), np.array([mean], dtype=np.float32).astype(np.float16))
+        # The policy caps what one client may weigh, so the mean is of the capped weights and the examples are of those told.
+        async with AggregatorClient(url or self.url, ADMIN_TOKEN) as admin:
+            cap = (await admin.task(TASK)).spec.policy.weight_cap
+        weights = {rank: min(examples_of(rank), cap) for rank in ranks}
+        mean = sum(weight * values_of(rank).astype(np.float64) for rank, weight in weights.items()) / sum(weights.values())
+        assert np.array_equal(body.tensors["context"], mean.astype(np.float32).astype(np.float16))
 
     async def raw(self, method: str, path: str, *, rank: int, **options: Any) -> httpx.Response:
         """A request as it is, for what our own client would not send."""

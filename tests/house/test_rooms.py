@@ -34,8 +34,10 @@ PURE = aggregator(
     "sketches.py",
     "plan.py",
 )
-TIMELESS = aggregator("tally.py", "task_changes.py", "views.py", "records.py", "ports.py", "opening.py", "intake.py")
-STORAGE = aggregator("tables.py", "repository.py", "stored_*.py", "constraints.py", "migrate.py", "migrations/**")
+TIMELESS = aggregator(
+    "tally.py", "task_changes.py", "views.py", "records.py", "ports.py", "opening.py", "intake.py", "happenings.py"
+)
+STORAGE = aggregator("tables.py", "tables_*.py", "repository.py", "stored_*.py", "constraints.py", "migrate.py", "migrations/**")
 CACHE = aggregator("cache.py")
 ENDPOINTS = ("services/*/endpoints.py", "services/*/endpoints_*.py")
 ROUTES = tuple(

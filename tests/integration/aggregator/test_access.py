@@ -17,7 +17,7 @@ from ifed.errors import Overloaded
 from services.aggregator.rates import Rates
 from services.aggregator.repository import connect
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN, context_body
+from tests.factories import ADMIN_TOKEN, context_body, spec
 from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
 from tests.processes import Process
 
@@ -32,6 +32,11 @@ async def test_a_code_is_traded_for_a_token_once(aggregator: Deployment) -> None
     assert sorted(answer.status_code for answer in trades) == [201, 401, 401, 401]
     enrolled = next(answer.json() for answer in trades if answer.status_code == 201)
     assert (enrolled["name"], enrolled["role"]) == ("hospital-a", "client")
+    lines = (await aggregator.raw("GET", "/v1/audit")).json()["items"]
+    assert [line["actor"] for line in lines if line["action"] == "POST /v1/enrol"] == ["hospital-a"], (
+        "written with the enrolment, once"
+    )
+    assert lines[-1]["request_id"]
     assert (await aggregator.raw("GET", f"/v1/tasks/{TASK}/assignment", token=enrolled["token"])).status_code == 404
 
 
@@ -101,11 +106,16 @@ async def test_no_secret_and_no_body_reaches_the_log_at_its_most_talkative(tmp_p
             path = f"/v1/tasks/{TASK}/rounds/1/context"
             await http.put(path, content=context_body(), headers={"Authorization": f"Bearer {token}"})
             await http.post("/v1/tasks", json={"name": TASK, "template": "the secret text {text}"})
+            hook = {"name": "pager", "url": "https://hooks.example.invalid/path-secret"}
+            signs = (await http.post("/v1/webhooks", json=hook)).json()["secret"]
+            await http.post("/v1/tasks", json=spec().model_dump(mode="json"))
+            while not (await http.get("/v1/webhooks/pager/deliveries")).json()["items"][0]["attempts"]:
+                await asyncio.sleep(0.05)
         logged = process.log()
     finally:
         process.close()
     assert "invited" in logged
-    for secret in (ADMIN_TOKEN, code, token, "the secret text", "safetensors", "[1.0"):
+    for secret in (ADMIN_TOKEN, code, token, signs, "path-secret", "the secret text", "safetensors", "[1.0"):
         assert secret not in logged
 
 
@@ -160,3 +170,21 @@ async def test_held_requests_are_counted_while_they_are_held(embedded: Deploymen
     await embedded.app.state.aggregator.release()
     await held
     assert "ifed_long_polls{" not in (await embedded.raw("GET", "/metrics", token=None)).text
+
+
+async def test_metrics_tell_of_each_task_what_its_operators_watch(embedded: Deployment) -> None:
+    await embedded.started(clients_expected=1, rounds=1)
+    (one,) = await embedded.clients("a")
+    await one.run()
+    for _ in range(2):
+        await one.adapter(TASK)
+    shown = (await embedded.raw("GET", "/metrics", token=None)).text
+    for kind in ("context", "calibration", "evaluation"):
+        for state in ("open", "closed"):
+            assert f'ifed_rounds_total{{kind="{kind}",state="{state}",task="{TASK}"}} 1.0' in shown
+        assert f'ifed_contributions_total{{kind="{kind}",task="{TASK}"}} 1.0' in shown
+    assert f'ifed_aggregation_seconds_count{{task="{TASK}"}} 3.0' in shown
+    for outcome in ("hit", "miss"):
+        assert f'ifed_cache_reads_total{{outcome="{outcome}",task="{TASK}"}}' in shown
+    stored = sum(entry.bytes for entry in await embedded.admin.ledger(TASK))
+    assert f'ifed_contribution_bytes_total{{task="{TASK}"}} {float(stored)}' in shown

@@ -1,0 +1,68 @@
+"""`ifed webhook …`: who is told of events, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
+from ifed.clients import AggregatorClient
+from ifed.events import EventKind, NewWebhook
+
+Result = TypeVar("Result")
+
+app = typer.Typer(help="Have events posted to an address, and see what became of them.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Name of the webhook.")]
+
+
+@app.command("add")
+def add(
+    name: Name,
+    url: Annotated[str, typer.Argument(help="Where events are posted.")],
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+    task: Annotated[str | None, typer.Option(help="Tell of this task alone.")] = None,
+    event: Annotated[list[EventKind] | None, typer.Option(help="Tell of this kind alone; may be given again.")] = None,
+) -> None:
+    """Register a webhook and print the secret that signs what it gets, this once."""
+    wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
+    made = _ask(aggregator, token, lambda service: service.register_webhook(wanted))
+    say(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n", verbatim=True)
+
+
+@app.command("list")
+def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+    """List webhooks and how much waits for each."""
+    table = compact_table("name", "task", "events", "pending", "url")
+    for webhook in _ask(aggregator, token, lambda service: service.webhooks()):
+        kinds = "all" if webhook.events is None else ", ".join(webhook.events)
+        table.add_row(webhook.name, webhook.task or "all", kinds, str(webhook.pending), webhook.url)
+    console.print(table)
+
+
+@app.command("remove")
+def remove(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+    """Send a webhook nothing any more."""
+    _ask(aggregator, token, lambda service: service.remove_webhook(name))
+    console.print(f"{name} is removed")
+
+
+@app.command("deliveries")
+def deliveries(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+    """List what became of each event that a webhook was to be told."""
+    table = compact_table("event", "what", "task", "state", "attempts", "status", "error")
+    for one in _ask(aggregator, token, lambda service: service.deliveries(name)):
+        status = "–" if one.status is None else str(one.status)
+        said = (str(one.event.number), one.event.kind, one.event.task, one.state, str(one.attempts), status)
+        table.add_row(*said, one.error or "")
+    console.print(table)
+
+
+def _ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
+    async def ask() -> Result:
+        async with AggregatorClient(aggregator, token) as service:
+            return await work(service)
+
+    return run(ask())

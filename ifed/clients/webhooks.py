@@ -1,0 +1,116 @@
+"""Posts to addresses that an admin named. Knows no event and no signature."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from ifed.errors import BadUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a post.
+
+    Attributes:
+        status: the HTTP status; None when nobody answered.
+        error: what went wrong; None when the status says success.
+        retry_after: seconds the receiver asked for.
+    """
+
+    status: int | None
+    error: str | None = None
+    retry_after: float | None = None
+
+
+class WebhookCaller:
+    """One connection pool for all receivers. No redirect is followed, and no proxy of the environment is used.
+
+    Args:
+        timeout: seconds for one post, from connecting to the end of the answer.
+        private: whether receivers may be on this machine or in a private network.
+    """
+
+    def __init__(self, *, timeout: float, private: bool) -> None:
+        self._timeout, self._private = timeout, private
+        self._http = httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send once; whatever goes wrong is in the answer, and nothing of the address is."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._check_addresses(url)
+                async with self._http.stream("POST", url, content=body, headers=headers) as response:
+                    return _answer(response)
+        except BadUrl as refusal:
+            return Answer(None, refusal.detail)
+        except TimeoutError:
+            return Answer(None, f"no answer within {self._timeout:g} seconds")
+        except (httpx.HTTPError, OSError) as reason:
+            return Answer(None, type(reason).__name__)
+
+    async def _check_addresses(self, url: str) -> None:
+        """Look the host up and refuse it when it leads inside, since a name says nothing of where it leads."""
+        check_url(url, private=self._private)
+        if self._private:
+            return
+        found = await asyncio.get_running_loop().getaddrinfo(host_of(url), None, type=socket.SOCK_STREAM)
+        if any(is_inside(str(address[4][0])) for address in found):
+            raise BadUrl("the host's name leads to this machine or into a private network")
+
+
+def check_url(url: str, *, private: bool) -> None:
+    """Refuse an address that no webhook may have.
+
+    Raises:
+        BadUrl: it says what is wrong with it.
+    """
+    host = host_of(url)
+    if not private and (host.lower().rstrip(".") == "localhost" or is_inside(host)):
+        raise BadUrl(f"{host} is on this machine or in a private network; WEBHOOK_PRIVATE_ADDRESSES=true lets webhooks go there")
+
+
+def host_of(url: str) -> str:
+    """The host of an address for a webhook.
+
+    Raises:
+        BadUrl: no http or https, no host, a port that is none, a name or password in it, or a fragment.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as reason:
+        raise BadUrl("the address of a webhook is no URL") from reason
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise BadUrl("the address of a webhook begins with https:// or http:// and names a host")
+    if parts.username is not None or parts.password is not None:
+        raise BadUrl("the address of a webhook holds no name and no password; what it gets is signed instead")
+    if parts.fragment or any(character.isspace() or not character.isprintable() for character in url):
+        raise BadUrl("the address of a webhook has no fragment and no white space")
+    return host
+
+
+def is_inside(host: str) -> bool:
+    """Whether a literal address is not one of the public internet; a name never is."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return not (mapped or address).is_global
+
+
+def _answer(response: httpx.Response) -> Answer:
+    told = response.headers.get("Retry-After", "")
+    wait = float(told) if told.isdigit() else None
+    return Answer(response.status_code, None if response.is_success else f"HTTP {response.status_code}", wait)

@@ -1,0 +1,63 @@
+"""An OpenAPI description completed: an example for every body, and what the framework cannot know. Pure: a description in, a description out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+JSON = "application/json"
+COMPONENTS = "#/components/schemas/"
+METRICS = 'ifed_rounds_total{kind="context",state="closed",task="sentiment"} 1.0\n'
+Description = dict[str, Any]
+
+
+def complete(description: Description, examples: Mapping[str, object]) -> Description:
+    """Give each body an example, by the name of its schema, and each refusal one, by the names it is described with.
+
+    Args:
+        description: as the framework made it; changed in place.
+        examples: JSON values by the name of the schema; `Page_X_` follows from that of `X`.
+    """
+    for operation in operations(description):
+        for body in [operation.get("requestBody", {}), *operation["responses"].values()]:
+            for media in body.get("content", {}).values():
+                if (example := _example(media.get("schema", {}), examples)) is not None:
+                    media["example"] = example
+        for answer in operation["responses"].values():
+            _refuse(answer)
+    _metrics(description)
+    return description
+
+
+def operations(description: Description) -> Iterator[Description]:
+    """Every operation of a description."""
+    for path in description["paths"].values():
+        yield from path.values()
+
+
+def _example(schema: Description, examples: Mapping[str, object]) -> object:
+    references = [schema, *schema.get("anyOf", [])]
+    for name in (reference["$ref"].removeprefix(COMPONENTS) for reference in references if "$ref" in reference):
+        if name in examples:
+            return examples[name]
+        item = name.removeprefix("Page_").removesuffix("_")
+        if item != name and item in examples:
+            return {"items": [examples[item]], "next": None}
+    return None
+
+
+def _refuse(answer: Description) -> None:
+    """A refusal is JSON whatever a success is, with an example for each of its names."""
+    content = answer.get("content", {})
+    refusal = next((media for media in content.values() if media.get("schema", {}).get("$ref") == f"{COMPONENTS}ErrorBody"), None)
+    if refusal is not None:
+        names = answer["description"].split(" or ")
+        told = {name: {"value": {"error": name, "detail": "a sentence that says what to do"}} for name in names}
+        answer["content"] = {JSON: refusal | {"examples": told}}
+
+
+def _metrics(description: Description) -> None:
+    """/metrics is mounted by a library, which says nothing of its text."""
+    if (found := description["paths"].get("/metrics")) is not None:
+        text = {"schema": {"type": "string"}, "example": METRICS}
+        found["get"]["responses"]["200"] = {"description": "counters for Prometheus", "content": {"text/plain": text}}
