@@ -8,6 +8,7 @@ from services.aggregator import (
     endpoints_admin,
     endpoints_aggregate,
     endpoints_client,
+    endpoints_context,
     endpoints_enrolment,
     endpoints_history,
     endpoints_token,
@@ -17,6 +18,14 @@ from services.aggregator import (
 def all_routes() -> APIRouter:
     """The routes for admins, for clients, and for everyone who fetches aggregates."""
     router = APIRouter()
-    for part in (endpoints_admin, endpoints_history, endpoints_enrolment, endpoints_client, endpoints_aggregate, endpoints_token):
+    for part in (
+        endpoints_admin,
+        endpoints_history,
+        endpoints_enrolment,
+        endpoints_client,
+        endpoints_context,
+        endpoints_aggregate,
+        endpoints_token,
+    ):
         router.include_router(part.router)
     return router

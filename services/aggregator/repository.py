@@ -17,6 +17,7 @@ from ifed.errors import Unavailable
 from services.aggregator.stored_access import StoredAudit, StoredEnrolments
 from services.aggregator.stored_aggregates import StoredAggregates
 from services.aggregator.stored_parties import StoredMemberships, StoredParties
+from services.aggregator.stored_parts import StoredParts
 from services.aggregator.stored_rounds import StoredRounds
 from services.aggregator.stored_sketches import StoredSketches
 from services.aggregator.stored_tasks import StoredTasks
@@ -35,6 +36,7 @@ class SqlWork:
         self.parties = StoredParties(connection)
         self.memberships = StoredMemberships(connection)
         self.rounds = StoredRounds(connection)
+        self.parts = StoredParts(connection)
         self.aggregates = StoredAggregates(connection)
         self.enrolments = StoredEnrolments(connection)
         self.audit = StoredAudit(connection)

@@ -9,6 +9,7 @@ import pytest
 from services.aggregator.migrate import migrate
 from services.aggregator.repository import SqlStore, connect
 from services.aggregator.settings import Settings
+from tests.contract.parts_contract import PartsContract
 from tests.contract.records_contract import RecordsContract
 from tests.contract.rounds_contract import RoundsContract
 from tests.factories import ADMIN_TOKEN
@@ -59,3 +60,12 @@ class TestSqliteRecords(Sqlite, RecordsContract): ...
 
 
 class TestPostgresRecords(Postgres, RecordsContract): ...
+
+
+class TestFakeParts(Fake, PartsContract): ...
+
+
+class TestSqliteParts(Sqlite, PartsContract): ...
+
+
+class TestPostgresParts(Postgres, PartsContract): ...
