@@ -70,6 +70,7 @@ class RoundInfo(Message):
     missing: list[Name]
     clients: list[ClientProgress]
     version: int | None = Field(None, description="the coefficients this round started from")
+    context: int | None = Field(None, description="the context vector this round works with")
     produced: int | None = Field(None, description="the coefficients this round made")
     loss: float | None = None
     evaluation: Evaluation | None = None
@@ -104,6 +105,7 @@ class TaskInfo(Message):
     round: RoundInfo | None = Field(None, description="the newest round")
     version: int | None = Field(None, description="the newest coefficients")
     served: int | None = Field(None, description="the version the adapter endpoint gives")
+    context: int | None = Field(None, description="the newest context vector, which the adapter endpoint gives with it")
     evaluations: list[Evaluation]
     reason: str | None = Field(None, description="why it failed or stopped early")
     warm_start: Name | None = Field(None, description="the task whose coefficients its version 0 is")
@@ -147,15 +149,17 @@ class LocalWork(Message):
 
 
 class Assignment(Message):
-    """What a client should do next. `wait` says ask again; `done` says the task has ended, and how."""
+    """What a client should do next. `wait` says ask again; `done` says the task has ended, and how; `withdrawn` says never."""
 
     kind: AssignmentKind
     task: TaskBrief
     round: int | None = None
     deadline: datetime | None = None
     version: int | None = Field(None, description="the coefficients to start from and to evaluate")
-    context_digest: str | None = Field(None, description="sha256 of the body of GET …/context")
+    context_version: int | None = Field(None, description="the context vector to work with: the one of the round")
+    context_digest: str | None = Field(None, description="sha256 of the body of GET …/context?version=")
     work: LocalWork | None = None
+    client: Name | None = Field(None, description="the client this is for")
     state: TaskState
     reason: str | None = None
 
@@ -192,6 +196,7 @@ class AdapterMeta(Message):
 
     task: Name
     version: int
+    context_version: int = Field(1, description="the context vector it carries; it changes as clients add, join late or withdraw")
     labels: list[str]
     template: str
     chat: bool = False

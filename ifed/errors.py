@@ -21,6 +21,7 @@ IFedError                        500
 ├── Conflict                     409  right in form, wrong for the present state
 │   ├── AlreadyExists
 │   ├── NotJoined
+│   ├── Withdrawn                     this client takes part in the task no more
 │   ├── RoundClosed                   late, or for a round that was never open
 │   ├── StaleUpdate                   computed from another version than the round's
 │   ├── AlreadyContributed            another digest for the same client and round
@@ -131,6 +132,9 @@ class AlreadyExists(Conflict): ...
 
 
 class NotJoined(Conflict): ...
+
+
+class Withdrawn(Conflict): ...
 
 
 class RoundClosed(Conflict): ...

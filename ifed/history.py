@@ -1,4 +1,4 @@
-"""The JSON messages about what a task went through: its ledger, the proof of an aggregate, the way back. Knows no web framework."""
+"""The JSON messages about what a task went through: its ledger, proofs of aggregates, ways back and out. Knows no web framework."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class LedgerEntry(Message):
     kind: RoundKind
     state: RoundState = Field(description="of its round; what a failed or cancelled round gathered counts for nothing")
     client: Name
+    change: int = Field(0, description="of the context vector: the addition it came with; 0 for what came in the round itself")
+    withdrawn: bool = Field(False, description="it counts no more in the context vector, since its client withdrew")
     digest: str = Field(description="sha256 of the body that was sent")
     received_at: datetime
     examples: int
@@ -46,6 +48,24 @@ class Replay(Message):
     proven: bool = Field(
         description="every contribution is what was sent, and the aggregate and its measure come out as they are kept"
     )
+
+
+class ContextInfo(Message):
+    """One version of a task's context vector."""
+
+    version: int = Field(description="1 is what the context round made")
+    digest: str = Field(description="sha256 of the body of GET …/context?version=")
+    created_at: datetime
+    examples: int = Field(description="demonstrations behind it")
+    changes: int = Field(description="additions and withdrawals that it reflects")
+
+
+class Withdrawal(Message):
+    """That a client takes part in a task no more."""
+
+    task: Name
+    client: Name
+    withdrawn_at: datetime
 
 
 class Start(Message):

@@ -49,4 +49,6 @@ class AssignmentKind(StrEnum):
     CONTEXT = "context"
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
+    ADDITION = "addition"
     DONE = "done"
+    WITHDRAWN = "withdrawn"

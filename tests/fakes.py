@@ -19,10 +19,10 @@ from ifed.errors import (
     UnknownVersion,
     WrongState,
 )
-from ifed.states import RoundState, TaskState
+from ifed.states import RoundKind, RoundState, TaskState
 from services.aggregator.aggregation import Measure
 from services.aggregator.bells import Bells
-from services.aggregator.contribution import Contribution
+from services.aggregator.contribution import Contribution, Entry
 from services.aggregator.domain import Round, Seat
 from services.aggregator.ports import Bell
 from services.aggregator.records import (
@@ -34,11 +34,21 @@ from services.aggregator.records import (
     Happening,
     LedgerLine,
     Membership,
+    Part,
     Party,
     Webhook,
 )
 from tests.factories import NOON
 from tests.fakes_events import FakeEvents, FakeWebhooks
+
+
+@dataclass
+class Sent:
+    """A contribution with its bytes, and the change of the context vector that took it away again."""
+
+    entry: Entry
+    body: bytes
+    removed: int | None = None
 
 
 @dataclass
@@ -51,7 +61,8 @@ class Rows:
     rounds: dict[tuple[str, int], Round] = field(default_factory=dict)
     claims: dict[tuple[str, int], datetime] = field(default_factory=dict)
     seats: dict[tuple[str, int, str], Seat] = field(default_factory=dict)
-    bodies: dict[tuple[str, int, str], tuple[int, bytes]] = field(default_factory=dict)
+    bodies: dict[tuple[str, int, str, int], Sent] = field(default_factory=dict)
+    context_claims: dict[str, datetime] = field(default_factory=dict)
     contexts: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     versions: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     enrolments: dict[str, EnrolmentCode] = field(default_factory=dict)
@@ -96,6 +107,17 @@ class FakeTasks:
         names = sorted(name for name in self._rows.tasks if name > (after or ""))
         return [replace(self._rows.tasks[name]) for name in names[:limit]]
 
+    async def claim_context(self, now: datetime, until: datetime) -> FederatedTask | None:
+        for name, task in self._rows.tasks.items():
+            behind = task.version is not None and task.context_settled < task.context_changes
+            if behind and self._rows.context_claims.get(name, now) <= now:
+                self._rows.context_claims[name] = until
+                return replace(task)
+        return None
+
+    async def release_context(self, name: str) -> None:
+        self._rows.context_claims.pop(name, None)
+
 
 class FakeParties:
     def __init__(self, rows: Rows) -> None:
@@ -138,7 +160,8 @@ class FakeMemberships:
         return self._rows.memberships.get((task, client))
 
     async def of_task(self, task: str) -> list[Membership]:
-        return [self._rows.memberships[key] for key in sorted(self._rows.memberships) if key[0] == task]
+        kept = (self._rows.memberships[key] for key in sorted(self._rows.memberships) if key[0] == task)
+        return [member for member in kept if member.withdrawn_at is None]
 
     async def tasks_of(self, client: str) -> list[str]:
         return sorted(task for task, member in self._rows.memberships if member == client)
@@ -205,23 +228,59 @@ class FakeRounds:
 
     async def record(self, round_: Round, contribution: Contribution) -> None:
         key = (round_.task, round_.number, contribution.entry.client)
-        if key in self._rows.bodies:
+        if (*key, 0) in self._rows.bodies:
             raise AlreadyContributed(f"{contribution.entry.client} contributed to {round_} already")
         self._rows.seats[key] = Seat(contribution.entry.client, contribution.entry)
-        self._rows.bodies[key] = (contribution.entry.weight, contribution.body)
+        self._rows.bodies[*key, 0] = Sent(contribution.entry, contribution.body)
 
-    async def ledger(self, task: str, after: tuple[int, str], limit: int) -> list[LedgerLine]:
+    async def ledger(self, task: str, after: tuple[int, str, int], limit: int) -> list[LedgerLine]:
         lines = []
-        for name, number, client in sorted(self._rows.bodies):
-            entry, round_ = self._rows.seats[name, number, client].entry, self._rows.rounds[name, number]
-            if name == task and (number, client) > after and entry is not None:
-                lines.append(LedgerLine(number, round_.kind, round_.state, entry))
+        for name, number, client, change in sorted(self._rows.bodies):
+            sent, round_ = self._rows.bodies[name, number, client, change], self._rows.rounds[name, number]
+            if name == task and (number, client, change) > after:
+                lines.append(LedgerLine(number, round_.kind, round_.state, sent.entry, change, sent.removed))
         return lines[:limit]
 
     async def bodies(self, task: str, number: int) -> AsyncIterator[tuple[int, bytes]]:
         for key in sorted(self._rows.bodies):
             if key[:2] == (task, number):
-                yield self._rows.bodies[key]
+                yield self._rows.bodies[key].entry.weight, self._rows.bodies[key].body
+
+
+class FakeParts:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def add(self, task: str, number: int, change: int, contribution: Contribution) -> None:
+        self._rows.bodies[task, number, contribution.entry.client, change] = Sent(contribution.entry, contribution.body)
+
+    def _counting(self, task: str, client: str, *, closed: bool) -> list[Sent]:
+        found = []
+        for (name, number, sender, _), sent in self._rows.bodies.items():
+            round_ = self._rows.rounds[name, number]
+            counts = round_.kind is RoundKind.CONTEXT and (round_.state is RoundState.CLOSED or not closed)
+            if (name, sender, sent.removed) == (task, client, None) and counts:
+                found.append(sent)
+        return found
+
+    async def find(self, task: str, client: str, digest: str) -> Entry | None:
+        sent = self._counting(task, client, closed=True)
+        return next((one.entry for one in sent if one.entry.digest == digest), None)
+
+    async def holds(self, task: str, client: str) -> bool:
+        return bool(self._counting(task, client, closed=True))
+
+    async def withdraw(self, task: str, client: str, change: int) -> int:
+        taken = self._counting(task, client, closed=False)
+        for one in taken:
+            one.removed = change
+        return len(taken)
+
+    async def bodies(self, task: str, number: int, changes: int) -> AsyncIterator[Part]:
+        for key in sorted(self._rows.bodies):
+            sent = self._rows.bodies[key]
+            if key[:2] == (task, number) and key[3] <= changes and (sent.removed is None or sent.removed > changes):
+                yield Part(sent.entry.client, sent.entry.digest, sent.entry.weight, sent.body)
 
 
 class FakeAggregates:
@@ -247,11 +306,17 @@ class FakeAggregates:
                 self._rows.withdrawn.setdefault((task, later), at)
         self._rows.withdrawn.pop((task, version), None)
 
-    async def context(self, task: str) -> Aggregate:
-        found = [head for (name, _), (head, _) in self._rows.contexts.items() if name == task]
+    async def context(self, task: str, version: int | None = None) -> Aggregate:
+        if version is not None:
+            return _known(self._rows.contexts, task, version)[0]
+        found = await self.contexts(task, 0, 10_000)
         if not found:
             raise NothingYet(f"task {task!r} has no context vector before its first round closes")
         return max(found, key=lambda head: head.version)
+
+    async def contexts(self, task: str, after: int, limit: int) -> list[Aggregate]:
+        found = [head for (name, version), (head, _) in self._rows.contexts.items() if name == task and version > after]
+        return sorted(found, key=lambda head: head.version)[:limit]
 
     async def context_body(self, task: str, version: int) -> bytes:
         return _known(self._rows.contexts, task, version)[1]
@@ -329,6 +394,7 @@ class FakeWork:
         self.memberships, self.rounds = FakeMemberships(self._rows), FakeRounds(self._rows)
         self.aggregates, self.sketches = FakeAggregates(self._rows), FakeSketches(self._rows)
         self.events, self.webhooks = FakeEvents(self._rows), FakeWebhooks(self._rows)
+        self.parts = FakeParts(self._rows)
         self.enrolments, self.audit = FakeEnrolments(self._rows), FakeAudit(self._rows)
 
     async def commit(self) -> None:

@@ -13,9 +13,8 @@ from rich.table import Table
 from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
 from ifed.clients import AggregatorClient
 from ifed.contracts import RoundInfo, TaskInfo
-from ifed.errors import BadData, Conflict
-from ifed.history import Replay, Start
-from ifed.states import RoundState
+from ifed.errors import BadData
+from ifed.history import Start
 from ifed.tasks import TaskSpec
 
 Result = TypeVar("Result")
@@ -47,14 +46,14 @@ def create(
         made = await service.create_task(spec)
         return await service.start(spec.name) if start else made
 
-    _show(_ask(aggregator, token, work))
+    _show(ask(aggregator, token, work))
 
 
 @app.command("list")
 def list_tasks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List all tasks."""
     table = compact_table("task", "state", "model", "clients", "round", "served", "accuracy")
-    for task in _ask(aggregator, token, lambda service: service.tasks()):
+    for task in ask(aggregator, token, lambda service: service.tasks()):
         table.add_row(
             task.spec.name,
             task.state,
@@ -74,7 +73,7 @@ def show(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATO
     async def work(service: AggregatorClient) -> tuple[TaskInfo, list[RoundInfo]]:
         return await service.task(name), await service.rounds(name)
 
-    task, rounds = _ask(aggregator, token, work)
+    task, rounds = ask(aggregator, token, work)
     _show(task)
     members = compact_table("client", "joined", "examples", "held out")
     for member in task.members:
@@ -101,19 +100,19 @@ def start(
 ) -> None:
     """Start a task, or start a failed one again at the round that failed."""
     how = Start(warm_start=warm and source is None, warm_start_from=source)
-    _show(_ask(aggregator, token, lambda service: service.start(name, how)))
+    _show(ask(aggregator, token, lambda service: service.start(name, how)))
 
 
 @app.command("pause")
 def pause(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Open no further round until the task is resumed."""
-    _show(_ask(aggregator, token, lambda service: service.pause(name)))
+    _show(ask(aggregator, token, lambda service: service.pause(name)))
 
 
 @app.command("resume")
 def resume(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Go on with a paused task."""
-    _show(_ask(aggregator, token, lambda service: service.resume(name)))
+    _show(ask(aggregator, token, lambda service: service.resume(name)))
 
 
 @app.command("delete")
@@ -125,20 +124,20 @@ def delete(
 ) -> None:
     """Delete a task with its rounds, contributions and adapters."""
     yes or typer.confirm(f"Delete {name} with its rounds, contributions and adapters?", abort=True)
-    _ask(aggregator, token, lambda service: service.delete_task(name))
+    ask(aggregator, token, lambda service: service.delete_task(name))
     console.print(f"{name} is deleted")
 
 
 @app.command("close-round")
 def close_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Close an open round now with the contributions it has."""
-    console.print(rounds_table([_ask(aggregator, token, lambda service: service.close_round(name, number))]))
+    console.print(rounds_table([ask(aggregator, token, lambda service: service.close_round(name, number))]))
 
 
 @app.command("cancel-round")
 def cancel_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Give an open round up."""
-    console.print(rounds_table([_ask(aggregator, token, lambda service: service.cancel_round(name, number))]))
+    console.print(rounds_table([ask(aggregator, token, lambda service: service.cancel_round(name, number))]))
 
 
 @app.command("extend-round")
@@ -150,7 +149,7 @@ def extend_round(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
     """Give an open round more time."""
-    round_ = _ask(aggregator, token, lambda service: service.extend_round(name, number, seconds))
+    round_ = ask(aggregator, token, lambda service: service.extend_round(name, number, seconds))
     say(f"round {number} of {name} takes contributions until {round_.deadline:%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -162,41 +161,7 @@ def rollback(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
     """Go back to an earlier version; a running task pauses."""
-    _show(_ask(aggregator, token, lambda service: service.rollback(name, version)))
-
-
-@app.command("ledger")
-def ledger(
-    name: Name,
-    token: Token,
-    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
-    verify: Annotated[bool, typer.Option("--verify", help="Sum every closed round up again and compare, byte for byte.")] = False,
-) -> None:
-    """List every contribution, or prove the aggregates from them."""
-    _verify(name, aggregator, token) if verify else _list_ledger(name, aggregator, token)
-
-
-def _list_ledger(name: str, aggregator: str, token: str) -> None:
-    table = compact_table("#", "kind", "round", "client", "examples", "sent", "received", "sha256")
-    for entry in _ask(aggregator, token, lambda service: service.ledger(name)):
-        said = (str(entry.round), entry.kind, entry.state, entry.client, str(entry.examples), size(entry.bytes))
-        table.add_row(*said, f"{entry.received_at:%m-%d %H:%M:%S}", entry.digest[:12])
-    console.print(table)
-
-
-def _verify(name: str, aggregator: str, token: str) -> None:
-    async def work(service: AggregatorClient) -> list[Replay]:
-        closed = [round_.number for round_ in await service.rounds(name) if round_.state is RoundState.CLOSED]
-        return [await service.replay(name, number) for number in closed]
-
-    found = _ask(aggregator, token, work)
-    table = compact_table("#", "kind", "contributions", "version", "kept", "replayed", "proven")
-    for one in found:
-        said = (str(one.round), one.kind, str(one.contributions), "–" if one.version is None else str(one.version))
-        table.add_row(*said, (one.stored or "–")[:12], (one.replayed or "–")[:12], "yes" if one.proven else "NO")
-    console.print(table)
-    if failed := [str(one.round) for one in found if not one.proven]:
-        raise Conflict(f"the ledger of {name} does not give what is kept in round {', '.join(failed)}")
+    _show(ask(aggregator, token, lambda service: service.rollback(name, version)))
 
 
 def rounds_table(rounds: list[RoundInfo]) -> Table:
@@ -231,9 +196,11 @@ def _show(task: TaskInfo) -> None:
         say(f"  serves version {task.served}, accuracy {percent(_accuracy(task))} on the clients' held-out examples")
 
 
-def _ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
-    async def ask() -> Result:
+def ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
+    """What one command's `work` gives, with a client of the aggregator."""
+
+    async def asked() -> Result:
         async with AggregatorClient(aggregator, token) as service:
             return await work(service)
 
-    return run(ask())
+    return run(asked())

@@ -16,7 +16,7 @@ from ifed.clients.transport import Service, raise_refusal
 from ifed.contracts import Assignment, Extension, JoinRequest, Member, Receipt, RoundInfo, TaskChanges, TaskInfo
 from ifed.errors import Malformed, Unavailable
 from ifed.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
-from ifed.history import LedgerEntry, Match, Matches, MatchRequest, Replay, Rollback, Start
+from ifed.history import ContextInfo, LedgerEntry, Match, Matches, MatchRequest, Replay, Rollback, Start, Withdrawal
 from ifed.states import Role
 from ifed.tasks import TaskSpec
 from ifed.tensors import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
@@ -77,6 +77,17 @@ class AggregatorClient(Service):
 
     async def ledger(self, task: str) -> list[LedgerEntry]:
         return [entry async for entry in self._pages(LedgerEntry, f"/v1/tasks/{task}/ledger")]
+
+    async def contexts(self, task: str) -> list[ContextInfo]:
+        """The versions of the task's context vector."""
+        return [one async for one in self._pages(ContextInfo, f"/v1/tasks/{task}/contexts")]
+
+    async def replay_context(self, task: str, version: int) -> Replay:
+        return await self._get(Replay, f"/v1/tasks/{task}/contexts/{version}/replay", timeout=REPLAY_SECONDS)
+
+    async def withdraw(self, task: str, client: str | None = None) -> Withdrawal:
+        """Take part no more; an admin names the `client` that is to."""
+        return await self._post(Withdrawal, f"/v1/tasks/{task}{'' if client is None else f'/clients/{client}'}/withdraw")
 
     async def replay(self, task: str, number: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/rounds/{number}/replay", timeout=REPLAY_SECONDS)
@@ -149,9 +160,13 @@ class AggregatorClient(Service):
         """Contribute the bytes of an `UpdateBody`; sending the same bytes again gives the same receipt."""
         return await self._contribute(f"/v1/tasks/{task}/rounds/{number}/update", body)
 
-    async def _contribute(self, path: str, body: bytes) -> Receipt:
+    async def add_context(self, task: str, body: bytes) -> Receipt:
+        """Add the bytes of a `ContextBody` to the context vector after its round; the same bytes again give the same receipt."""
+        return await self._contribute(f"/v1/tasks/{task}/context", body, method="POST")
+
+    async def _contribute(self, path: str, body: bytes, *, method: str = "PUT") -> Receipt:
         headers = {"Content-Type": TENSORS, "Content-Digest": content_digest(body)}
-        response = await self._send("PUT", path, content=body, headers=headers)
+        response = await self._send(method, path, content=body, headers=headers)
         receipt = Receipt.model_validate_json(response.content)
         if receipt.digest != hashlib.sha256(body).hexdigest():
             raise Malformed(f"the receipt is for {receipt.digest}, not for what was sent; send it again")
@@ -163,9 +178,10 @@ class AggregatorClient(Service):
             check_content_digest(response.content, response.headers.get("Content-Digest"))
         return response
 
-    async def context(self, task: str) -> ContextVector:
-        """The task's global context vector, shape (layer, site, d)."""
-        return read_context(TensorBody.from_bytes((await self._tensors(f"/v1/tasks/{task}/context")).content))
+    async def context(self, task: str, *, version: int | None = None) -> ContextVector:
+        """The task's global context vector, shape (layer, site, d); the newest version when none is given."""
+        params: Mapping[str, int] = {} if version is None else {"version": version}
+        return read_context(TensorBody.from_bytes((await self._tensors(f"/v1/tasks/{task}/context", params=params)).content))
 
     async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
         """One version of the task's coefficients, shape (layer, site, coefficient, group); the newest when no version is given."""

@@ -151,11 +151,13 @@ class Administration:
 async def task_info(work: Work, task: FederatedTask) -> TaskInfo:
     """A task with its members, its newest round and its evaluations."""
     newest = await work.rounds.newest(task.name)
+    context = None if task.version is None else (await work.aggregates.context(task.name)).version
     return views.task_info(
         task,
         await work.memberships.of_task(task.name),
         None if newest is None else await _round_info(work, newest),
         await work.rounds.evaluations(task.name),
+        context,
     )
 
 

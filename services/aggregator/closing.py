@@ -124,7 +124,8 @@ async def _keep(work: Work, task: FederatedTask, round_: Round, summed: Summed, 
         return None
 
     def head(version: int, body: bytes, calibrated: int = 0) -> Aggregate:
-        return Aggregate(task.name, version, digest_of(body), now, round_.number, summed.weight, calibrated)
+        digest, context = digest_of(body), round_.context or 1
+        return Aggregate(task.name, version, digest, now, round_.number, summed.weight, calibrated, context, summed.changes)
 
     if round_.kind is RoundKind.CONTEXT:
         assert summed.sketch is not None, "a context round gives a sketch"
@@ -132,7 +133,7 @@ async def _keep(work: Work, task: FederatedTask, round_: Round, summed: Summed, 
         await keep_sketch(work, task, summed.sketch)
         first = await warm_start(work, task, round_) or first_coefficients(task, round_)
         await work.aggregates.add_coefficients(head(0, first), first)
-        task.version, task.calibrated = 0, 0
+        task.version, task.calibrated, task.context_settled = 0, 0, summed.changes
         return 0
     # After a rollback the numbers of the versions gone back from are not given again.
     version, calibrated = (await work.aggregates.newest_version(task.name) or 0) + 1, task.calibrated + 1

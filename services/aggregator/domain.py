@@ -46,6 +46,7 @@ class Round:
         version: the coefficients it starts from and evaluates; None in a context round.
         produced: the coefficients it made.
         attempt: counts the rounds that stood for the same step, failed ones before it, from 1.
+        context: the version of the context vector it works with; None in a context round.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Round:
     reason: str | None = None
     evaluation: Measure | None = None
     attempt: int = 1
+    context: int | None = None
 
     def __str__(self) -> str:
         return f"round {self.number} of task {self.task!r}"
@@ -89,13 +91,18 @@ class Round:
         self.contributed += 1
         self._end_when_complete()
 
-    def excuse(self, now: datetime) -> RoundState:
-        """Wait for one client less, since it was revoked before it contributed; the state this leads to."""
+    def excuse(self, now: datetime, *, contributed: bool = False) -> RoundState:
+        """Count one client less, which was revoked or withdrew; the state this leads to.
+
+        Args:
+            contributed: it had contributed, and what it sent counts no more.
+        """
         self._must_be_open("wait for fewer clients")
         self.expected -= 1
+        self.contributed -= contributed
         self.required = max(1, min(self.required, self.expected))
         if self.expected == 0:
-            self.fail("every client it waited for was revoked", now)
+            self.fail("every client it waited for was revoked or withdrew", now)
         self._end_when_complete()
         return self.state
 

@@ -8,6 +8,7 @@ from services.aggregator import (
     endpoints_admin,
     endpoints_aggregate,
     endpoints_client,
+    endpoints_context,
     endpoints_enrolment,
     endpoints_events,
     endpoints_history,
@@ -19,6 +20,7 @@ def all_routes() -> APIRouter:
     """The routes for admins, for clients, and for everyone who fetches aggregates."""
     router = APIRouter()
     admins = (endpoints_admin, endpoints_history, endpoints_enrolment, endpoints_events)
-    for part in (*admins, endpoints_client, endpoints_aggregate, endpoints_token):
+    clients = (endpoints_client, endpoints_context)
+    for part in (*admins, *clients, endpoints_aggregate, endpoints_token):
         router.include_router(part.router)
     return router

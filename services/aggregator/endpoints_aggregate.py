@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from ifed.errors import Forbidden, Malformed, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.web import refusals
 from services.aggregator.endpoints_access import AggregatorDep, Anyone
-from services.aggregator.endpoints_parameters import NamePath, Version, Wait
+from services.aggregator.endpoints_parameters import ContextVersion, NamePath, Version, Wait
 from services.aggregator.endpoints_tensors import ANSWER, KnownDep, answer
 
 router = APIRouter(
@@ -19,10 +19,10 @@ router = APIRouter(
 )
 
 
-@router.get("/context", responses=refusals(UnknownTask, NothingYet))
-async def get_context(task: NamePath, service: AggregatorDep, known: KnownDep) -> Response:
-    """The global context vector: tensor `context`, (layer, site, d), float16, or float32 where a value needs it."""
-    return answer(await service.serving.context(task), known)
+@router.get("/context", responses=refusals(UnknownTask, NothingYet, UnknownVersion))
+async def get_context(task: NamePath, service: AggregatorDep, known: KnownDep, version: ContextVersion = None) -> Response:
+    """One version of the context vector, the newest by default: tensor `context`, (layer, site, d), float16, or float32 if need be."""
+    return answer(await service.serving.context(task, version), known)
 
 
 @router.get("/coefficients", responses=refusals(UnknownTask, NothingYet, UnknownVersion))

@@ -22,6 +22,7 @@ from ifed.errors import (
     Unauthenticated,
     Unavailable,
     UnknownTask,
+    Withdrawn,
     WrongState,
 )
 from ifed.web import refusals
@@ -33,6 +34,7 @@ from services.aggregator.endpoints_tensors import REQUEST, BodyDep
 CONTRIBUTING = refusals(
     UnknownTask,
     NotJoined,
+    Withdrawn,
     RoundClosed,
     StaleUpdate,
     AlreadyContributed,
@@ -50,7 +52,7 @@ router = APIRouter(
 )
 
 
-@router.post("/join", responses=refusals(UnknownTask, FingerprintMismatch, ProbeMismatch, WrongState, Malformed, LayoutMismatch))
+@router.post("/join", responses=refusals(UnknownTask, FingerprintMismatch, ProbeMismatch, Withdrawn, Malformed, LayoutMismatch))
 async def join(task: NamePath, request: JoinRequest, client: ClientDep, service: AggregatorDep) -> Member:
     """Take part in a task; again after a restart, with new counts if they changed."""
     return await service.participation.join(task, client, request)

@@ -30,7 +30,11 @@ router = APIRouter(
     responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable, UnknownTask),
 )
 AfterEntry = Annotated[
-    str, Query(pattern=r"^[0-9]{1,9}/[a-z0-9._-]{0,63}$", description="`next` of the page before: a round, a slash, a client")
+    str,
+    Query(
+        pattern=r"^[0-9]{1,9}/[a-z0-9._-]{0,63}(/[0-9]{1,9})?$",
+        description="`next` of the page before: a round, a client and a change, with slashes between",
+    ),
 ]
 
 
@@ -42,9 +46,9 @@ async def roll_back(task: NamePath, rollback: Rollback, service: AggregatorDep) 
 
 @router.get("/{task}/ledger")
 async def get_ledger(task: NamePath, service: AggregatorDep, after: AfterEntry = "0/", limit: Limit = 100) -> Page[LedgerEntry]:
-    """Every contribution that was answered 2xx, by round and client: digest, weight, time; never what it holds."""
-    number, _, client = after.partition("/")
-    return await service.history.ledger(task, (int(number), client), limit)
+    """Every contribution that was answered 2xx, by round, client and change: digest, weight, time; never what it holds."""
+    number, client, change = f"{after}/0".split("/")[:3]
+    return await service.history.ledger(task, (int(number), client, int(change)), limit)
 
 
 @router.get("/{task}/rounds/{number}/replay", responses=refusals(UnknownTask, UnknownRound, NothingYet, WrongState))

@@ -12,11 +12,12 @@ import structlog
 from ifed.access import ClientInfo, Enrolment, EnrolmentCodeInfo, NewClient, NewEnrolment, TokenHolder
 from ifed.contracts import Page
 from ifed.errors import Forbidden, Unauthenticated, WrongState
-from ifed.states import Role, RoundState
+from ifed.states import Role
 from services.aggregator import views
 from services.aggregator.auditing import line
 from services.aggregator.backstage import Backstage
 from services.aggregator.domain import Round
+from services.aggregator.leaving import stop_waiting
 from services.aggregator.ports import Work
 from services.aggregator.presence import Presence
 from services.aggregator.records import EnrolmentCode, Party
@@ -133,19 +134,9 @@ class Parties:
         """Drop a membership; the round that changed state because it waited for this client alone."""
         task = await work.tasks.get(name, for_update=True)
         await work.memberships.remove(name, client)
-        round_ = await work.rounds.newest(name, for_update=True)
-        if round_ is None or round_.state is not RoundState.OPEN:
-            return None
-        seat = await work.rounds.seat(name, round_.number, client)
-        if seat is None or seat.entry is not None:
-            return None
-        await work.rounds.unseat(name, round_.number, client)
-        after = round_.excuse(self._backstage.clock())
-        await work.rounds.save(round_)
-        if after is RoundState.FAILED:
-            task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
-            await work.tasks.save(task)
-        return None if after is RoundState.OPEN else round_
+        changed = await stop_waiting(work, task, client, self._backstage.clock())
+        await work.tasks.save(task)
+        return changed
 
     async def page(self, after: str | None, limit: int) -> Page[ClientInfo]:
         """Parties by name."""

@@ -103,6 +103,8 @@ EXAMPLES: dict[str, Any] = {
         "altered": [],
         "proven": True,
     },
+    "ContextInfo": {"version": 2, "digest": DIGEST, "created_at": CLOSED, "examples": 900, "changes": 1},
+    "Withdrawal": {"task": "sentiment", "client": "south", "withdrawn_at": CLOSED},
     "MatchRequest": {"task": "sentiment", "limit": 3},
     "Matches": {
         "items": [{"task": "movies", "similarity": 0.91, "version": 4, "labels": LABELS, "evaluation": EVALUATION | {"version": 4}}]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
 from ifed.contracts import Page, TaskInfo
-from ifed.errors import NotFound, WrongState
-from ifed.history import LedgerEntry, Replay
+from ifed.errors import WrongState
+from ifed.history import ContextInfo, LedgerEntry, Replay
 from ifed.states import RoundKind, RoundState
 from ifed.tensors import digest_of
 from services.aggregator import views
@@ -16,8 +17,8 @@ from services.aggregator.administration import task_info
 from services.aggregator.backstage import Backstage
 from services.aggregator.domain import Round
 from services.aggregator.ports import Work
-from services.aggregator.records import Aggregate, LedgerLine
-from services.aggregator.summing import sum_up
+from services.aggregator.records import Aggregate, LedgerLine, Part
+from services.aggregator.summing import sum_context, sum_up
 from services.aggregator.tally import Summed
 
 log = structlog.get_logger(__name__)
@@ -56,13 +57,13 @@ class History:
         async with self._backstage.store.reading() as work:
             return await task_info(work, await work.tasks.get(name))
 
-    async def ledger(self, name: str, after: tuple[int, str], limit: int) -> Page[LedgerEntry]:
-        """Every contribution by round and client."""
+    async def ledger(self, name: str, after: tuple[int, str, int], limit: int) -> Page[LedgerEntry]:
+        """Every contribution by round, client and change."""
         async with self._backstage.store.reading() as work:
             await work.tasks.get(name)
             found = await work.rounds.ledger(name, after, limit + 1)
         entries = [_entry(line) for line in found]
-        return views.page(entries, limit, lambda entry: f"{entry.round}/{entry.client}")
+        return views.page(entries, limit, lambda entry: f"{entry.round}/{entry.client}/{entry.change}")
 
     async def replay(self, name: str, number: int) -> Replay:
         """Sum a closed round up again from the stored contributions; UnknownRound, WrongState while it has not closed."""
@@ -71,6 +72,8 @@ class History:
             round_ = await work.rounds.get(name, number)
             if round_.state is not RoundState.CLOSED:
                 raise WrongState(f"{round_} is {round_.state}; only what a closed round made can be replayed")
+            if round_.kind is RoundKind.CONTEXT:
+                return await self.replay_context(name, 1)
             seats = (await work.rounds.seats(name, [number]))[number]
             head = await _made(work, round_)
         digests: list[str] = []
@@ -78,6 +81,40 @@ class History:
         kept = [seat.entry for seat in seats if seat.entry is not None]
         altered = [entry.client for entry, digest in zip(kept, digests, strict=True) if entry.digest != digest]
         return _replay(round_, head, summed, altered, contributions=len(kept))
+
+    async def contexts(self, name: str, after: int, limit: int) -> Page[ContextInfo]:
+        """The versions of the context vector."""
+        async with self._backstage.store.reading() as work:
+            await work.tasks.get(name)
+            found = await work.aggregates.contexts(name, after, limit + 1)
+        return views.page([views.context_info(head) for head in found], limit, lambda one: str(one.version))
+
+    async def replay_context(self, name: str, version: int) -> Replay:
+        """Sum one version of the context vector up again from the ledger, as it stood for it; NothingYet, UnknownVersion."""
+        async with self._backstage.store.reading() as work:
+            await work.tasks.get(name)
+            await work.aggregates.context(name)
+            head = await work.aggregates.context(name, version)
+            head = _as_kept(head, await work.aggregates.context_body(name, version))
+        parts: list[tuple[str, bool]] = []
+
+        def seen(part: Part) -> None:
+            parts.append((part.client, part.digest == digest_of(part.body)))
+
+        summed = await sum_context(self._backstage.store, name, head.round, head.changes, seen)
+        assert summed.body is not None, "parts that were summed up once are a vector"
+        replayed = digest_of(summed.body)
+        altered = sorted({client for client, as_sent in parts if not as_sent})
+        return Replay(
+            round=head.round,
+            kind=RoundKind.CONTEXT,
+            contributions=len(parts),
+            version=version,
+            stored=head.digest,
+            replayed=replayed,
+            altered=altered,
+            proven=not altered and head.digest == replayed,
+        )
 
 
 def _replay(round_: Round, head: Aggregate | None, summed: Summed, altered: Sequence[str], *, contributions: int) -> Replay:
@@ -99,18 +136,13 @@ async def _made(work: Work, round_: Round) -> Aggregate | None:
     """The aggregate a closed round made, as it is kept, with the digest of the bytes that are there now."""
     if round_.kind is RoundKind.EVALUATION:
         return None
-    if round_.kind is RoundKind.CALIBRATION:
-        assert round_.produced is not None, "a calibration round closes with a version"
-        head = await work.aggregates.coefficients(round_.task, round_.produced)
-        return _as_kept(head, await work.aggregates.coefficients_body(round_.task, round_.produced))
-    head = await work.aggregates.context(round_.task)
-    if head.round != round_.number:
-        raise NotFound(f"{round_} made no context vector that is kept")
-    return _as_kept(head, await work.aggregates.context_body(round_.task, head.version))
+    assert round_.produced is not None, "a calibration round closes with a version"
+    head = await work.aggregates.coefficients(round_.task, round_.produced)
+    return _as_kept(head, await work.aggregates.coefficients_body(round_.task, round_.produced))
 
 
 def _as_kept(head: Aggregate, body: bytes) -> Aggregate:
-    return Aggregate(head.task, head.version, digest_of(body), head.created_at, head.round, head.weight, head.calibrated)
+    return replace(head, digest=digest_of(body))
 
 
 def _entry(line: LedgerLine) -> LedgerEntry:
@@ -119,6 +151,8 @@ def _entry(line: LedgerLine) -> LedgerEntry:
         kind=line.kind,
         state=line.state,
         client=line.entry.client,
+        change=line.change,
+        withdrawn=line.removed is not None,
         digest=line.entry.digest,
         received_at=line.entry.received_at,
         examples=line.entry.weight,

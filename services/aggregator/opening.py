@@ -33,11 +33,12 @@ async def _open(work: Work, task: FederatedTask, newest: Round | None, now: date
         task.served = promoted(task, evaluations)
         return None
     members = [member.client for member in await work.memberships.of_task(task.name)]
-    if len(members) < clients_needed(task.spec.policy):
+    if len(members) < clients_needed(task.spec.policy, newest):
         return None
     number = 1 if newest is None else newest.number + 1
     if step.kind is RoundKind.CALIBRATION:
         members = sample(members, task.spec.policy.sampled(len(members)), seed_of(task.name, number))
-    round_ = open_round(task, step, number, len(members), now, attempt=attempt_after(task, newest))
+    context = None if step.kind is RoundKind.CONTEXT else (await work.aggregates.context(task.name)).version
+    round_ = open_round(task, step, number, len(members), now, attempt=attempt_after(task, newest), context=context)
     await work.rounds.add(round_, members)
     return round_

@@ -9,8 +9,8 @@ from datetime import datetime
 import structlog
 
 from ifed.contracts import Assignment, JoinRequest, Member, Receipt
-from ifed.errors import FingerprintMismatch, IFedError, Malformed, NothingYet, NotJoined, RoundClosed, StaleUpdate, UnknownRound
-from ifed.states import AssignmentKind, RoundState, TaskState
+from ifed.errors import FingerprintMismatch, IFedError, Malformed, NotJoined, RoundClosed, StaleUpdate, UnknownRound, Withdrawn
+from ifed.states import AssignmentKind, RoundState
 from ifed.tasks import TaskSpec
 from services.aggregator import views
 from services.aggregator.backstage import Backstage
@@ -18,7 +18,7 @@ from services.aggregator.contribution import Contribution, Form
 from services.aggregator.domain import Round, Seat
 from services.aggregator.lane import Lane
 from services.aggregator.opening import open_next
-from services.aggregator.plan import assigned
+from services.aggregator.plan import assigned, may_add
 from services.aggregator.ports import Work
 from services.aggregator.records import FederatedTask, Membership
 
@@ -51,14 +51,14 @@ class Participation:
             ProbeMismatch: it runs the model otherwise than the task's other clients.
             LayoutMismatch: the task's groups or layers do not fit the model.
             Malformed: counts for labels the task does not have, or a probe of another number of layers than the model.
-            WrongState: the task has finished.
+            Withdrawn: it has withdrawn from the task.
         """
         now = self._backstage.clock()
         async with self._backstage.store.work() as work:
             task = await work.tasks.get(name, for_update=True)
             before = await work.memberships.find(name, client)
-            if before is None:
-                task.must_not_be("take new clients", TaskState.FINISHED)
+            if before is not None:
+                refuse_withdrawn(before)
             task.spec = with_identity(task.spec, request)
             joined_at = now if before is None else before.joined_at
             member = Membership(name, client, joined_at, request.label_counts, request.holdout)
@@ -83,15 +83,17 @@ class Participation:
 
     async def _assignment(self, work: Work, name: str, client: str) -> Assignment:
         task = await work.tasks.get(name)
-        joined = await work.memberships.find(name, client) is not None
+        member = await work.memberships.find(name, client)
+        if member is not None and member.withdrawn_at is not None:
+            return views.assignment(task, AssignmentKind.WITHDRAWN, None, None, client)
         newest = await work.rounds.newest(name)
         seat = None if newest is None else await work.rounds.seat(name, newest.number, client)
-        kind = assigned(task, joined=joined, newest=newest, seat=seat, now=self._backstage.clock())
-        try:
-            digest = (await work.aggregates.context(name)).digest
-        except NothingYet:
-            digest = None
-        return views.assignment(task, kind, newest, digest)
+        kind = assigned(task, joined=member is not None, newest=newest, seat=seat, now=self._backstage.clock())
+        if may_add(task, kind) and not await work.parts.holds(name, client):
+            kind = AssignmentKind.ADDITION
+        worked_with = None if newest is None else newest.context
+        context = None if worked_with is None else await work.aggregates.context(name, worked_with)
+        return views.assignment(task, kind, newest, context, client)
 
     async def submit(self, name: str, number: int, client: str, body: bytes, read: Reader) -> Receipt:
         """Keep a contribution; the same bytes again give the same receipt, also after the round closed.
@@ -130,12 +132,12 @@ class Participation:
         try:
             seat, member = await _placed(work, task, round_, contribution.entry.client)
             if (earlier := seat.repeats(contribution)) is not None:
-                return Stored(round_, views.receipt(round_, earlier), fresh=False)
+                return Stored(round_, views.receipt(round_.task, round_.number, earlier), fresh=False)
             round_.accept(contribution, form_of(task.spec, member), self._backstage.clock())
         except IFedError as refusal:
             return refusal  # nothing of it was written; what came with it is kept
         await work.rounds.record(round_, contribution)
-        return Stored(round_, views.receipt(round_, contribution.entry), fresh=True)
+        return Stored(round_, views.receipt(round_.task, round_.number, contribution.entry), fresh=True)
 
     async def _now(self, name: str, client: str) -> str:
         async with self._backstage.store.reading() as work:
@@ -162,10 +164,20 @@ async def _placed(work: Work, task: FederatedTask, round_: Round, client: str) -
     member = await work.memberships.find(task.name, client)
     if member is None:
         raise NotJoined(f"{client} has not joined task {task.name!r}")
+    refuse_withdrawn(member)
     seat = await work.rounds.seat(task.name, round_.number, client)
     if seat is None:
         raise RoundClosed(f"{round_} opened without {client}, which joined later or was not drawn; another round may ask it")
     return seat, member
+
+
+def refuse_withdrawn(member: Membership) -> None:
+    """Refuse a client that takes part in the task no more."""
+    if member.withdrawn_at is not None:
+        raise Withdrawn(
+            f"{member.client} withdrew from task {member.task!r} at {member.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC; "
+            "to come back, let an admin enrol it under another name"
+        )
 
 
 def form_of(spec: TaskSpec, member: Membership) -> Form:

@@ -61,6 +61,8 @@ class Task(Generic[SpecT]):
         reason: why it failed, paused by itself, or stopped early.
         calibrated: calibration rounds behind `version`, one after the other.
         warm_start: the task whose coefficients version 0 is, or NEAREST until its context vector says which; None starts cold.
+        context_changes: counts additions to and withdrawals from what the context vector is made of.
+        context_settled: those of them that the newest context vector reflects, or could not.
     """
 
     spec: SpecT
@@ -71,6 +73,8 @@ class Task(Generic[SpecT]):
     reason: str | None = None
     calibrated: int = 0
     warm_start: str | None = None
+    context_changes: int = 0
+    context_settled: int = 0
 
     @property
     def name(self) -> str:
@@ -175,9 +179,9 @@ def quorum_of(expected: int, count: int | None, fraction: float) -> int:
     return max(count or 1, math.ceil(round(fraction * expected, 9)))
 
 
-def clients_needed(policy: Policy) -> int:
-    """Members a task needs before a round opens: those it expects, and never fewer than its quorum."""
-    return max(policy.clients_expected, policy.quorum or 1)
+def clients_needed(policy: Policy, newest: Round | None) -> int:
+    """Members a task needs before a round opens: never fewer than its quorum, and those it expects before the first one."""
+    return max(policy.clients_expected if newest is None else 1, policy.quorum or 1)
 
 
 def attempt_after(task: Task[SpecT], newest: Round | None) -> int:
@@ -187,8 +191,10 @@ def attempt_after(task: Task[SpecT], newest: Round | None) -> int:
     return newest.attempt + 1
 
 
-def open_round(task: Task[SpecT], step: Step, number: int, members: int, now: datetime, *, attempt: int = 1) -> Round:
-    """A round that waits for `members` clients."""
+def open_round(
+    task: Task[SpecT], step: Step, number: int, members: int, now: datetime, *, attempt: int = 1, context: int | None = None
+) -> Round:
+    """A round that waits for `members` clients and works with context vector `context`."""
     policy = task.spec.policy
     return Round(
         task=task.name,
@@ -200,6 +206,7 @@ def open_round(task: Task[SpecT], step: Step, number: int, members: int, now: da
         expected=members,
         required=quorum_of(members, policy.quorum, policy.quorum_fraction),
         attempt=attempt,
+        context=context,
     )
 
 
@@ -216,15 +223,24 @@ def promoted(task: Task[SpecT], evaluations: Evaluated) -> int | None:
 
 
 def assigned(task: Task[SpecT], *, joined: bool, newest: Round | None, seat: Seat | None, now: datetime) -> AssignmentKind:
-    """What one client should do now."""
-    if task.ended:
+    """What one client should do now; `may_add` says what may come in the place of waiting."""
+    if task.state is TaskState.FAILED:
         return AssignmentKind.DONE
     if not joined:
         return AssignmentKind.JOIN
+    if task.state is TaskState.FINISHED:
+        return AssignmentKind.DONE
     idle = newest is None or newest.state is not RoundState.OPEN or newest.overdue(now)
     if newest is None or idle or task.state is not TaskState.RUNNING or seat is None or seat.entry is not None:
         return AssignmentKind.WAIT
     return AssignmentKind(newest.kind.value)
+
+
+def may_add(task: Task[SpecT], kind: AssignmentKind) -> bool:
+    """Whether a client that has no part in the context vector could bring one; a round comes first, since it has a deadline."""
+    idle = kind is AssignmentKind.WAIT and task.state is TaskState.RUNNING
+    over = kind is AssignmentKind.DONE and task.state is TaskState.FINISHED
+    return task.version is not None and (idle or over)
 
 
 def seed_of(task: str, number: int) -> int:

@@ -10,8 +10,10 @@ from typing import Protocol
 from services.aggregator.aggregation import Measure
 from services.aggregator.contribution import Contribution
 from services.aggregator.domain import Round, Seat
+from services.aggregator.ports_access import Audit, EnrolmentCodes
 from services.aggregator.ports_events import Events, Webhooks
-from services.aggregator.records import Aggregate, AuditEntry, EnrolmentCode, FederatedTask, LedgerLine, Membership, Party
+from services.aggregator.ports_parts import Parts
+from services.aggregator.records import Aggregate, FederatedTask, LedgerLine, Membership, Party
 
 
 class Tasks(Protocol):
@@ -30,6 +32,12 @@ class Tasks(Protocol):
 
     async def page(self, after: str | None, limit: int) -> list[FederatedTask]:
         """Tasks by name, those after `after`."""
+
+    async def claim_context(self, now: datetime, until: datetime) -> FederatedTask | None:
+        """One task whose context vector is behind its additions and withdrawals, claimed until `until` as rounds are."""
+
+    async def release_context(self, name: str) -> None:
+        """End the claim."""
 
 
 class Parties(Protocol):
@@ -55,36 +63,19 @@ class Memberships(Protocol):
     """Who joined which task."""
 
     async def put(self, membership: Membership) -> None:
-        """Keep a membership; joining again keeps the first time and takes the new counts."""
+        """Keep a membership; joining again keeps the first time and takes the new counts, and the withdrawal."""
 
-    async def find(self, task: str, client: str) -> Membership | None: ...
+    async def find(self, task: str, client: str) -> Membership | None:
+        """The membership, a withdrawn one too."""
 
     async def of_task(self, task: str) -> list[Membership]:
-        """Members by name."""
+        """Members by name, without those that have withdrawn."""
 
     async def tasks_of(self, client: str) -> list[str]:
         """The client's tasks by name."""
 
     async def remove(self, task: str, client: str | None = None) -> None:
         """Forget one membership, or all of the task's."""
-
-
-class EnrolmentCodes(Protocol):
-    """Leave to enrol, by the hash of its code."""
-
-    async def add(self, code: EnrolmentCode) -> None: ...
-
-    async def take(self, code_hash: str, now: datetime) -> EnrolmentCode | None:
-        """Mark the code as used and give it; None when there is none, or it is used or expired. Of two takers one gets it."""
-
-
-class Audit(Protocol):
-    """What admins asked for, in order; it only grows."""
-
-    async def add(self, entry: AuditEntry) -> None: ...
-
-    async def page(self, after: int, limit: int) -> list[AuditEntry]:
-        """Lines by number, those after `after`."""
 
 
 class Rounds(Protocol):
@@ -124,8 +115,8 @@ class Rounds(Protocol):
     async def record(self, round_: Round, contribution: Contribution) -> None:
         """Keep a contribution; AlreadyContributed when the client has one in this round."""
 
-    async def ledger(self, task: str, after: tuple[int, str], limit: int) -> list[LedgerLine]:
-        """Contributions by round and client, those after a round's client."""
+    async def ledger(self, task: str, after: tuple[int, str, int], limit: int) -> list[LedgerLine]:
+        """Contributions by round, client and change, those after a round's client's change."""
 
     def bodies(self, task: str, number: int) -> AsyncIterator[tuple[int, bytes]]:
         """Weight and body of every contribution, in client-id order, a few at a time."""
@@ -148,8 +139,11 @@ class Aggregates(Protocol):
     async def withdraw_after(self, task: str, version: int, at: datetime) -> None:
         """Mark the versions after `version` as gone back from, and `version` itself as not."""
 
-    async def context(self, task: str) -> Aggregate:
-        """The newest context vector; NothingYet when there is none."""
+    async def context(self, task: str, version: int | None = None) -> Aggregate:
+        """That context vector, the newest when none is named; UnknownVersion, NothingYet when there is none at all."""
+
+    async def contexts(self, task: str, after: int, limit: int) -> list[Aggregate]:
+        """Context vectors by version, those after `after`."""
 
     async def context_body(self, task: str, version: int) -> bytes: ...
 
@@ -183,6 +177,8 @@ class Work(Protocol):
     def memberships(self) -> Memberships: ...
     @property
     def rounds(self) -> Rounds: ...
+    @property
+    def parts(self) -> Parts: ...
     @property
     def aggregates(self) -> Aggregates: ...
     @property

@@ -29,23 +29,31 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A client's part in a task: how many examples by label it has, no text."""
+    """A client's part in a task: how many examples by label it has, no text; `withdrawn_at` once it takes part no more."""
 
     task: str
     client: str
     joined_at: datetime
     label_counts: Mapping[str, int]
     holdout: int
+    withdrawn_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """A contribution and the round it was for."""
+    """A contribution and the round it was for.
+
+    Attributes:
+        change: of the context vector, that it came with after its round had closed; 0 for what came in the round.
+        removed: the change it was withdrawn with.
+    """
 
     round: int
     kind: RoundKind
     state: RoundState
     entry: Entry
+    change: int = 0
+    removed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class Aggregate:
         round: the round that made it.
         weight: examples behind it.
         calibrated: calibration rounds behind it, one after the other; 0 for a context vector.
+        context: of coefficients, the context vector they were made with.
+        changes: of a context vector, the additions and withdrawals it reflects.
     """
 
     task: str
@@ -67,6 +77,18 @@ class Aggregate:
     round: int
     weight: int
     calibrated: int = 0
+    context: int = 1
+    changes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a context vector: what one client sent of it at one time."""
+
+    client: str
+    digest: str
+    weight: int
+    body: bytes
 
 
 @dataclass(slots=True)

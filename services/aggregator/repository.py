@@ -18,6 +18,7 @@ from services.aggregator.stored_access import StoredAudit, StoredEnrolments
 from services.aggregator.stored_aggregates import StoredAggregates
 from services.aggregator.stored_events import StoredEvents, StoredWebhooks
 from services.aggregator.stored_parties import StoredMemberships, StoredParties
+from services.aggregator.stored_parts import StoredParts
 from services.aggregator.stored_rounds import StoredRounds
 from services.aggregator.stored_sketches import StoredSketches
 from services.aggregator.stored_tasks import StoredTasks
@@ -36,6 +37,7 @@ class SqlWork:
         self.parties = StoredParties(connection)
         self.memberships = StoredMemberships(connection)
         self.rounds = StoredRounds(connection)
+        self.parts = StoredParts(connection)
         self.aggregates = StoredAggregates(connection)
         self.enrolments = StoredEnrolments(connection)
         self.audit = StoredAudit(connection)

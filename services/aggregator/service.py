@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.aggregator.additions import Additions
 from services.aggregator.administration import Administration
 from services.aggregator.auditing import Auditing
 from services.aggregator.backstage import Backstage
@@ -11,6 +12,7 @@ from services.aggregator.history import History
 from services.aggregator.matching import Matching
 from services.aggregator.participation import Participation
 from services.aggregator.rates import Rates
+from services.aggregator.revising import Revising
 from services.aggregator.serving import Serving
 from services.aggregator.watching import Watching
 from services.aggregator.webhooks import Webhooks
@@ -25,12 +27,14 @@ class Aggregator:
         auditing: what admins asked for.
         rates: how often a party may call.
         participation: join, assignment, contributions, for clients.
+        additions: what comes to and goes from the context vector after its round.
         serving: aggregates, for everyone.
         history: ledger, replay, rollback, for admins.
         matching: the task cache, for admins.
         watching: what happens, for admins.
         webhooks: who else is told.
         closing: the background work that ends rounds.
+        revising: the background work that makes versions of context vectors.
     """
 
     def __init__(
@@ -50,14 +54,17 @@ class Aggregator:
         self.auditing = Auditing(backstage)
         self.rates = rates
         self.participation = Participation(backstage)
+        self.additions = Additions(backstage)
         self.serving = Serving(backstage)
         self.history = History(backstage)
         self.matching = Matching(backstage)
         self.closing = Closing(backstage, claim_seconds=claim_seconds)
+        self.revising = Revising(backstage, claim_seconds=claim_seconds)
 
     async def run_due(self) -> None:
         """The background work of one tick."""
         await self.closing.run_due()
+        await self.revising.run_due()
         await self.parties.presence.write()
 
     async def readiness(self) -> dict[str, str]:

@@ -30,11 +30,11 @@ class Serving:
     def __init__(self, backstage: Backstage) -> None:
         self._backstage = backstage
 
-    async def context(self, name: str) -> Tensors:
-        """The global context vector; NothingYet before the first round has closed."""
+    async def context(self, name: str, version: int | None = None) -> Tensors:
+        """One version of the global context vector, the newest when none is named; NothingYet, UnknownVersion."""
         async with self._backstage.store.reading() as work:
             await work.tasks.get(name)
-            head = await work.aggregates.context(name)
+            head = await work.aggregates.context(name, version)
         return await self._kept(name, f"context:{head.digest}", partial(self._context_body, head))
 
     async def coefficients(self, name: str, version: int | None) -> Tensors:
@@ -67,8 +67,9 @@ class Serving:
             if wanted is None:
                 return None
             coefficients = await _coefficients(work, task, wanted)
-            context = await work.aggregates.context(name)
-            meta = await _meta(work, task, coefficients)
+            # What is served carries the newest context vector; a version that is named never changes, so it keeps its own.
+            context = await work.aggregates.context(name, None if version is None else coefficients.context)
+            meta = await _meta(work, task, coefficients, context)
         # The key is the content: what the adapter says of itself, and the digests of its parts.
         said = digest_of(meta.model_dump_json().encode())
         key = f"adapter:{context.digest}:{coefficients.digest}:{said}"
@@ -102,13 +103,14 @@ async def _coefficients(work: Work, task: FederatedTask, version: int | None) ->
     return await work.aggregates.coefficients(task.name, version)
 
 
-async def _meta(work: Work, task: FederatedTask, coefficients: Aggregate) -> AdapterMeta:
+async def _meta(work: Work, task: FederatedTask, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
     assert task.spec.identity is not None, "a version exists, so a client joined"
     measures = dict(await work.rounds.evaluations(task.name))
     measure = measures.get(coefficients.version)
     return AdapterMeta(
         task=task.name,
         version=coefficients.version,
+        context_version=context.version,
         labels=task.spec.labels,
         template=task.spec.template,
         chat=task.spec.chat,
@@ -116,5 +118,5 @@ async def _meta(work: Work, task: FederatedTask, coefficients: Aggregate) -> Ada
         layout=task.spec.layout(task.spec.identity),
         evaluation=None if measure is None else views.evaluation(coefficients.version, measure),
         label_bias=list(measure.label_bias) if measure is not None and measure.label_bias is not None else None,
-        created_at=coefficients.created_at,
+        created_at=max(coefficients.created_at, context.created_at),
     )

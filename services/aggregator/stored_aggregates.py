@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from services.aggregator.records import Aggregate
 from services.aggregator.tables import contexts, versions
 
 HEAD = ("task", "version", "digest", "created_at", "round", "weight")
+CONTEXT, COEFFICIENTS = (*HEAD, "changes"), (*HEAD, "calibrated", "context")
 
 
 class StoredAggregates:
@@ -23,14 +24,14 @@ class StoredAggregates:
         self._connection = connection
 
     async def add_context(self, aggregate: Aggregate, body: bytes) -> None:
-        await self._add(contexts, aggregate, body)
+        await self._add(contexts, CONTEXT, aggregate, body=body)
 
     async def add_coefficients(self, aggregate: Aggregate, body: bytes, moments: bytes | None = None) -> None:
-        await self._add(versions, aggregate, body, calibrated=aggregate.calibrated, moments=moments)
+        await self._add(versions, COEFFICIENTS, aggregate, body=body, moments=moments)
 
-    async def _add(self, table: Table, aggregate: Aggregate, body: bytes, **more: Any) -> None:
-        head = {name: getattr(aggregate, name) for name in HEAD}
-        await self._connection.execute(insert(table).values(**head, body=body, **more))
+    async def _add(self, table: Table, names: Sequence[str], aggregate: Aggregate, **more: Any) -> None:
+        head = {name: getattr(aggregate, name) for name in names}
+        await self._connection.execute(insert(table).values(**head, **more))
 
     async def newest_version(self, task: str) -> int | None:
         newest: int | None = await self._connection.scalar(select(func.max(versions.c.version)).where(versions.c.task == task))
@@ -47,24 +48,31 @@ class StoredAggregates:
         await self._connection.execute(mine.where(*later).values(withdrawn_at=at))
         await self._connection.execute(mine.where(versions.c.version == version).values(withdrawn_at=None))
 
-    async def context(self, task: str) -> Aggregate:
-        statement = select(*_head(contexts)).where(contexts.c.task == task).order_by(contexts.c.version.desc()).limit(1)
-        row = (await self._connection.execute(statement)).one_or_none()
+    async def context(self, task: str, version: int | None = None) -> Aggregate:
+        wanted = select(*_head(contexts, CONTEXT)).where(contexts.c.task == task)
+        if version is not None:
+            wanted = wanted.where(contexts.c.version == version)
+        row = (await self._connection.execute(wanted.order_by(contexts.c.version.desc()).limit(1))).one_or_none()
+        if row is None and version is not None:
+            raise UnknownVersion(f"task {task!r} has no context vector {version}")
         if row is None:
             raise NothingYet(f"task {task!r} has no context vector before its first round closes")
-        return _aggregate(row)
+        return _aggregate(row, CONTEXT)
+
+    async def contexts(self, task: str, after: int, limit: int) -> list[Aggregate]:
+        mine = select(*_head(contexts, CONTEXT)).where(contexts.c.task == task, contexts.c.version > after)
+        found = await self._connection.execute(mine.order_by(contexts.c.version).limit(limit))
+        return [_aggregate(row, CONTEXT) for row in found]
 
     async def context_body(self, task: str, version: int) -> bytes:
         return await self._body(contexts, task, version)
 
     async def coefficients(self, task: str, version: int) -> Aggregate:
-        columns: list[Any] = [*_head(versions), versions.c.calibrated]
-        statement = select(*columns)
-        mine = statement.where(versions.c.task == task, versions.c.version == version)
+        mine = select(*_head(versions, COEFFICIENTS)).where(versions.c.task == task, versions.c.version == version)
         row = (await self._connection.execute(mine)).one_or_none()
         if row is None:
             raise _unknown(task, version)
-        return replace(_aggregate(row), calibrated=row.calibrated)
+        return _aggregate(row, COEFFICIENTS)
 
     async def coefficients_body(self, task: str, version: int) -> bytes:
         return await self._body(versions, task, version)
@@ -76,12 +84,12 @@ class StoredAggregates:
         return bytes(body)
 
 
-def _head(table: Table) -> list[Any]:
-    return [table.c[name] for name in HEAD]
+def _head(table: Table, names: Sequence[str]) -> list[Any]:
+    return [table.c[name] for name in names]
 
 
-def _aggregate(row: Row[Any]) -> Aggregate:
-    return Aggregate(*(getattr(row, name) for name in HEAD))
+def _aggregate(row: Row[Any], names: Sequence[str]) -> Aggregate:
+    return Aggregate(**{name: getattr(row, name) for name in names})
 
 
 def _unknown(task: str, version: int) -> UnknownVersion:

@@ -63,7 +63,11 @@ class StoredMemberships:
         self._connection = connection
 
     async def put(self, membership: Membership) -> None:
-        counts = {"label_counts": dict(membership.label_counts), "holdout": membership.holdout}
+        counts = {
+            "label_counts": dict(membership.label_counts),
+            "holdout": membership.holdout,
+            "withdrawn_at": membership.withdrawn_at,
+        }
         changed = await self._connection.execute(
             update(memberships).where(*_of(membership.task, membership.client)).values(**counts)
         )
@@ -77,7 +81,8 @@ class StoredMemberships:
         return None if row is None else _membership(row)
 
     async def of_task(self, task: str) -> list[Membership]:
-        statement = select(memberships).where(memberships.c.task == task).order_by(memberships.c.client)
+        mine = select(memberships).where(memberships.c.task == task, memberships.c.withdrawn_at.is_(None))
+        statement = mine.order_by(memberships.c.client)
         return [_membership(row) for row in await self._connection.execute(statement)]
 
     async def tasks_of(self, client: str) -> list[str]:
@@ -102,4 +107,4 @@ def _party(row: Row[Any]) -> Party:
 
 
 def _membership(row: Row[Any]) -> Membership:
-    return Membership(row.task, row.client, row.joined_at, row.label_counts, row.holdout)
+    return Membership(row.task, row.client, row.joined_at, row.label_counts, row.holdout, row.withdrawn_at)

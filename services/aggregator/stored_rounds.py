@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import AlreadyContributed, UnknownRound, WrongState
@@ -110,15 +110,18 @@ class StoredRounds:
                 insert(contributions).values(**_key(round_), client=entry.client, body=contribution.body, **said)
             )
 
-    async def ledger(self, task: str, after: tuple[int, str], limit: int) -> list[LedgerLine]:
+    async def ledger(self, task: str, after: tuple[int, str, int], limit: int) -> list[LedgerLine]:
         same = and_(rounds.c.task == contributions.c.task, rounds.c.number == contributions.c.number)
-        said: list[Any] = [contributions.c[name] for name in ("number", "client", *ENTRY)]
+        said: list[Any] = [contributions.c[name] for name in ("number", "client", *ENTRY, "change", "removed")]
         said += [rounds.c.kind, rounds.c.state]
-        later = or_(contributions.c.number > after[0], and_(contributions.c.number == after[0], contributions.c.client > after[1]))
+        key = contributions.c.number, contributions.c.client, contributions.c.change
         statement = select(*said).select_from(contributions.join(rounds, same))
-        mine = statement.where(contributions.c.task == task, later).order_by(contributions.c.number, contributions.c.client)
+        mine = statement.where(contributions.c.task == task, tuple_(*key) > after).order_by(*key)
         found = await self._connection.execute(mine.limit(limit))
-        return [LedgerLine(row.number, RoundKind(row.kind), RoundState(row.state), _entry(row)) for row in found]
+        return [
+            LedgerLine(row.number, RoundKind(row.kind), RoundState(row.state), _entry(row), row.change, row.removed)
+            for row in found
+        ]
 
     async def bodies(self, task: str, number: int) -> AsyncIterator[tuple[int, bytes]]:
         after = ""
@@ -143,7 +146,10 @@ def _of(table: Any, task: str, number: int) -> tuple[ColumnElement[bool], Column
 
 def _seats() -> Select[Any]:
     same = and_(
-        contributions.c.task == seats.c.task, contributions.c.number == seats.c.number, contributions.c.client == seats.c.client
+        contributions.c.task == seats.c.task,
+        contributions.c.number == seats.c.number,
+        contributions.c.client == seats.c.client,
+        contributions.c.change == 0,
     )
     said = (contributions.c[name] for name in ENTRY)
     return select(seats.c.number, seats.c.client, *said).select_from(seats.outerjoin(contributions, same))
@@ -175,6 +181,7 @@ def _values(round_: Round) -> dict[str, Any]:
         "produced",
         "reason",
         "attempt",
+        "context",
     )
     measured = round_.evaluation
     return {name: getattr(round_, name) for name in plain} | {
@@ -190,7 +197,7 @@ def _values(round_: Round) -> dict[str, Any]:
 def _round(row: Row[Any]) -> Round:
     plain = ("task", "number", "opened_at", "deadline", "closed_at", "expected", "required", "contributed")
     return Round(
-        **{name: getattr(row, name) for name in (*plain, "version", "produced", "reason", "attempt")},
+        **{name: getattr(row, name) for name in (*plain, "version", "produced", "reason", "attempt", "context")},
         kind=RoundKind(row.kind),
         state=RoundState(row.state),
         evaluation=None if row.accuracy is None else _measure(row),

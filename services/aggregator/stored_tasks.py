@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import AlreadyExists, UnknownTask
@@ -42,6 +43,20 @@ class StoredTasks:
         statement = select(tasks).where(tasks.c.name > (after or "")).order_by(tasks.c.name).limit(limit)
         return [_task(row) for row in await self._connection.execute(statement)]
 
+    async def claim_context(self, now: datetime, until: datetime) -> FederatedTask | None:
+        free = or_(tasks.c.context_claimed_until.is_(None), tasks.c.context_claimed_until <= now)
+        behind = tasks.c.context_settled < tasks.c.context_changes, tasks.c.version.is_not(None), free
+        row = (
+            await self._connection.execute(select(tasks).where(*behind).limit(1).with_for_update(skip_locked=True))
+        ).one_or_none()
+        if row is None:
+            return None
+        await self._connection.execute(update(tasks).where(tasks.c.name == row.name).values(context_claimed_until=until))
+        return _task(row)
+
+    async def release_context(self, name: str) -> None:
+        await self._connection.execute(update(tasks).where(tasks.c.name == name).values(context_claimed_until=None))
+
 
 def _values(task: FederatedTask) -> dict[str, Any]:
     return {
@@ -52,6 +67,8 @@ def _values(task: FederatedTask) -> dict[str, Any]:
         "reason": task.reason,
         "calibrated": task.calibrated,
         "warm_start": task.warm_start,
+        "context_changes": task.context_changes,
+        "context_settled": task.context_settled,
     }
 
 
@@ -65,4 +82,6 @@ def _task(row: Row[Any]) -> FederatedTask:
         reason=row.reason,
         calibrated=row.calibrated,
         warm_start=row.warm_start,
+        context_changes=row.context_changes,
+        context_settled=row.context_settled,
     )

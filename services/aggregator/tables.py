@@ -74,6 +74,9 @@ tasks = Table(
     Column("reason", Text),
     Column("calibrated", Integer, nullable=False, server_default="0"),
     Column("warm_start", NAME),
+    Column("context_changes", Integer, nullable=False, server_default="0"),
+    Column("context_settled", Integer, nullable=False, server_default="0"),
+    Column("context_claimed_until", Instant),
 )
 
 sketches = Table(
@@ -105,6 +108,7 @@ memberships = Table(
     Column("joined_at", Instant, nullable=False),
     Column("label_counts", JSON, nullable=False),
     Column("holdout", Integer, nullable=False),
+    Column("withdrawn_at", Instant),
     PrimaryKeyConstraint("task", "client"),
     Index(None, "client"),
 )
@@ -131,6 +135,7 @@ rounds = Table(
     Column("examples", BigInteger),
     Column("label_bias", JSON(none_as_null=True)),
     Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("context", Integer),
     PrimaryKeyConstraint("task", "number"),
     CheckConstraint("contributed >= 0 AND expected >= 0", name="counts"),
     Index("ix_rounds_state", "state", "deadline"),
@@ -169,7 +174,10 @@ contributions = Table(
     Column("correct", BigInteger),
     Column("evaluated", BigInteger),
     Column("body", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("task", "number", "client"),
+    # Of a context vector: the change it came with, 0 when it came in the round itself, and the change it was withdrawn with.
+    Column("change", Integer, nullable=False, server_default="0"),
+    Column("removed", Integer),
+    PrimaryKeyConstraint("task", "number", "client", "change"),
     ForeignKeyConstraint(["task", "number"], ["rounds.task", "rounds.number"], ondelete="CASCADE"),
 )
 
@@ -183,6 +191,7 @@ contexts = Table(
     Column("round", Integer, nullable=False),
     Column("weight", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("changes", Integer, nullable=False, server_default="0"),
     PrimaryKeyConstraint("task", "version"),
 )
 
@@ -199,6 +208,7 @@ versions = Table(
     Column("calibrated", Integer, nullable=False, server_default="0"),
     Column("moments", LargeBinary),
     Column("withdrawn_at", Instant),
+    Column("context", Integer, nullable=False, server_default="1"),
     PrimaryKeyConstraint("task", "version"),
 )
 

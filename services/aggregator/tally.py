@@ -9,7 +9,7 @@ import numpy as np
 from ifed.bodies import read_coefficients, read_context, read_gradient, read_label_scores
 from ifed.states import RoundKind
 from ifed.tasks import Policy
-from ifed.tensors import Coefficients, ContextVector, Int64, TensorBody
+from ifed.tensors import Coefficients, ContextVector, Float32, Int64, TensorBody
 from services.aggregator.aggregation import ConfusionTotal, Float64, Measure, WeightedMean
 from services.aggregator.combination import Combination
 from services.aggregator.domain import Round
@@ -43,6 +43,7 @@ class Summed:
         evaluation: the measure of the version it started from.
         moments: what the server's optimiser remembers for the next round.
         sketch: of a context vector.
+        changes: of what it is made of, that a context vector reflects.
     """
 
     body: bytes | None
@@ -50,10 +51,54 @@ class Summed:
     evaluation: Measure | None
     moments: bytes | None = None
     sketch: tuple[float, ...] | None = None
+    changes: int = 0
+
+
+class ContextTally:
+    """The running sum of a context vector. The same parts of the same clients give the same bytes, whenever each of them came.
+
+    A client's parts must come one after the other. They become one vector first, their mean by examples, which then counts with all
+    of its examples: so a rule sees every client once, a cap of weights holds for clients, and one that adds demonstrations counts
+    as if it had sent all of them at once.
+    """
+
+    def __init__(self, task: str, number: int, policy: Policy) -> None:
+        self._task, self._number = task, number
+        self.combination = Combination(policy)
+        self._client: str | None = None
+        self._parts: list[tuple[Float32, int]] = []
+
+    def add(self, client: str, weight: int, body: bytes) -> None:
+        """Add one part."""
+        if client != self._client:
+            self._end_client()
+        self._client = client
+        self._parts.append((read_context(TensorBody.from_bytes(body)).values, weight))
+
+    def _end_client(self) -> None:
+        if len(self._parts) == 1:
+            self.combination.add(*self._parts[0])
+        elif self._parts:
+            mean = WeightedMean()
+            for values, weight in self._parts:
+                mean.add(values, weight)
+            self.combination.add(mean.value(), mean.weight)
+        self._parts = []
+
+    def summed(self) -> Summed:
+        """The vector, float16 where its values allow, and its sketch.
+
+        Raises:
+            WrongState: no part, or fewer clients than the rule needs.
+        """
+        self._end_client()
+        value, examples = self.combination.value(), self.combination.examples
+        body = context_body(value, {"task": self._task, "round": self._number, "examples": examples})
+        return Summed(body, examples, None, sketch=tuple(float(number) for number in sketch(value)))
 
 
 class Tally:
-    """The running sums of one round. The same contributions and the same start give the same bytes."""
+    """The running sums of a calibration or evaluation round. The same contributions and the same start give the same bytes."""
 
     def __init__(self, round_: Round, labels: int, policy: Policy, start: Start | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
@@ -62,7 +107,7 @@ class Tally:
         self.combination = Combination(policy, self._origin())
 
     def _origin(self) -> Float64 | None:
-        """What updates are measured from: the start for coefficients, nothing for gradients, no origin for context vectors."""
+        """What updates are measured from: the start for coefficients, nothing for gradients."""
         if self._from is None or self._policy.mode == "coefficients":
             return self._from
         return np.zeros_like(self._from)
@@ -70,9 +115,6 @@ class Tally:
     def add(self, weight: int, body: bytes) -> None:
         """Add one contribution."""
         parsed = TensorBody.from_bytes(body)
-        if self._round.kind is RoundKind.CONTEXT:
-            self.combination.add(read_context(parsed).values, weight)
-            return
         counts: Int64 = parsed.tensors["confusion"]
         self._confusion.add(counts)
         if "label_scores" in parsed.tensors:
@@ -82,19 +124,12 @@ class Tally:
             self.combination.add(read(parsed).values, weight)
 
     def summed(self) -> Summed:
-        """The aggregate: float16 for a context vector where its values allow, float32 for coefficients, nothing for an evaluation."""
-        evaluation, moments = self._evaluation(), None
-        match self._round.kind:
-            case RoundKind.CONTEXT:
-                value = self.combination.value()
-                short = tuple(float(number) for number in sketch(value))
-                return Summed(context_body(value, self._said()), self.combination.examples, evaluation, sketch=short)
-            case RoundKind.CALIBRATION:
-                after, moments = self._step()
-                tensors = {"coefficients": Coefficients(after.astype(np.float32)).values}
-            case RoundKind.EVALUATION:
-                return Summed(None, 0, evaluation)
-        body = TensorBody(tensors, self._said()).to_bytes()
+        """The aggregate: float32 for coefficients, nothing for an evaluation."""
+        evaluation = self._evaluation()
+        if self._round.kind is RoundKind.EVALUATION:
+            return Summed(None, 0, evaluation)
+        after, moments = self._step()
+        body = TensorBody({"coefficients": Coefficients(after.astype(np.float32)).values}, self._said()).to_bytes()
         return Summed(body, self.combination.examples, evaluation, None if moments is None else _moments_body(moments))
 
     def _step(self) -> tuple[Float64, Moments | None]:

@@ -7,18 +7,21 @@ from typing import TypeVar
 
 from ifed.access import ClientInfo
 from ifed.contracts import Assignment, ClientProgress, Evaluation, LocalWork, Member, Page, Receipt, RoundInfo, TaskBrief, TaskInfo
+from ifed.history import ContextInfo
 from ifed.states import AssignmentKind, RoundKind
 from ifed.tasks import Layout
 from services.aggregator.aggregation import Measure
 from services.aggregator.contribution import Entry
 from services.aggregator.domain import Round, Seat
 from services.aggregator.plan import NEAREST, Evaluated, seed_of
-from services.aggregator.records import FederatedTask, Membership, Party
+from services.aggregator.records import Aggregate, FederatedTask, Membership, Party
 
 Item = TypeVar("Item")
 
 
-def task_info(task: FederatedTask, members: Iterable[Membership], newest: RoundInfo | None, evaluations: Evaluated) -> TaskInfo:
+def task_info(
+    task: FederatedTask, members: Iterable[Membership], newest: RoundInfo | None, evaluations: Evaluated, context: int | None
+) -> TaskInfo:
     """A task as its admins see it."""
     return TaskInfo(
         spec=task.spec,
@@ -30,6 +33,7 @@ def task_info(task: FederatedTask, members: Iterable[Membership], newest: RoundI
         round=newest,
         version=task.version,
         served=task.served,
+        context=context,
         evaluations=[evaluation(version, measure) for version, measure in evaluations],
         reason=task.reason,
         warm_start=None if task.warm_start == NEAREST else task.warm_start,
@@ -51,6 +55,7 @@ def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
         missing=[seat.client for seat in seats if seat.entry is None],
         clients=[_progress(seat) for seat in seats],
         version=round_.version,
+        context=round_.context,
         produced=round_.produced,
         loss=mean_loss(entries),
         evaluation=None if round_.evaluation is None or round_.version is None else evaluation(round_.version, round_.evaluation),
@@ -101,9 +106,16 @@ def client_info(party: Party) -> ClientInfo:
     )
 
 
-def receipt(round_: Round, entry: Entry) -> Receipt:
+def context_info(head: Aggregate) -> ContextInfo:
+    """One version of the context vector."""
+    return ContextInfo(
+        version=head.version, digest=head.digest, created_at=head.created_at, examples=head.weight, changes=head.changes
+    )
+
+
+def receipt(task: str, number: int, entry: Entry) -> Receipt:
     """That a contribution was stored."""
-    return Receipt(task=round_.task, round=round_.number, client=entry.client, digest=entry.digest, received_at=entry.received_at)
+    return Receipt(task=task, round=number, client=entry.client, digest=entry.digest, received_at=entry.received_at)
 
 
 def layout(task: FederatedTask) -> Layout | None:
@@ -111,7 +123,9 @@ def layout(task: FederatedTask) -> Layout | None:
     return None if task.spec.identity is None else task.spec.layout(task.spec.identity)
 
 
-def assignment(task: FederatedTask, kind: AssignmentKind, round_: Round | None, context_digest: str | None) -> Assignment:
+def assignment(
+    task: FederatedTask, kind: AssignmentKind, round_: Round | None, context: Aggregate | None, client: str
+) -> Assignment:
     """What a client should do next; round, version and work only when there is work."""
     spec = task.spec
     brief = TaskBrief(
@@ -127,15 +141,17 @@ def assignment(task: FederatedTask, kind: AssignmentKind, round_: Round | None, 
         policy=spec.policy,
     )
     if kind not in _WORK or round_ is None:
-        return Assignment(kind=kind, task=brief, state=task.state, reason=task.reason)
+        return Assignment(kind=kind, task=brief, client=client, state=task.state, reason=task.reason)
     return Assignment(
         kind=kind,
         task=brief,
         round=round_.number,
         deadline=round_.deadline,
         version=round_.version,
-        context_digest=context_digest,
+        context_version=None if context is None else context.version,
+        context_digest=None if context is None else context.digest,
         work=_local_work(task, round_) if round_.kind is RoundKind.CALIBRATION else None,
+        client=client,
         state=task.state,
     )
 

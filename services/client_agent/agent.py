@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from ifed.contracts import Assignment, TaskBrief
 from ifed.errors import (
+    BadData,
     Conflict,
     Forbidden,
     IFedError,
@@ -25,7 +26,8 @@ from ifed.errors import (
 )
 from ifed.states import AssignmentKind, TaskState
 from services.client_agent.errors import CannotTakePart
-from services.client_agent.service import Aggregator, Participation
+from services.client_agent.neighbour import Aggregator
+from services.client_agent.service import Participation
 from services.client_agent.status import Activity, Status
 
 log = structlog.get_logger(__name__)
@@ -44,20 +46,23 @@ class Agent:
         status: told what goes on.
         wait: seconds the aggregator may hold a question back.
         stay: go on asking after the task has finished, for a later start.
+        grown: whether there may be more demonstrations to send for this client than there were; asked in idle time.
     """
 
     def __init__(
         self,
         aggregator: Aggregator,
-        prepare: Callable[[TaskBrief], Awaitable[Participation]],
+        prepare: Callable[[TaskBrief, str], Awaitable[Participation]],
         status: Status,
         *,
         task: str,
         wait: float,
         stay: bool = False,
+        grown: Callable[[str | None], bool] = lambda _client: False,
     ) -> None:
         self._aggregator, self._prepare, self._status = aggregator, prepare, status
         self._task, self._wait, self._stay = task, wait, stay
+        self._grown = grown
         self._part: Participation | None = None
         self._prepared_for = ""
 
@@ -71,6 +76,10 @@ class Agent:
             self._status.begin(Activity.ASKING if self._part is None else Activity.WAITING)
             assignment = await self._patiently(lambda: self._aggregator.assignment(self._task, wait=self._wait))
             self._count_bytes()
+            if assignment.kind is AssignmentKind.WITHDRAWN:
+                self._status.begin(Activity.DONE, note="withdrawn from the task")
+                return assignment.state
+            await self._look_for_more(assignment)
             if assignment.kind is AssignmentKind.DONE:
                 if assignment.state is TaskState.FINISHED and not self._stay:
                     self._status.begin(Activity.DONE)
@@ -82,12 +91,35 @@ class Agent:
                 await self._patiently(partial(self._follow, assignment))
                 self._count_bytes()
 
+    async def _look_for_more(self, assignment: Assignment) -> None:
+        """In idle time, send what the data file has more than before."""
+        left = assignment.kind is AssignmentKind.DONE and assignment.state is TaskState.FINISHED
+        if assignment.kind is not AssignmentKind.WAIT and not left:
+            return
+        if self._grown(assignment.client):
+            try:
+                await self._patiently(partial(self._add_more, assignment))
+            except BadData as refusal:  # what was read before goes on to count; the file may be half written
+                log.warning("data file cannot be read now", detail=refusal.detail)
+        elif self._part is not None and self._part.waits:
+            await self._patiently(partial(self._part.add, assignment.task))
+        self._count_bytes()
+
+    async def _add_more(self, assignment: Assignment) -> None:
+        part = await self._prepare(assignment.task, assignment.client or "")
+        await part.join(assignment.task)
+        self._part, self._prepared_for = part, _terms(assignment.task)
+        await part.add(assignment.task)
+
     async def _follow(self, assignment: Assignment) -> None:
         if self._part is None or self._prepared_for != _terms(assignment.task):
-            self._part = await self._prepare(assignment.task)
+            self._part = await self._prepare(assignment.task, assignment.client or "")
             self._prepared_for = _terms(assignment.task)
             if assignment.kind is not AssignmentKind.JOIN:
                 await self._part.join(assignment.task)
+        if assignment.kind is AssignmentKind.ADDITION:
+            await self._part.add(assignment.task, first=True)
+            return
         if assignment.kind is AssignmentKind.JOIN:
             await self._part.join(assignment.task)
             return
@@ -112,6 +144,8 @@ class Agent:
             ):
                 with attempt:
                     return await step()
+        except BadData:
+            raise
         except (Unauthenticated, Forbidden, NotFound, Malformed, Conflict) as refusal:
             raise CannotTakePart(f"{type(refusal).__name__}: {refusal.detail}") from refusal
         raise AssertionError("tenacity gave up, and was never told to")

@@ -23,8 +23,9 @@ from ifed.web import mount
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Columns, Split, read, split
 from services.client_agent.endpoints import router
+from services.client_agent.memory import Growth, Memory, hash_of
 from services.client_agent.outbox import Outbox
-from services.client_agent.service import Participation
+from services.client_agent.service import Participation, Worker
 from services.client_agent.settings import Settings
 from services.client_agent.status import Activity, Status
 
@@ -91,23 +92,50 @@ async def take_part(settings: Settings, status: Status) -> None:
         IFedError: the agent cannot take part; the message is for its operator.
     """
     async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+        growth = Growth(settings.data_file, settings.state_dir, task=settings.task)
+        loaded: dict[str, Worker] = {}
 
-        async def prepare(task: TaskBrief) -> Participation:
-            return await asyncio.to_thread(_prepare, settings, aggregator, status, task)
+        async def prepare(task: TaskBrief, client: str) -> Participation:
+            memory, file = growth.memory(client), growth.state()
+            data = await asyncio.to_thread(_read, settings, status, task, memory)  # a bad row should not wait for a download
+            if task.model not in loaded:
+                status.begin(Activity.LOADING)
+                loaded[task.model] = await asyncio.to_thread(_load, settings, task)
+            outbox = Outbox(settings.state_dir, task=task.name)
+            return Participation(aggregator, loaded[task.model], data, outbox, status, memory, file=file)
 
-        agent = Agent(aggregator, prepare, status, task=settings.task, wait=settings.wait_seconds, stay=settings.stay)
+        agent = Agent(
+            aggregator,
+            prepare,
+            status,
+            task=settings.task,
+            wait=settings.wait_seconds,
+            stay=settings.stay,
+            grown=growth.noticed,
+        )
         await agent.run()
 
 
-def _prepare(settings: Settings, aggregator: AggregatorClient, status: Status, task: TaskBrief) -> Participation:
-    """Read the data before the model: a bad row should not wait for a download."""
+async def _withdrawn(settings: Settings) -> int:
+    try:
+        await withdraw(settings)
+    except IFedError as refusal:
+        log.error("cannot withdraw", error=type(refusal).__name__, detail=refusal.detail)
+        return 1
+    return 0
+
+
+async def withdraw(settings: Settings) -> None:
+    """Take this organisation out of the task for good; an agent that runs ends by itself."""
+    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+        gone = await aggregator.withdraw(settings.task)
+    log.info("withdrawn", task=gone.task, client=gone.client, at=gone.withdrawn_at.isoformat())
+
+
+def _load(settings: Settings, task: TaskBrief) -> Worker:
     from services.client_agent.worker import ModelWorker  # torch takes seconds; a bad setting or row is told before
 
-    status.begin(Activity.READING)
-    data = _read(settings, task)
-    status.training, status.holdout = len(data.training), len(data.holdout)
-    status.begin(Activity.LOADING)
-    worker = ModelWorker.load(
+    return ModelWorker.load(
         settings.model or task.model,
         cache=settings.model_cache,
         device=settings.device,
@@ -117,20 +145,30 @@ def _prepare(settings: Settings, aggregator: AggregatorClient, status: Status, t
         token_budget=settings.token_budget,
         announce=lambda words: log.info("model", step=words),
     )
-    outbox = Outbox(settings.state_dir, task=task.name)
-    return Participation(aggregator, worker, data, outbox, status)
 
 
-def _read(settings: Settings, task: TaskBrief) -> Split:
-    columns = Columns(settings.text_column, settings.label_column, settings.label_map)
+def _read(settings: Settings, status: Status, task: TaskBrief, memory: Memory) -> Split:
+    status.begin(Activity.READING)
+    columns, known = Columns(settings.text_column, settings.label_column, settings.label_map), memory.known
     examples = read(settings.data_file, task.labels, columns)
-    return split(examples, holdout=task.policy.holdout, max_holdout=task.policy.max_holdout)
+    data = split(
+        examples,
+        holdout=task.policy.holdout,
+        max_holdout=task.policy.max_holdout,
+        learned=lambda example: hash_of(example) in known,
+    )
+    status.training, status.holdout = len(data.training), len(data.holdout)
+    return data
 
 
 def main() -> None:
-    """Entry point of `python -m services.client_agent.app`."""
+    """Entry point of `python -m services.client_agent.app`, and of the same with the word `withdraw`."""
     settings = settings_or_exit(Settings, service="the client agent", secrets=Settings.token)
     configure(settings.log_level)
+    if sys.argv[1:] == ["withdraw"]:
+        sys.exit(asyncio.run(_withdrawn(settings)))
+    if sys.argv[1:]:
+        sys.exit(f"{sys.argv[1]!r} is no command of the agent; it takes `withdraw`, or nothing to take part")
     outcome: list[int] = []
 
     def end(code: int) -> None:

@@ -62,16 +62,23 @@ def read(path: Path, labels: Sequence[str], columns: Columns) -> list[Demonstrat
     return examples
 
 
-def split(examples: Sequence[Demonstration], *, holdout: float, max_holdout: int) -> Split:
+def split(
+    examples: Sequence[Demonstration],
+    *,
+    holdout: float,
+    max_holdout: int,
+    learned: Callable[[Demonstration], bool] = lambda _: False,
+) -> Split:
     """Set aside a share of each label's examples, chosen by the sha256 of the text.
 
     The same text always falls on one side, and the same file is always split the same way, in whatever order its rows stand. A file that
-    grows is split anew: the shares hold, and a few texts may change sides.
+    grows is split anew: the shares hold where enough new texts came, and what was `learned` is never held out.
 
     Args:
         examples: all of them.
         holdout: share to set aside, between 0 and 1; at least one example of a label that has two different texts or more.
         max_holdout: held-out examples at the most; the others of the share go back to training.
+        learned: whether an example stands in the context vector already, so that it could not measure any more.
 
     Raises:
         BadData: nothing is left to learn from or to measure with.
@@ -80,8 +87,11 @@ def split(examples: Sequence[Demonstration], *, holdout: float, max_holdout: int
     for example in examples:
         by_label.setdefault(example.label, {}).setdefault(_rank(example.text), []).append(example)
     wanted = min(holdout, max_holdout / len(examples))
+    taken = {_rank(example.text) for example in examples if learned(example)}
     candidates = sorted(
-        rank for texts in by_label.values() for rank in sorted(texts)[: min(max(1, round(wanted * len(texts))), len(texts) - 1)]
+        rank
+        for texts in by_label.values()
+        for rank in sorted(set(texts) - taken)[: min(max(1, round(wanted * len(texts))), len(texts) - 1)]
     )
     chosen = _as_many(candidates, Counter(_rank(example.text) for example in examples), max_holdout)
     training = tuple(example for example in examples if _rank(example.text) not in chosen)

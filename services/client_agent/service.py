@@ -12,32 +12,20 @@ from typing import Protocol
 import structlog
 
 from ifed.bodies import ContextBody, UpdateBody
-from ifed.contracts import Assignment, ContributionMeta, JoinRequest, Member, Receipt, TaskBrief
-from ifed.errors import AlreadyContributed, RoundClosed, StaleUpdate
+from ifed.contracts import Assignment, ContributionMeta, JoinRequest, TaskBrief
+from ifed.errors import AlreadyContributed, RoundClosed, StaleUpdate, WrongState
 from ifed.probes import Probe
 from ifed.states import AssignmentKind
 from ifed.tasks import ModelIdentity
-from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64
+from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, digest_of
 from services.client_agent.demonstrations import Demonstration, Split
+from services.client_agent.memory import Memory
+from services.client_agent.neighbour import Aggregator
 from services.client_agent.outbox import Outbox
 from services.client_agent.status import Activity, Status
 
 log = structlog.get_logger(__name__)
 Progress = Callable[[int, int], None]
-
-
-class Aggregator(Protocol):
-    """What an agent asks of the aggregator; `ifed.clients.AggregatorClient` is one."""
-
-    bytes_up: int
-    bytes_down: int
-
-    async def join(self, task: str, request: JoinRequest) -> Member: ...
-    async def assignment(self, task: str, *, wait: float = 0.0) -> Assignment: ...
-    async def context(self, task: str) -> ContextVector: ...
-    async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients: ...
-    async def submit_context(self, task: str, number: int, body: bytes) -> Receipt: ...
-    async def submit_update(self, task: str, number: int, body: bytes) -> Receipt: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +58,26 @@ class Worker(Protocol):
 
 
 class Participation:
-    """This organisation's part in one task."""
+    """This organisation's part in one task.
 
-    def __init__(self, aggregator: Aggregator, worker: Worker, split: Split, outbox: Outbox, status: Status) -> None:
+    Args:
+        memory: what was condensed and sent before.
+        file: state of the data file that `split` was read from.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        worker: Worker,
+        split: Split,
+        outbox: Outbox,
+        status: Status,
+        memory: Memory,
+        *,
+        file: Sequence[int] = (),
+    ) -> None:
         self._aggregator, self._worker, self._split = aggregator, worker, split
+        self._memory, self._file = memory, file
         self._outbox, self._status, self._client = outbox, status, ""
         self._adopted: str | None = None
 
@@ -104,11 +108,72 @@ class Participation:
         if body is None:
             body = await self._work(assignment)
             self._outbox.keep(assignment.round, key, body)
+        examples = self._demonstrations(assignment.task)
+        gathers = assignment.kind is AssignmentKind.CONTEXT
+        if gathers:
+            self._memory.begin(body, examples, round_=assignment.round)
+        received = True
         try:
             await self._send(assignment, assignment.round, body)
         except (RoundClosed, StaleUpdate, AlreadyContributed) as refusal:
+            received = False
             log.warning("contribution refused", round=assignment.round, error=type(refusal).__name__, detail=refusal.detail)
+        if gathers:
+            self._memory.settle(digest_of(body), received=received, file=self._file)
         self._outbox.forget(assignment.round)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was sent that the aggregator could not take yet."""
+        return self._memory.waits
+
+    async def add(self, task: TaskBrief, *, first: bool = False) -> None:
+        """Send what the task's context vector does not have of this organisation: the `first` demonstrations, or what is new in the file.
+
+        An addition whose answer never came is sent again as the same bytes, which the aggregator counts once.
+        """
+        if await self._send_again(task.name) or self._memory.waits:
+            return
+        if first:
+            self._memory.forget()
+        most = max(0, task.policy.max_demonstrations - self._memory.count)
+        if not (new := self._memory.new_among(self._split.training)[:most]):
+            self._memory.saw(self._file)
+            return
+        began = time.monotonic()
+        self._status.begin(Activity.CONDENSING)
+        vector = await asyncio.to_thread(self._worker.condense, task, new, self._status.progress)
+        meta = ContributionMeta(
+            fingerprint=self._worker.identity.fingerprint, examples=len(new), seconds=round(time.monotonic() - began, 3)
+        )
+        self._memory.intend(ContextBody(vector, meta).to_bytes(), new)
+        await self._send_again(task.name)
+
+    async def _send_again(self, task: str) -> int:
+        """Send whatever waits for its answer; how many of them the aggregator has now."""
+        received = 0
+        for digest, round_, body in self._memory.unsettled():
+            self._status.begin(Activity.SENDING)
+            try:
+                await (
+                    self._aggregator.add_context(task, body)
+                    if round_ is None
+                    else self._aggregator.submit_context(task, round_, body)
+                )
+            except WrongState as refusal:
+                log.info("addition waits", detail=refusal.detail)
+            except (RoundClosed, AlreadyContributed) as refusal:
+                self._memory.settle(digest, received=False, file=self._file)
+                log.warning("addition refused", error=type(refusal).__name__, detail=refusal.detail)
+            else:
+                received += 1
+                self._status.contributions += 1
+                self._memory.settle(digest, received=True, file=self._file)
+                log.info("received", digest=digest, bytes=len(body))
+        return received
+
+    def _demonstrations(self, task: TaskBrief) -> Sequence[Demonstration]:
+        return self._split.training[: task.policy.max_demonstrations]
 
     def _key(self, assignment: Assignment) -> str:
         """Identifies what a contribution was made from: the assignment, the model and the examples."""
@@ -131,7 +196,7 @@ class Participation:
         return body
 
     async def _context(self, assignment: Assignment, began: float) -> bytes:
-        examples = self._split.training[: assignment.task.policy.max_demonstrations]
+        examples = self._demonstrations(assignment.task)
         self._status.begin(Activity.CONDENSING, round_=assignment.round)
         vector = await asyncio.to_thread(self._worker.condense, assignment.task, examples, self._status.progress)
         return ContextBody(vector, self._meta(assignment, began, examples=len(examples))).to_bytes()
@@ -140,7 +205,7 @@ class Participation:
         assert assignment.version is not None
         task = assignment.task
         if assignment.context_digest != self._adopted:
-            context = await self._aggregator.context(task.name)
+            context = await self._aggregator.context(task.name, version=assignment.context_version)
             await asyncio.to_thread(self._worker.adopt, task, context, self._split)
             self._adopted = assignment.context_digest
         start = await self._aggregator.coefficients(task.name, version=assignment.version)

@@ -26,7 +26,10 @@ class Settings(BaseSettings):
 
     model: str | None = Field(None, description="folder or name of the model, where it is not under the task's own name")
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
-    state_dir: Path = Field(Path(".ifed-agent"), description="where finished work waits until the aggregator has it")
+    state_dir: Path = Field(
+        Path(".ifed-agent"),
+        description="where finished work waits until the aggregator has it, with hashes of the demonstrations sent",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")
     threads: Annotated[int | None, Field(ge=1)] = Field(None, description="CPU threads; all cores by default")

@@ -26,7 +26,7 @@ class RecordsContract:
         async with store.work() as work:
             await work.tasks.add(kept)
             kept.state, kept.version, kept.served, kept.reason, kept.calibrated = TaskState.PAUSED, 3, 2, "because", 1
-            kept.warm_start = "another"
+            kept.warm_start, kept.context_changes, kept.context_settled = "another", 4, 3
             await work.tasks.save(kept)
             await work.commit()
         async with store.reading() as work:

@@ -27,7 +27,7 @@ class RoundsContract:
 
     async def test_a_round_comes_back_as_it_was_kept(self, store: Store) -> None:
         await with_task(store, "a", "b")
-        kept = round_(kind=RoundKind.CALIBRATION, version=3, attempt=2)
+        kept = round_(kind=RoundKind.CALIBRATION, version=3, attempt=2, context=4)
         async with store.work() as work:
             await work.rounds.add(kept, ["a", "b"])
             await work.commit()
@@ -199,7 +199,7 @@ class RoundsContract:
             await work.rounds.record(second, sent["a"])
             await work.commit()
         async with store.reading() as work:
-            everything = await work.rounds.ledger("sentiment", (0, ""), 10)
+            everything = await work.rounds.ledger("sentiment", (0, "", 0), 10)
             assert [(line.round, line.entry) for line in everything] == [
                 (1, sent["a"].entry),
                 (1, sent["b"].entry),
@@ -209,8 +209,8 @@ class RoundsContract:
                 (RoundKind.CONTEXT, RoundState.CANCELLED),
                 (RoundKind.CALIBRATION, RoundState.OPEN),
             ]
-            assert await work.rounds.ledger("sentiment", (1, "a"), 1) == everything[1:2]
-            assert await work.rounds.ledger("elsewhere", (0, ""), 10) == []
+            assert await work.rounds.ledger("sentiment", (1, "a", 0), 1) == everything[1:2]
+            assert await work.rounds.ledger("elsewhere", (0, "", 0), 10) == []
 
     async def test_a_client_without_a_seat_is_not_waited_for(self, store: Store) -> None:
         await with_task(store, "a", "b")

@@ -10,6 +10,7 @@ from services.aggregator.migrate import migrate
 from services.aggregator.repository import SqlStore, connect
 from services.aggregator.settings import Settings
 from tests.contract.events_contract import EventsContract
+from tests.contract.parts_contract import PartsContract
 from tests.contract.records_contract import RecordsContract
 from tests.contract.rounds_contract import RoundsContract
 from tests.factories import ADMIN_TOKEN
@@ -69,3 +70,12 @@ class TestSqliteEvents(Sqlite, EventsContract): ...
 
 
 class TestPostgresEvents(Postgres, EventsContract): ...
+
+
+class TestFakeParts(Fake, PartsContract): ...
+
+
+class TestSqliteParts(Sqlite, PartsContract): ...
+
+
+class TestPostgresParts(Postgres, PartsContract): ...

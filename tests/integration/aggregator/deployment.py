@@ -52,6 +52,8 @@ class SimulatedClient(AggregatorClient):
 
     async def contribute(self, assignment: Assignment, task: str = TASK) -> Receipt:
         """Do what the assignment says."""
+        if assignment.kind is AssignmentKind.ADDITION:
+            return await self.add_context(task, context_body(self.value, examples=self.examples))
         assert assignment.round is not None
         if assignment.kind is AssignmentKind.CONTEXT:
             return await self.submit_context(task, assignment.round, context_body(self.value, examples=self.examples))
@@ -72,7 +74,7 @@ class SimulatedClient(AggregatorClient):
         """Take part until the task is done."""
         while True:
             assignment = await self.assignment(task, wait=PATIENCE)
-            if assignment.kind is AssignmentKind.DONE:
+            if assignment.kind in (AssignmentKind.DONE, AssignmentKind.WITHDRAWN):
                 return assignment
             if assignment.kind is AssignmentKind.JOIN:
                 await self.join_task(task)

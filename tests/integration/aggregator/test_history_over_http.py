@@ -116,7 +116,7 @@ async def test_the_ledger_names_every_contribution_by_its_digest(aggregator: Dep
     assert [(entry.digest, entry.received_at) for entry in entries[:2]] == [(one.digest, one.received_at) for one in receipts]
     assert [entry.bytes for entry in entries[:1]] == [len(context_body(1.0, examples=1, seconds=1.5))]
     page = (await aggregator.raw("GET", f"/v1/tasks/{TASK}/ledger", params={"limit": 3})).json()
-    assert (len(page["items"]), page["next"]) == (3, "2/a")
+    assert (len(page["items"]), page["next"]) == (3, "2/a/0")
     rest = (await aggregator.raw("GET", f"/v1/tasks/{TASK}/ledger", params={"after": page["next"]})).json()
     assert ([(item["round"], item["client"]) for item in rest["items"]], rest["next"]) == ([(2, "b"), (3, "a"), (3, "b")], None)
 

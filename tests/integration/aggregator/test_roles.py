@@ -43,7 +43,12 @@ ALLOWED: dict[str, set[Role]] = {
     "DELETE /v1/webhooks/{webhook}": {ADMIN},
     "GET /v1/webhooks/{webhook}/deliveries": {ADMIN},
     "GET /v1/token": EVERYONE,
+    "GET /v1/tasks/{task}/contexts": {ADMIN},
+    "GET /v1/tasks/{task}/contexts/{version}/replay": {ADMIN},
+    "POST /v1/tasks/{task}/clients/{client}/withdraw": {ADMIN},
     "POST /v1/tasks/{task}/join": {CLIENT},
+    "POST /v1/tasks/{task}/context": {CLIENT},
+    "POST /v1/tasks/{task}/withdraw": {CLIENT},
     "GET /v1/tasks/{task}/assignment": {CLIENT},
     "PUT /v1/tasks/{task}/rounds/{number}/context": {CLIENT},
     "PUT /v1/tasks/{task}/rounds/{number}/update": {CLIENT},
@@ -75,9 +80,8 @@ async def test_a_token_opens_the_routes_of_its_role_and_no_other(embedded: Deplo
         method, path = route.split()
         for role, token in tokens.items():
             # Names that exist nowhere: whoever is let in finds nothing, or a malformed body, and changes nothing.
-            answer = await embedded.raw(
-                method, path.format(task="nowhere", number=1, client="nobody", webhook="none") + WRONGLY.get(route, ""), token=token
-            )
+            found = path.format(task="nowhere", number=1, version=1, client="nobody", webhook="none")
+            answer = await embedded.raw(method, found + WRONGLY.get(route, ""), token=token)
             let_in = answer.status_code not in (Unauthenticated.status, Forbidden.status)
             refused = Forbidden if isinstance(role, Role) else Unauthenticated
             if let_in is not (role in allowed) or (not let_in and answer.json()["error"] != refused.__name__):

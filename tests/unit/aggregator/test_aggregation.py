@@ -14,7 +14,7 @@ from ifed.errors import LayoutMismatch, WrongState
 from ifed.states import RoundKind
 from services.aggregator.aggregation import ConfusionTotal, Measure, WeightedMean, measure
 from services.aggregator.contribution import Contribution
-from services.aggregator.tally import Tally
+from services.aggregator.tally import ContextTally, Tally
 from tests.factories import context_contribution, policy, round_, update_contribution
 
 
@@ -86,7 +86,14 @@ def test_the_aggregate_is_the_same_bytes_whatever_order_contributions_came_in(
 ) -> None:
     sent = [context_contribution(f"client-{index}", value, examples=weight) for index, (value, weight) in enumerate(parts)]
     arrived = shuffler.sample(sent, len(sent))
-    assert summed(RoundKind.CONTEXT, sent) == summed(RoundKind.CONTEXT, sorted(arrived, key=lambda one: one.entry.client))
+    assert context_of(sent) == context_of(sorted(arrived, key=lambda one: one.entry.client))
+
+
+def context_of(sent: list[Contribution]) -> bytes | None:
+    tally = ContextTally("sentiment", 1, policy())
+    for one in sent:
+        tally.add(one.entry.client, one.entry.weight, one.body)
+    return tally.summed().body
 
 
 def summed(kind: RoundKind, sent: list[Contribution]) -> bytes | None:

@@ -117,7 +117,7 @@ async def test_a_round_that_cannot_be_aggregated_fails_with_its_task() -> None:
     world = World()
     service = await world.gathering("a")
     await send_context(service, "a")
-    world.store.rows.bodies["sentiment", 1, "a"] = (10, b"damaged on disk")
+    world.store.rows.bodies["sentiment", 1, "a", 0].body = b"damaged on disk"
     await service.closing.run_due()
     task = world.store.rows.tasks["sentiment"]
     assert (world.state(1), task.state) == (RoundState.FAILED, TaskState.FAILED)

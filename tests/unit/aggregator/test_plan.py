@@ -15,6 +15,7 @@ from services.aggregator.plan import (
     assigned,
     attempt_after,
     clients_needed,
+    may_add,
     next_step,
     open_round,
     promoted,
@@ -47,9 +48,11 @@ def test_the_quorum_is_the_larger_of_count_and_share(expected: int, count: int |
     assert quorum_of(expected, count, fraction) == required
 
 
-def test_a_round_opens_for_those_expected_and_never_for_fewer_than_its_quorum() -> None:
-    assert clients_needed(policy(clients_expected=2)) == 2
-    assert clients_needed(policy(clients_expected=2, quorum=5)) == 5
+def test_the_first_round_opens_for_those_expected_and_none_for_fewer_than_its_quorum() -> None:
+    assert clients_needed(policy(clients_expected=2), None) == 2
+    assert clients_needed(policy(clients_expected=2, quorum=5), None) == 5
+    assert clients_needed(policy(clients_expected=4), round_()) == 1
+    assert clients_needed(policy(clients_expected=4, quorum=3), round_()) == 3
 
 
 def running(version: int | None = None, **changes: object) -> FederatedTask:
@@ -154,12 +157,34 @@ def assignment(
 
 
 @pytest.mark.parametrize("state", [TaskState.FINISHED, TaskState.FAILED])
-def test_a_task_that_ended_is_done_for_everyone(state: TaskState) -> None:
+def test_a_task_that_ended_is_done_for_those_who_took_part(state: TaskState) -> None:
     assert assignment(state) is AssignmentKind.DONE
-    assert assignment(state, joined=False) is AssignmentKind.DONE
 
 
-@pytest.mark.parametrize("state", [TaskState.DRAFT, TaskState.RUNNING, TaskState.PAUSED])
+def test_a_failed_task_takes_nobody_in() -> None:
+    assert assignment(TaskState.FAILED, joined=False) is AssignmentKind.DONE
+
+
+@pytest.mark.parametrize(
+    ("state", "version", "kind", "expected"),
+    [
+        (TaskState.RUNNING, 0, AssignmentKind.WAIT, True),
+        (TaskState.FINISHED, 2, AssignmentKind.DONE, True),
+        (TaskState.RUNNING, 0, AssignmentKind.CALIBRATION, False),  # the round has a deadline, so it comes first
+        (TaskState.RUNNING, None, AssignmentKind.WAIT, False),
+        (TaskState.PAUSED, 0, AssignmentKind.WAIT, False),
+        (TaskState.FAILED, 0, AssignmentKind.DONE, False),
+    ],
+)
+def test_a_late_part_of_the_context_is_asked_for_in_idle_time(
+    state: TaskState, version: int | None, kind: AssignmentKind, expected: bool
+) -> None:
+    asked = running(version)
+    asked.state = state
+    assert may_add(asked, kind) is expected
+
+
+@pytest.mark.parametrize("state", [TaskState.DRAFT, TaskState.RUNNING, TaskState.PAUSED, TaskState.FINISHED])
 def test_a_client_that_has_not_joined_is_asked_to(state: TaskState) -> None:
     assert assignment(state, joined=False) is AssignmentKind.JOIN
 

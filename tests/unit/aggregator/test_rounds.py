@@ -169,4 +169,4 @@ def test_a_revoked_client_is_no_longer_waited_for() -> None:
 def test_a_round_that_nobody_is_left_for_fails() -> None:
     gathering = round_(expected=1)
     assert gathering.excuse(LATER) is RoundState.FAILED
-    assert gathering.reason == "every client it waited for was revoked"
+    assert gathering.reason == "every client it waited for was revoked or withdrew"

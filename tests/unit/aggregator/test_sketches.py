@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as arrays
 from services.aggregator.sketches import SIZE, comparison_key, sketch
 
 SHAPE = (4, 2, 32)
-vectors = arrays.arrays(np.float32, SHAPE, elements=st.floats(-100, 100, width=32))
+# Subnormal numbers lose their digits when they are halved, so a vector of them does not keep its direction.
+vectors = arrays.arrays(np.float32, SHAPE, elements=st.floats(-100, 100, width=32, allow_subnormal=False))
 
 
 def drawn(seed: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from ifed.tensors import Coefficients, ContextVector, Gradient, digest_of
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Demonstration, Split
 from services.client_agent.errors import CannotTakePart
+from services.client_agent.memory import Growth
 from services.client_agent.outbox import Outbox
 from services.client_agent.service import Calibrated, Evaluated, Participation, Progress
 from services.client_agent.status import Activity, Status, Stopping
@@ -72,12 +73,14 @@ class FakeAggregator:
     """Gives a script of assignments; every entry may be an error instead."""
 
     def __init__(self, script: Sequence[Assignment | IFedError], *, refusals: Sequence[IFedError] = ()) -> None:
-        self.script, self.refusals = list(script), list(refusals)
+        self.script, self.refusals = list(script), list[Exception](refusals)
         self.joins: list[JoinRequest] = []
         self.sent: list[tuple[int, bytes]] = []
         self.bytes_up = self.bytes_down = 0
         self.join_refusal: IFedError | None = None
         self.name = "me"
+        self.additions: list[bytes] = []
+        self.addition_refusals: list[Exception] = []
 
     async def join(self, task: str, request: JoinRequest) -> Member:
         if self.join_refusal:
@@ -89,9 +92,9 @@ class FakeAggregator:
         said = self.script.pop(0)
         if isinstance(said, IFedError):
             raise said
-        return said
+        return said.model_copy(update={"client": self.name})
 
-    async def context(self, task: str) -> ContextVector:
+    async def context(self, task: str, *, version: int | None = None) -> ContextVector:
         return ContextVector(np.ones(LAYOUT.context_shape, np.float32))
 
     async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
@@ -104,6 +107,12 @@ class FakeAggregator:
         return Receipt(task=task, round=number, client="me", digest=digest_of(body), received_at=datetime.now(UTC))
 
     submit_update = submit_context
+
+    async def add_context(self, task: str, body: bytes) -> Receipt:
+        self.additions.append(body)
+        if self.addition_refusals:
+            raise self.addition_refusals.pop(0)
+        return Receipt(task=task, round=1, client="me", digest=digest_of(body), received_at=datetime.now(UTC))
 
 
 class FakeWorker:
@@ -147,11 +156,14 @@ class Setting:
         self.aggregator, self.worker, self.status = FakeAggregator(script, refusals=refusals), FakeWorker(), Status()
         self.prepared = 0
 
-        async def prepare(task: TaskBrief) -> Participation:
-            self.prepared += 1
-            return Participation(self.aggregator, self.worker, SPLIT, Outbox(folder, task=task.name), self.status)
+        self.growth, self.split = Growth(folder / "data", folder, task="sentiment"), SPLIT
 
-        self.agent = Agent(self.aggregator, prepare, self.status, task="sentiment", wait=0)
+        async def prepare(task: TaskBrief, client: str) -> Participation:
+            self.prepared += 1
+            outbox, memory = Outbox(folder, task=task.name), self.growth.memory(client)
+            return Participation(self.aggregator, self.worker, self.split, outbox, self.status, memory, file=self.growth.state())
+
+        self.agent = Agent(self.aggregator, prepare, self.status, task="sentiment", wait=0, grown=self.growth.noticed)
 
 
 async def test_a_whole_task_is_joined_worked_and_left(tmp_path: Path) -> None:

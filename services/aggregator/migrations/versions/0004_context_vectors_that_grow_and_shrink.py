@@ -1,0 +1,89 @@
+"""What an incremental context vector needs: parts that come later and parts that are withdrawn, and which vector a round worked with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+NAME = sa.String(63).with_variant(sa.String(63, collation="C"), "postgresql")
+INSTANT = sa.DateTime(timezone=True)
+KEPT = "task, number, client, digest, received_at, weight, size, loss, seconds, correct, evaluated, body"
+
+
+def _added() -> tuple[tuple[str, sa.Column[Any]], ...]:
+    return (
+        ("tasks", sa.Column("context_changes", sa.Integer(), nullable=False, server_default="0")),
+        ("tasks", sa.Column("context_settled", sa.Integer(), nullable=False, server_default="0")),
+        ("tasks", sa.Column("context_claimed_until", INSTANT, nullable=True)),
+        ("memberships", sa.Column("withdrawn_at", INSTANT, nullable=True)),
+        ("rounds", sa.Column("context", sa.Integer(), nullable=True)),
+        ("contexts", sa.Column("changes", sa.Integer(), nullable=False, server_default="0")),
+        ("versions", sa.Column("context", sa.Integer(), nullable=False, server_default="1")),
+    )
+
+
+def upgrade() -> None:
+    for table, column in _added():
+        op.add_column(table, column)
+    # Until now a task had one context vector, and every later round worked with it.
+    op.execute("UPDATE rounds SET context = 1 WHERE kind <> 'context'")
+    if op.get_bind().dialect.name == "postgresql":
+        op.add_column("contributions", sa.Column("change", sa.Integer(), nullable=False, server_default="0"))
+        op.add_column("contributions", sa.Column("removed", sa.Integer(), nullable=True))
+        op.drop_constraint("pk_contributions", "contributions", type_="primary")
+        op.create_primary_key("pk_contributions", "contributions", ["task", "number", "client", "change"])
+    else:
+        _made_anew(later=True)
+
+
+def _made_anew(*, later: bool) -> None:
+    """SQLite changes no primary key, so the table is made anew and filled from the old one."""
+    more = [
+        sa.Column("change", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("removed", sa.Integer(), nullable=True),
+    ]
+    key = ["task", "number", "client", "change"] if later else ["task", "number", "client"]
+    op.create_table(
+        "contributions_anew",
+        sa.Column("task", NAME, nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("client", NAME, nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("received_at", INSTANT, nullable=False),
+        sa.Column("weight", sa.BigInteger(), nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("loss", sa.Float(), nullable=True),
+        sa.Column("seconds", sa.Float(), nullable=True),
+        sa.Column("correct", sa.BigInteger(), nullable=True),
+        sa.Column("evaluated", sa.BigInteger(), nullable=True),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        *(more if later else []),
+        sa.ForeignKeyConstraint(
+            ["task", "number"], ["rounds.task", "rounds.number"], name="fk_contributions_rounds", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint(*key, name="pk_contributions"),
+    )
+    op.execute(f"INSERT INTO contributions_anew ({KEPT}) SELECT {KEPT} FROM contributions")  # noqa: S608  # our own words
+    op.drop_table("contributions")
+    op.rename_table("contributions_anew", "contributions")
+
+
+def downgrade() -> None:
+    # Parts that came later have no place in the older schema; what was made of them stays.
+    op.execute("DELETE FROM contributions WHERE change > 0")
+    if op.get_bind().dialect.name == "postgresql":
+        op.drop_constraint("pk_contributions", "contributions", type_="primary")
+        op.drop_column("contributions", "removed")
+        op.drop_column("contributions", "change")
+        op.create_primary_key("pk_contributions", "contributions", ["task", "number", "client"])
+    else:
+        _made_anew(later=False)
+    for table, column in reversed(_added()):
+        op.drop_column(table, column.name)

@@ -1,0 +1,23 @@
+"""What an agent asks of the aggregator, as a protocol. Names no implementation."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ifed.contracts import Assignment, JoinRequest, Member, Receipt
+from ifed.tensors import Coefficients, ContextVector
+
+
+class Aggregator(Protocol):
+    """What an agent asks of the aggregator; `ifed.clients.AggregatorClient` is one."""
+
+    bytes_up: int
+    bytes_down: int
+
+    async def join(self, task: str, request: JoinRequest) -> Member: ...
+    async def assignment(self, task: str, *, wait: float = 0.0) -> Assignment: ...
+    async def context(self, task: str, *, version: int | None = None) -> ContextVector: ...
+    async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients: ...
+    async def submit_context(self, task: str, number: int, body: bytes) -> Receipt: ...
+    async def submit_update(self, task: str, number: int, body: bytes) -> Receipt: ...
+    async def add_context(self, task: str, body: bytes) -> Receipt: ...
