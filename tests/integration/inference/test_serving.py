@@ -85,6 +85,21 @@ class TestAnswers:
             await asyncio.sleep(1)
             assert (await client.classify("moving", "good")).adapter_version == 2
 
+    async def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(self, running: Running) -> None:
+        put(running.folder, adapter_body(running.lm, "swapped", 1, seed=1))
+        async with InferenceClient(running.url, KEY) as client:
+            answers = [await client.classify("swapped", "good")]
+            for version in (2, 3):
+                put(running.folder, adapter_body(running.lm, "swapped", version, seed=version))
+                async with asyncio.timeout(30):
+                    while answers[-1].adapter_version != version:
+                        answers += await asyncio.gather(*(client.classify("swapped", "good") for _ in range(8)))
+        seen = {(one.adapter_version, one.adapter_digest) for one in answers}
+        assert sorted(version for version, _ in seen) == [1, 2, 3], "one digest for each version"
+        for version in (1, 2, 3):
+            first, *others = [one.data[0].probs for one in answers if one.adapter_version == version]
+            assert all(one == pytest.approx(first, abs=1e-5) for one in others), f"version {version} answered in two ways"
+
     async def test_many_callers_of_many_tasks_get_their_own_answers(self, running: Running) -> None:
         names = ["sentiment", "sentiment@1", "topic", "sentiment@bare"]
         texts = ["the film was good", "bad", "we liked it a lot because of the acting"]
