@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=32, help="texts of each measurement")
     parser.add_argument("--repetitions", type=int, default=3, help="the median of so many is given")
     parser.add_argument("--pairs", type=int, default=15, help="alternating pairs behind each overhead")
-    parser.add_argument("--option-pairs", type=int, default=5, help="alternating pairs behind each option")
+    parser.add_argument("--option-pairs", type=int, default=3, help="alternating pairs behind each option")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     given = parser.parse_args()
     found: dict[str, Any] = {

@@ -95,3 +95,20 @@ def test_labels_of_several_tokens_count_every_row_they_need() -> None:
     scorer, tasks = scorer_of()
     one, several = prepared(scorer, tasks[0], "bad"), prepared(scorer, tasks[1], "bad")
     assert scorer.tokens(several.item) > scorer.tokens(one.item) == one.tokens  # type: ignore[arg-type]
+
+
+def test_what_a_few_shot_prompt_begins_with_is_read_once_for_all_requests() -> None:
+    scorer, tasks = scorer_of()
+    shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
+    read: list[int] = []
+    hook = scorer._model.model.base_model.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: read.append(keywords["input_ids"].numel()), with_kwargs=True
+    )
+    scores = [scorer.score([prepared(scorer, shown, text).item])[0] for text in ("the plot", "the film", "the plot")]
+    hook.remove()
+    prefix, *texts = read
+    assert prefix > 50
+    assert len(texts) == 3
+    assert max(texts) < 20
+    assert np.array_equal(scores[0], scores[2])
+    assert not np.array_equal(scores[0], scores[1])

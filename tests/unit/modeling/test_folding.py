@@ -61,6 +61,13 @@ def test_stock_code_gives_the_injected_models_logits(
 
 
 @foldable
+def test_families_without_both_biases_are_written_as_llama(family: str) -> None:
+    config, _ = fold(wide(family), injection(wide(family)))
+    assert config.model_type == ("gpt2" if family == "gpt2" else "llama")
+    assert family == "gpt2" or (config.attention_bias, config.mlp_bias) == (True, True)
+
+
+@foldable
 def test_an_untouched_layer_keeps_its_bytes(family: str) -> None:
     lm = wide(family)
     _, weights = fold(lm, injection(lm, (2,)))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ifed.modeling.batching import Batch, Row
 from ifed.modeling.calibration import Calibrator
+from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.scoring import ScoringItem, score
@@ -14,6 +16,7 @@ from ifed.tensors import Coefficients
 from tests.unit.modeling.builders import (
     ALL,
     FAMILY_NAMES,
+    ROUNDING,
     TEXTS,
     build,
     examples,
@@ -77,3 +80,27 @@ def test_order_company_and_budget_change_no_score_beyond_rounding(family: str) -
     for budget in (16, 64, 1024):
         np.testing.assert_allclose(np.stack(score(lm, items, token_budget=budget)), alone, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(np.stack(score(lm, items[::-1]))[::-1], alone, rtol=1e-3, atol=1e-3)
+
+
+@families
+def test_the_side_that_is_padded_changes_no_state_beyond_rounding(family: str) -> None:
+    lm = build(family)
+    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    ids = [template(lm).prompt(text).ids for text in TEXTS]
+    width, found = max(map(len, ids)), []
+    for side in ("left", "right"):
+        rows, masks = [], []
+        for one in ids:
+            padding = [0] * (width - len(one))
+            rows.append([*padding, *one] if side == "left" else [*one, *padding])
+            masks.append([*padding, *[1] * len(one)] if side == "left" else [*[1] * len(one), *padding])
+        mask = torch.tensor(masks)
+        with torch.no_grad(), inject(lm, given):
+            states = lm.model.base_model(
+                input_ids=torch.tensor(rows), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False
+            ).last_hidden_state
+        found.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
+    torch.testing.assert_close(found[0], found[1], **ROUNDING)
+    packed = Batch.of([Row.ending(one) for one in ids], layout="packed")
+    with torch.no_grad(), inject(lm, given):
+        torch.testing.assert_close(final_hidden(lm, packed)[0], found[0], **ROUNDING)
