@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -92,7 +92,7 @@ class AggregatorClient(Service):
     async def replay(self, task: str, number: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/rounds/{number}/replay", timeout=REPLAY_SECONDS)
 
-    async def events(self, *, after: int | None = None, task: str | None = None) -> AsyncIterator[Event]:
+    async def events(self, *, after: int | None = None, task: str | None = None) -> AsyncGenerator[Event, None]:
         """What happens from now on, or after an event's number, for ever; a connection that breaks goes on where it was."""
         while True:
             try:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 import pytest
+from standardwebhooks import Webhook
 
+from ifed.clients import AggregatorClient
 from ifed.errors import Unavailable
+from ifed.events import DeliveryState, NewWebhook
+from tests.factories import ADMIN_TOKEN, spec
 from tests.faults.conftest import Launch
 from tests.faults.federation import body_of, federation
 from tests.integration.aggregator.deployment import TASK
+from tests.integration.aggregator.listening import receiver
 from tests.processes import AGGREGATOR, Process
 
 CLIENTS = 3
@@ -54,6 +60,37 @@ async def test_killed_around_the_commit_of_an_aggregate_the_round_closes_once(
         await asyncio.gather(*(task.contribute(rank) for rank in range(CLIENTS)))
         await task.holds_exactly(range(CLIENTS))
         assert [round_.number for round_ in await task.admin.rounds(TASK)] == [1, 2]
+        assert await happened(task.admin, 5) == ["task.created", "task.started", "round.opened", "round.closed", "round.opened"]
+
+
+async def happened(admin: AggregatorClient, count: int) -> list[str]:
+    """The first events, from the start."""
+    found = []
+    async with asyncio.timeout(20), contextlib.aclosing(admin.events(after=0)) as events:
+        async for event in events:
+            found.append(event.kind.value)
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_an_event_that_was_on_its_way_to_a_webhook_is_delivered_after_a_kill(
+    launch: Launch, database: dict[str, str]
+) -> None:
+    given = {"WEBHOOK_PRIVATE_ADDRESSES": "true", "WEBHOOK_RETRY_SECONDS": "0.5", "WEBHOOK_TIMEOUT_SECONDS": "1"}
+    aggregator = await asyncio.to_thread(launch, **database, **given)
+    async with receiver(silent=True) as pager, AggregatorClient(aggregator.url, ADMIN_TOKEN) as admin:
+        secret = (await admin.register_webhook(NewWebhook(name="pager", url=pager.url))).secret
+        await admin.create_task(spec())
+        await pager.has(1)
+        await asyncio.to_thread(aggregator.stop, signal.SIGKILL)
+        pager.silent = False
+        await asyncio.to_thread(aggregator.start)
+        (headers, body), *_ = (await pager.has(2))[1:]
+        assert (headers["webhook-id"], Webhook(secret).verify(body, headers)["type"]) == ("evt_1", "task.created")
+        async with asyncio.timeout(10):
+            while (await admin.deliveries("pager"))[0].state is not DeliveryState.DELIVERED:
+                await asyncio.sleep(0.05)
 
 
 async def test_another_replica_goes_on_where_one_was_killed(launch: Launch, database: dict[str, str]) -> None:

@@ -15,12 +15,15 @@ from schemathesis.checks import positive_data_acceptance
 from schemathesis.config import (
     CoveragePhaseConfig,
     GenerationConfig,
+    OperationConfig,
+    OperationsConfig,
     PhasesConfig,
     ProjectConfig,
     ProjectsConfig,
     SchemathesisConfig,
     StatefulPhaseConfig,
 )
+from schemathesis.filters import FilterSet
 
 from ifed.bodies import TENSORS
 from ifed.clients import AggregatorClient
@@ -52,7 +55,19 @@ def tensors(_context: Any, value: Any) -> bytes:
 def bounded() -> SchemathesisConfig:
     """Few examples, the same at every run."""
     phases = PhasesConfig(stateful=StatefulPhaseConfig(enabled=False), coverage=CoveragePhaseConfig(unexpected_methods=set()))
-    project = ProjectConfig(generation=GenerationConfig(max_examples=3, deterministic=True), phases=phases)
+    # A policy has forty fields, and every edge of each is a case: a thousand of them. Two routes are drawn from at random instead.
+    many = FilterSet()
+    many.include(path_regex=r"^/v1/tasks(/\{task\})?$", method=["POST", "PATCH"])
+    drawn = OperationConfig(
+        filter_set=many,
+        phases=PhasesConfig(coverage=CoveragePhaseConfig(enabled=False)),
+        generation=GenerationConfig(max_examples=25, deterministic=True),
+    )
+    project = ProjectConfig(
+        generation=GenerationConfig(max_examples=3, deterministic=True),
+        phases=phases,
+        operations=OperationsConfig(operations=[drawn]),
+    )
     return SchemathesisConfig(projects=ProjectsConfig(default=project))
 
 
