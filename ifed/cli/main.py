@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, export, ledger, models, tasks
+from ifed.cli import classify, clients, demo, export, ledger, models
 from ifed.cli.session import console, error_console
 from ifed.errors import IFedError
 
@@ -21,9 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (ledger.ledger, ledger.contexts, ledger.withdraw):
-    tasks.app.command(command.__name__)(command)
-app.add_typer(tasks.app, name="task")
+app.add_typer(ledger.app, name="task")
 app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
 app.command("classify")(classify.classify)
