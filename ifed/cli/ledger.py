@@ -8,12 +8,14 @@ import typer
 
 from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, say, size
 from ifed.cli.tasks import Name, ask
+from ifed.cli.tasks import app as app  # with the commands of this file
 from ifed.clients import AggregatorClient
 from ifed.errors import Conflict
 from ifed.history import Replay
 from ifed.states import RoundState
 
 
+@app.command("ledger")
 def ledger(
     name: Name,
     token: Token,
@@ -24,6 +26,7 @@ def ledger(
     _verify(name, aggregator, token) if verify else _list_ledger(name, aggregator, token)
 
 
+@app.command("contexts")
 def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List the versions of a task's context vector: additions and withdrawals make new ones."""
     table = compact_table("version", "made", "demonstrations", "changes", "sha256")
@@ -32,6 +35,7 @@ def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGRE
     console.print(table)
 
 
+@app.command("withdraw")
 def withdraw(
     name: Name,
     token: Token,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, events, export, ledger, models, tasks, webhooks
+from ifed.cli import classify, clients, demo, events, export, ledger, models, webhooks
 from ifed.cli.session import console, error_console
 from ifed.errors import IFedError
 
@@ -21,10 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-tasks.app.command("ledger")(ledger.ledger)
-tasks.app.command("contexts")(ledger.contexts)
-tasks.app.command("withdraw")(ledger.withdraw)
-app.add_typer(tasks.app, name="task")
+app.add_typer(ledger.app, name="task")
 app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
 app.add_typer(webhooks.app, name="webhook")

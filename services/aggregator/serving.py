@@ -70,6 +70,9 @@ class Serving:
             # What is served carries the newest context vector; a version that is named never changes, so it keeps its own.
             context = await work.aggregates.context(name, None if version is None else coefficients.context)
             meta = await _meta(work, task, coefficients, context)
+            # On Postgres each read sees its own moment: what is put together must not be half of before and half of after a change.
+            if version is None and (await work.tasks.get(name)).served != wanted:
+                return await self._adapter(name, version)
         # The key is the content: what the adapter says of itself, and the digests of its parts.
         said = digest_of(meta.model_dump_json().encode())
         key = f"adapter:{context.digest}:{coefficients.digest}:{said}"

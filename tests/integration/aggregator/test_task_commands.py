@@ -1,16 +1,18 @@
-"""`ifed task …` against an aggregator on a port: rollback, extend-round, ledger, and the proof that fails."""
+"""`ifed task …` against an aggregator on a port: a stuck round, rollback, ledger, withdrawal, and the proof that fails."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from ifed.cli.main import app
 from ifed.clients import AggregatorClient
 from ifed.errors import Conflict
+from ifed.states import AssignmentKind
 from services.aggregator.app import serve
 from tests.factories import ADMIN_TOKEN, spec
 from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
@@ -74,3 +76,47 @@ async def test_a_proof_that_fails_ends_with_a_refusal(command: Command) -> None:
 async def test_only_an_open_round_is_extended(command: Command) -> None:
     with pytest.raises(Conflict, match="can no longer be extended"):
         await command("extend-round", TASK, "1", "60")
+
+
+async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Command) -> None:
+    app_ = command.server._app  # type: ignore[attr-defined]  # set by the fixture
+    async with AggregatorClient("http://aggregator", ADMIN_TOKEN, transport=httpx.ASGITransport(app_)) as admin:
+        token = (await admin.enrol("b")).token
+        async with SimulatedClient(app_, "b", token, value=3.0, examples=1) as late:
+            await late.run()
+        while (await admin.task(TASK)).context != 2:
+            await asyncio.sleep(0.02)
+        assert "b takes part in sentiment no more" in await command("withdraw", TASK, "--client", "b", "--yes")
+        while (await admin.task(TASK)).context != 3:
+            await asyncio.sleep(0.02)
+    rows = [line.split() for line in (await command("contexts", TASK)).splitlines() if line.strip()[:1].isdigit()]
+    assert [(row[0], row[3], row[4]) for row in rows] == [("1", "1", "0"), ("2", "2", "1"), ("3", "1", "2")]
+    assert rows[0][5] == rows[2][5]
+    assert "withdrawn" in await command("ledger", TASK)
+    assert (await command("ledger", TASK, "--verify")).count("yes") == 5
+
+
+async def test_every_way_out_of_a_stuck_round_works_as_the_page_says(command: Command) -> None:
+    app_ = command.server._app  # type: ignore[attr-defined]  # set by the fixture
+    async with AggregatorClient("http://aggregator", ADMIN_TOKEN, transport=httpx.ASGITransport(app_)) as admin:
+        await admin.create_task(spec("stuck", clients_expected=2, rounds=2))
+        await admin.start("stuck")
+        async with (
+            SimulatedClient(app_, "n", (await admin.enrol("n")).token, value=1.0, examples=1) as north,
+            SimulatedClient(app_, "s", (await admin.enrol("s")).token, value=1.0, examples=1) as south,
+        ):
+            for client in (north, south):
+                await client.join_task("stuck")
+            await north.contribute(await north.assignment("stuck", wait=5), "stuck")
+            assert "1/2" in await command("show", "stuck")
+            assert "takes contributions until" in await command("extend-round", "stuck", "1", "3600")
+            await command("cancel-round", "stuck", "1")
+            assert "stuck is paused" in await command("show", "stuck")
+            assert "stuck is running" in await command("resume", "stuck")
+            await north.contribute(await north.assignment("stuck", wait=5), "stuck")
+            await command("close-round", "stuck", "2")
+            assert (await north.assignment("stuck", wait=5)).round == 3
+            assert (await south.assignment("stuck")).kind is AssignmentKind.CALIBRATION
+            await command("withdraw", "stuck", "--client", "s", "--yes")
+            assert (await north.run("stuck")).kind is AssignmentKind.DONE
+        assert "stuck is finished" in await command("show", "stuck")
