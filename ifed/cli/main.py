@@ -27,6 +27,7 @@ app.add_typer(models.app, name="model")
 app.command("classify")(classify.classify)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+app.command("demo-texts")(demo.demo_texts)
 
 
 @app.command()
