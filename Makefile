@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SECRETS ?= secrets
+COMPOSE ?= docker compose
+AS_IFED := sh -c 'export PGHOST=127.0.0.1 PGUSER=ifed PGDATABASE=ifed PGPASSWORD="$$(cat /run/secrets/postgres-password)"; exec "$$@"' sh
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint format audit clean
+.PHONY: help demo test test-faults test-compose lint format audit clean secrets up down logs ps backup restore enroll
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +24,9 @@ test: $(VENV)/.dev-ready ## run every test, against SQLite and a real Postgres a
 test-faults: $(VENV)/.dev-ready ## run the fault tests alone: servers killed and restarted, clients that misbehave
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
+test-compose: $(VENV)/.dev-ready ## start docker-compose.yml from nothing, use it and break it, with the Docker Engine that `docker` reaches
+	@$(BIN)/python -m pytest -m compose tests/compose $(ARGS)
+
 lint: $(VENV)/.dev-ready ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -32,6 +38,41 @@ format: $(VENV)/.dev-ready ## put the code into its format and mend what ruff ca
 
 audit: $(VENV)/.audit-ready ## look the pinned dependencies up in a database of vulnerabilities (ARGS="--vulnerability-service osv")
 	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off $(ARGS)
+
+secrets: ## make the secret files that are missing, random, in a folder that only you can enter
+	@install -d -m 700 '$(SECRETS)' && install -d '$(SECRETS)/tls'
+	@for name in admin-token postgres-password redis-password grafana-password; do \
+	  [ -s "$(SECRETS)/$$name" ] && continue; \
+	  head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$(SECRETS)/$$name" && chmod 444 "$(SECRETS)/$$name" && echo "made $(SECRETS)/$$name"; \
+	done
+
+up: secrets ## build and start the services of docker-compose.yml (COMPOSE_PROFILES=demo,monitoring,gpu for more)
+	@$(COMPOSE) up --build --detach --wait $(ARGS)
+
+down: ## stop the services and remove their containers; volumes stay (ARGS=--volumes removes them)
+	@$(COMPOSE) --profile '*' down $(ARGS)
+
+logs: ## follow the services' logs (ARGS="aggregator inference" for some)
+	@$(COMPOSE) --profile '*' logs --follow --tail 100 $(ARGS)
+
+ps: ## list the services' containers and their health
+	@$(COMPOSE) --profile '*' ps --all $(ARGS)
+
+backup: FILE := backups/$(shell date -u +%Y%m%dT%H%M%SZ).dump
+backup: ## write Postgres' data to a file, while everything runs (FILE=backups/….dump)
+	@umask 077; mkdir -p "$(dir $(FILE))" && $(COMPOSE) exec -T postgres $(AS_IFED) pg_dump --format custom > '$(FILE).part'
+	@mv '$(FILE).part' '$(FILE)' && echo "$(FILE) holds the database"
+
+restore: ## put a backup into an empty Postgres and start everything again: make restore FILE=backups/….dump
+	@[ -s '$(FILE)' ] || { echo 'Say which: make restore FILE=backups/….dump'; exit 1; }
+	@$(COMPOSE) stop aggregator
+	@$(COMPOSE) up --detach --wait postgres
+	@$(COMPOSE) exec -T postgres $(AS_IFED) pg_restore --dbname ifed --exit-on-error --no-owner < '$(FILE)'
+	@$(COMPOSE) up --detach --wait $(ARGS)
+
+enroll: ## enrol an organisation and print its token, this once: make enroll CLIENT=hospital-a (ARGS="--role reader --quiet")
+	@[ -n '$(CLIENT)' ] || { echo 'Say whom: make enroll CLIENT=hospital-a'; exit 1; }
+	@$(COMPOSE) --profile tools run --rm --no-TTY --no-deps ifed client enrol '$(CLIENT)' $(ARGS)
 
 clean: ## remove the environment, caches and what a demo left here
 	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

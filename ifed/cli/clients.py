@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from ifed.access import ClientInfo, Enrolment
 from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
 from ifed.clients import AggregatorClient
+from ifed.errors import AlreadyExists, Unauthenticated
 from ifed.states import Role
 
 app = typer.Typer(help="Enrol organisations and readers, renew and revoke their tokens.", no_args_is_help=True)
@@ -22,14 +24,50 @@ def enrol(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     role: Annotated[Role, typer.Option(help="A client contributes; a reader fetches adapters.")] = Role.CLIENT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the token alone.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Put the token there; one that is there and holds is left as it is.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Give a party that is enrolled a new token when the file has none that holds.")
+    ] = False,
 ) -> None:
-    """Enrol a client or a reader and print its token, this once."""
+    """Enrol a client or a reader and print its token, this once, or keep it in a file."""
 
-    async def work() -> Enrolment:
+    kept = file.read_text().strip() if file is not None and file.is_file() else None
+
+    async def work() -> Enrolment | None:
         async with AggregatorClient(aggregator, token) as service:
-            return await service.enrol(name, role)
+            if kept is not None and await _holds(service, kept, name):
+                return None
+            try:
+                return await service.enrol(name, role)
+            except AlreadyExists:
+                if not replace:
+                    raise
+                return await service.rotate(name)
 
-    _show(run(work()), quiet=quiet)
+    enrolment = run(work())
+    if file is None and enrolment is not None:
+        _show(enrolment, quiet=quiet)
+        return
+    if file is not None and enrolment is not None:
+        _keep(file, enrolment.token)
+    say(f"the token of {name} is in {file}")
+
+
+async def _holds(service: AggregatorClient, token: str, name: str) -> bool:
+    """Whether `token` is one that the aggregator knows, and of `name`."""
+    try:
+        return (await service.whose(token)).name == name
+    except Unauthenticated:
+        return False
+
+
+def _keep(file: Path, token: str) -> None:
+    """Write a token so that its owner alone can read it, whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.touch(mode=0o600)
+    part.chmod(0o600)
+    part.write_text(f"{token}\n")
+    part.replace(file)
 
 
 @app.command("rotate")

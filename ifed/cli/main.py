@@ -29,6 +29,7 @@ app.command("events")(events.events)
 app.command("classify")(classify.classify)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+app.command("demo-texts")(demo.demo_texts)
 
 
 @app.command()

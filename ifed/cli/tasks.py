@@ -13,8 +13,9 @@ from rich.table import Table
 from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
 from ifed.clients import AggregatorClient
 from ifed.contracts import RoundInfo, TaskInfo
-from ifed.errors import BadData
+from ifed.errors import AlreadyExists, BadData
 from ifed.history import Start
+from ifed.states import TaskState
 from ifed.tasks import TaskSpec
 
 Result = TypeVar("Result")
@@ -35,6 +36,7 @@ def create(
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave a task of this name that is there as it is.")] = False,
 ) -> None:
     """Define a task from a JSON file."""
     try:
@@ -43,8 +45,13 @@ def create(
         raise BadData(f"{file} is not a task: {reason}") from reason
 
     async def work(service: AggregatorClient) -> TaskInfo:
-        made = await service.create_task(spec)
-        return await service.start(spec.name) if start else made
+        try:
+            made = await service.create_task(spec)
+        except AlreadyExists:
+            if not keep:
+                raise
+            made = await service.task(spec.name)
+        return await service.start(spec.name) if start and made.state is TaskState.DRAFT else made
 
     _show(ask(aggregator, token, work))
 

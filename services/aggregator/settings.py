@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,9 +21,13 @@ class Settings(BaseSettings):
         "sqlite+aiosqlite:///ifed-aggregator.sqlite3",
         description="where the truth is kept: a SQLite file or a Postgres database; postgres:// and postgresql:// are understood",
     )
+    database_password_file: Path | None = Field(
+        None, description="a file that holds the database's password, put into DATABASE_URL, which then names the user alone"
+    )
     redis_url: str | None = Field(
         None, description="Redis for the cache and for wake-ups between replicas; without it both stay in the process"
     )
+    redis_password_file: Path | None = Field(None, description="a file that holds Redis' password, put into REDIS_URL")
     redis_prefix: str = Field("ifed", description="begins every Redis key and channel, so that deployments can share a Redis")
     admin_token: SecretStr = Field(description=f"the admins' bearer token, at least {MIN_TOKEN_LENGTH} characters; has no default")
     admin_token_file: Path | None = Field(None, description="a file that holds the admin token, read instead of ADMIN_TOKEN")
@@ -68,6 +73,18 @@ class Settings(BaseSettings):
             values["admin_token"] = Path(path).read_text(encoding="utf-8").strip()
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _passwords_from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for server in ("database", "redis"):
+            if path := values.get(f"{server}_password_file"):
+                if not values.get(f"{server}_url"):
+                    raise ValueError(f"{server.upper()}_PASSWORD_FILE goes with {server.upper()}_URL; set both")
+                values[f"{server}_url"] = _with_password(
+                    str(values[f"{server}_url"]), Path(path).read_text(encoding="utf-8").strip()
+                )
+        return values
+
     @field_validator("database_url")
     @classmethod
     def _with_async_driver(cls, url: str) -> str:
@@ -96,3 +113,10 @@ class Settings(BaseSettings):
     def migrates(self) -> bool:
         """Whether to bring the schema up to date at start."""
         return self.database_url.startswith("sqlite") if self.migrate_on_start is None else self.migrate_on_start
+
+
+def _with_password(url: str, password: str) -> str:
+    """`url` with the password after its user, whatever characters it has."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))

@@ -100,6 +100,11 @@ def make_targets(makefile: str) -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M))
 
 
+def make_variables(makefile: str) -> set[str]:
+    """Variables that a person gives to make."""
+    return set(re.findall(r"\$\(([A-Z]+)\)", makefile))
+
+
 def made(document: Document) -> Iterator[str]:
     """Targets of every `make …` that a document names."""
     for line in [*document.shell, *document.spans]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from ifed.errors import IFedError
+from tests.house.sources import ROOT
 
 SERVICES = {"Aggregator": "aggregator", "Client agent": "client_agent", "Inference": "inference"}
 REQUIRED = {
@@ -77,6 +80,16 @@ def app_of(service: str) -> FastAPI:
     finally:
         os.environ.update(present)
     return made
+
+
+def compose_variables() -> set[str]:
+    """Every variable that docker-compose.yml reads."""
+    return set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+
+
+def metrics_of(service: str, registry: CollectorRegistry) -> None:
+    """Put what a service counts into `registry`."""
+    importlib.import_module(f"services.{service}.metrics").Metrics(registry)
 
 
 def routes_of(app: FastAPI) -> dict[str, Mapping[str, Any]]:

@@ -58,11 +58,12 @@ def test_the_settings_reference_is_what_the_code_says(heading: str, service: str
     )
 
 
-def test_the_example_environment_holds_settings_and_nothing_else() -> None:
+def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     named = {match[1] for line in lines if (match := re.match(r"(?:# )?([A-Z][A-Z_]+)=", line))}
     settings = {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
-    assert named <= settings, f".env.example names what no service reads: {sorted(named - settings)}"
+    read = settings | promises.compose_variables()
+    assert named <= read, f".env.example names what no service and no compose file reads: {sorted(named - read)}"
     needed = {
         setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service) if setting.required
     }
@@ -148,7 +149,8 @@ def test_every_ifed_command_and_option_exists(document: Document) -> None:
 @each_document()
 def test_every_variable_set_in_a_shell_block_is_read_by_something(document: Document) -> None:
     settings = {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
-    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "ARGS", "PYTHON"} | named_by_tests()
+    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | named_by_tests()
+    options |= promises.compose_variables() | documents.make_variables((ROOT / "Makefile").read_text(encoding="utf-8"))
     text = "\n".join(document.shell)
     named = re.findall(r"(?:^|\s)(?:export )?([A-Z][A-Z_0-9]+)=", text)
     unknown = sorted({name for name in named if name not in settings | options and f"${name}" not in text})

@@ -9,6 +9,7 @@ from ifed.errors import LayoutMismatch
 from ifed.tasks import LayerChoice, Policy
 
 DEFAULT_MODEL = "smollm2-135m"
+EXAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Preset:
     rounds: int = 4
     local_steps: int = 12
     learning_rate: float = 0.04
-    examples: int = 200
+    examples: int = EXAMPLES
 
     def changed(self, **given: object) -> Self:
         """This preset with every value that is not None put in its place."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from typer.testing import CliRunner
 
+from ifed.cli.main import app
+from services.aggregator.app import Server, serve
 from services.aggregator.settings import Settings
+from tests.factories import ADMIN_TOKEN
 from tests.integration.aggregator.deployment import Deployment, deployed, settings
+from tests.servers import free_port
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -31,3 +37,30 @@ async def embedded(sqlite_database: str) -> AsyncIterator[Deployment]:
     """A running aggregator on SQLite alone, for what does not depend on the stack."""
     async with deployed(settings(sqlite_database)) as deployment:
         yield deployment
+
+
+class CommandLine:
+    """Runs `ifed` as the admin against an aggregator on a port, on SQLite."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self.server, self.url = server, url
+
+    async def __call__(self, *words: str) -> str:
+        options = {"IFED_TOKEN": ADMIN_TOKEN, "IFED_AGGREGATOR_URL": self.url, "COLUMNS": "200"}
+        result = await asyncio.to_thread(CliRunner().invoke, app, list(words), env=options)
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+
+@pytest.fixture
+async def ifed(sqlite_database: str) -> AsyncIterator[CommandLine]:
+    """The command line, and an aggregator that it reaches."""
+    port = free_port()
+    server = serve(settings(sqlite_database, port=port))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.02)
+    yield CommandLine(server, f"http://127.0.0.1:{port}")
+    server.should_exit = True
+    await running

@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from ifed.cli.main import app
 from ifed.clients import AggregatorClient
-from ifed.errors import Conflict
+from ifed.errors import AlreadyExists, Conflict
 from ifed.states import AssignmentKind
-from services.aggregator.app import serve
 from tests.factories import ADMIN_TOKEN, spec
-from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
+from tests.integration.aggregator.conftest import CommandLine
+from tests.integration.aggregator.deployment import TASK, SimulatedClient
 from tests.integration.aggregator.test_history_over_http import alter_in
-from tests.servers import free_port
 
 Command = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
-async def command(sqlite_database: str) -> AsyncIterator[Command]:
+async def command(ifed: CommandLine) -> Command:
     """Runs an `ifed task` command on a task of one client that has finished."""
-    port = free_port()
-    server = serve(settings(sqlite_database, port=port))
-    running = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.02)
-    url = f"http://127.0.0.1:{port}"
-    async with AggregatorClient(url, ADMIN_TOKEN) as admin:
+    async with AggregatorClient(ifed.url, ADMIN_TOKEN) as admin:
         await admin.create_task(spec(clients_expected=1, rounds=1))
         await admin.start(TASK)
-        async with SimulatedClient(server._app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
+        async with SimulatedClient(ifed.server._app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
             await one.run()
-
-    async def command(*words: str) -> str:
-        options = {"IFED_TOKEN": ADMIN_TOKEN, "IFED_AGGREGATOR_URL": url, "COLUMNS": "200"}
-        result = await asyncio.to_thread(CliRunner().invoke, app, ["task", *words], env=options)
-        if result.exception is not None:
-            raise result.exception
-        return result.output
-
-    command.server = server  # type: ignore[attr-defined]  # for the test that looks behind it
-    yield command
-    server.should_exit = True
-    await running
+    return partial(ifed, "task")
 
 
 async def test_the_way_back_is_one_command(command: Command) -> None:
@@ -67,8 +49,8 @@ async def test_the_ledger_is_listed_and_proven(command: Command) -> None:
     assert proven.count("yes") == 3
 
 
-async def test_a_proof_that_fails_ends_with_a_refusal(command: Command) -> None:
-    await alter_in(command.server._app, "a")  # type: ignore[attr-defined]  # set by the fixture
+async def test_a_proof_that_fails_ends_with_a_refusal(command: Command, ifed: CommandLine) -> None:
+    await alter_in(ifed.server._app, "a")
     with pytest.raises(Conflict, match="does not give what is kept in round 1"):
         await command("ledger", TASK, "--verify")
 
@@ -78,8 +60,8 @@ async def test_only_an_open_round_is_extended(command: Command) -> None:
         await command("extend-round", TASK, "1", "60")
 
 
-async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Command) -> None:
-    app_ = command.server._app  # type: ignore[attr-defined]  # set by the fixture
+async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Command, ifed: CommandLine) -> None:
+    app_ = ifed.server._app
     async with AggregatorClient("http://aggregator", ADMIN_TOKEN, transport=httpx.ASGITransport(app_)) as admin:
         token = (await admin.enrol("b")).token
         async with SimulatedClient(app_, "b", token, value=3.0, examples=1) as late:
@@ -96,8 +78,8 @@ async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Co
     assert (await command("ledger", TASK, "--verify")).count("yes") == 5
 
 
-async def test_every_way_out_of_a_stuck_round_works_as_the_page_says(command: Command) -> None:
-    app_ = command.server._app  # type: ignore[attr-defined]  # set by the fixture
+async def test_every_way_out_of_a_stuck_round_works_as_the_page_says(command: Command, ifed: CommandLine) -> None:
+    app_ = ifed.server._app
     async with AggregatorClient("http://aggregator", ADMIN_TOKEN, transport=httpx.ASGITransport(app_)) as admin:
         await admin.create_task(spec("stuck", clients_expected=2, rounds=2))
         await admin.start("stuck")
@@ -120,3 +102,13 @@ async def test_every_way_out_of_a_stuck_round_works_as_the_page_says(command: Co
             await command("withdraw", "stuck", "--client", "s", "--yes")
             assert (await north.run("stuck")).kind is AssignmentKind.DONE
         assert "stuck is finished" in await command("show", "stuck")
+
+
+async def test_a_job_that_makes_a_task_may_run_again(ifed: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "task.json"
+    file.write_text(spec("kept").model_dump_json())
+    assert "kept is draft" in await ifed("task", "create", str(file))
+    with pytest.raises(AlreadyExists):
+        await ifed("task", "create", str(file))
+    assert "kept is running" in await ifed("task", "create", str(file), "--start", "--keep")
+    assert "kept is running" in await ifed("task", "create", str(file), "--start", "--keep")

@@ -55,6 +55,29 @@ def test_an_admin_token_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tm
     assert Settings().admin_token.get_secret_value() == ADMIN_TOKEN
 
 
+@pytest.mark.parametrize(
+    ("server", "given", "used"),
+    [
+        ("database", "postgresql://ifed@db:5432/ifed", "postgresql+asyncpg://ifed:p%40ss%2Fw%3Ard@db:5432/ifed"),
+        ("database", "postgres://ifed:old@db/ifed?ssl=require", "postgresql+asyncpg://ifed:p%40ss%2Fw%3Ard@db/ifed?ssl=require"),
+        ("redis", "redis://cache:6379/0", "redis://:p%40ss%2Fw%3Ard@cache:6379/0"),
+    ],
+)
+def test_a_password_may_come_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, given: str, used: str
+) -> None:
+    (tmp_path / "password").write_text("p@ss/w:rd\n")
+    monkeypatch.setenv(f"{server.upper()}_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv(f"{server.upper()}_URL", given)
+    assert getattr(Settings(admin_token=ADMIN_TOKEN), f"{server}_url") == used
+
+
+def test_a_password_without_the_server_it_is_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret-word")
+    with pytest.raises(ValidationError, match="REDIS_PASSWORD_FILE goes with REDIS_URL"):
+        Settings(admin_token=ADMIN_TOKEN, redis_password_file=tmp_path / "password")
+
+
 def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "")
     assert Settings(admin_token=ADMIN_TOKEN).redis_url is None

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ifed.cli.demo import corpora
+from ifed.cli.demo import corpora, demo_texts
 from ifed.cli.demo.corpora import Labelled, Organisation
 from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
 from ifed.cli.demo.measure import Accuracy, Outcome
@@ -24,7 +24,7 @@ from ifed.cli.demo.presets import PRESETS, preset_for
 from ifed.cli.demo.stack import ServiceDied, Stack
 from ifed.cli.session import size
 from ifed.contracts import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
-from ifed.errors import LayoutMismatch
+from ifed.errors import BadData, LayoutMismatch
 from ifed.states import RoundKind, RoundState, TaskState
 from ifed.tasks import TaskSpec
 
@@ -70,7 +70,9 @@ def test_a_clear_cut_snippet_is_labelled_and_the_rest_is_dropped() -> None:
     assert found == [Labelled("So good & true", "positive"), Labelled("meh", "negative")]
 
 
-def test_no_test_text_stands_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive of made-up snippets in the place of the one from the package index."""
     archive = tmp_path / "archive.tar.gz"
     with tarfile.open(archive, "w:gz") as members:
         for name in corpora.SOURCES.values():
@@ -79,12 +81,32 @@ def test_no_test_text_stands_in_a_private_file(tmp_path: Path, monkeypatch: pyte
             entry.size = len(rows)
             members.addfile(entry, io.BytesIO(rows))
     monkeypatch.setattr(corpora, "fetch", lambda *_args, **_options: archive)
+
+
+def test_no_test_text_stands_in_a_private_file(tmp_path: Path, fetched: None) -> None:
     people = corpora.organisations(tmp_path / "private", cache=tmp_path, examples=200, announce=print)
     assert [one.name for one in people] == list(corpora.SOURCES)
     for one in people:
         private = {json.loads(line)["text"] for line in one.file.read_text().splitlines()}
         assert (len(private), len(one.test)) == (200, 125)
         assert not private & {text.text for text in one.test}
+
+
+def test_one_organisations_private_file_is_that_of_the_demo_and_made_once(tmp_path: Path, fetched: None) -> None:
+    file = tmp_path / "data" / "texts.jsonl"
+    file.parent.mkdir()
+    demo_texts("tweets", file, cache=tmp_path)
+    people = corpora.organisations(tmp_path / "private", cache=tmp_path, examples=200, announce=print)
+    assert file.read_text() == people[0].file.read_text()
+    assert list(file.parent.iterdir()) == [file], "nothing of the other organisations is left"
+    file.write_text("my own")
+    demo_texts("tweets", file, cache=tmp_path)
+    assert file.read_text() == "my own"
+
+
+def test_an_organisation_that_the_demo_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="no organisation 'sweets'; it has tweets, movie-reviews"):
+        demo_texts("sweets", tmp_path / "texts.jsonl")
 
 
 def test_output_that_is_no_terminal_tells_each_event_once() -> None:

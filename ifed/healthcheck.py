@@ -1,0 +1,34 @@
+"""Asks a service whether it is ready, for a container's health check: `python -m ifed.healthcheck URL`. Knows no service."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+
+PATIENCE_SECONDS = 4.0
+
+
+def problem(url: str) -> str | None:
+    """What `url` says is wrong, or that it does not answer; None when it is ready.
+
+    Args:
+        url: a readiness page, `http://127.0.0.1:8080/readyz`.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the service is here, no proxy stands before it
+    try:
+        with opener.open(url, timeout=PATIENCE_SECONDS):
+            return None
+    except urllib.error.HTTPError as refusal:
+        return f"{url} answers {refusal.code}: {refusal.read(1000).decode(errors='replace')}"
+    except OSError as reason:
+        return f"{url} does not answer: {reason}"
+
+
+def main() -> None:
+    """End with 0 when the page of the first argument says ready, otherwise with 1 and its words, which `docker inspect` keeps."""
+    sys.exit(problem(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

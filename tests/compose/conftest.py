@@ -1,0 +1,78 @@
+"""One stack for all tests here, from nothing, with callers that never stop; a table at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.compose.answers import Callers, Expected
+from tests.compose.receipts import Ledger
+from tests.compose.report import Outcome, keep, table
+from tests.compose.stack import Stack, engine_answers
+from tests.house.sources import ROOT
+
+HERE = Path(__file__).parent
+OUTCOMES: list[Outcome] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """These tests need a Docker Engine and minutes, so only `make test-compose` runs them: with `-m compose`, as nothing else does."""
+    here = [item for item in items if HERE in item.path.parents]
+    for item in here:
+        item.add_marker(pytest.mark.compose)
+        item.add_marker(pytest.mark.timeout(1800))
+    if "compose" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=here)
+        items[:] = [item for item in items if item not in here]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table; keep it in docs/ when TEST_COMPOSE_KEEP is set and nothing failed."""
+    if not OUTCOMES:
+        return
+    terminalreporter.write_line(f"\n{table(OUTCOMES)}\n")
+    if os.environ.get("TEST_COMPOSE_KEEP") and not terminalreporter.stats.get("failed"):
+        keep(OUTCOMES, ROOT / "docs/ref-compose-faults.md", ROOT / "docs/compose-faults.json")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The services, healthy, their agents at work."""
+    if not engine_answers():
+        pytest.fail("make test-compose needs a Docker Engine with compose 2.24 or newer that `docker` reaches", pytrace=False)
+    made = Stack(tmp_path_factory.mktemp("stack"))
+    for folder in (made.folder, *made.folder.parents[:2]):
+        folder.chmod(0o755)
+    made.write()
+    made.make("secrets")
+    made.remove()
+    made.make("up")
+    yield made
+    if not os.environ.get("TEST_COMPOSE_LEAVE"):
+        made.remove()
+
+
+@pytest.fixture(scope="session")
+def admin(stack: Stack) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {stack.secret('admin-token')}"}
+    with httpx.Client(base_url=stack.aggregator_url, headers=headers, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def callers(stack: Stack, admin: httpx.Client) -> Iterator[Callers]:
+    """Classifications and questions to the aggregator that go on through every fault."""
+    reader = stack.make("enroll", "CLIENT=caller", "ARGS=--role reader --quiet").split()[-1]
+    made = Callers(stack, Expected(stack.model, admin), reader, stack.secret("admin-token"))
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def ledger(stack: Stack, admin: httpx.Client) -> Ledger:
+    return Ledger(stack, admin)

@@ -1,0 +1,65 @@
+"""The table of faults, as Markdown and as JSON. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HEADINGS = (
+    "fault",
+    "open round ended after",
+    "whole again after",
+    "classifications",
+    "refused",
+    "wrong",
+    "calls to the aggregator",
+    "failed",
+    "receipts, each counted once",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one fault did. Times are seconds from the moment it struck."""
+
+    fault: str
+    round_seconds: float
+    whole_seconds: float
+    classifications: int
+    refused: int
+    wrong: int
+    calls: int
+    failed: int
+    receipts: int
+
+    @property
+    def row(self) -> str:
+        cells = (
+            self.fault,
+            f"{self.round_seconds:.1f} s",
+            f"{self.whole_seconds:.1f} s",
+            *(str(value) for value in (self.classifications, self.refused, self.wrong, self.calls, self.failed, self.receipts)),
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The table in Markdown."""
+    rule = "|---|" + "---:|" * (len(HEADINGS) - 1)
+    return "\n".join([f"| {' | '.join(HEADINGS)} |", rule, *(one.row for one in outcomes)])
+
+
+def keep(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
+    """Put the table into its page, in place of the one that is there, and the figures beside it."""
+    figures.write_text(json.dumps([asdict(one) for one in outcomes], indent=2) + "\n", encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    replaced = re.sub(r"^\| fault \|.*?(?=^(?!\|))", lambda _: f"{table(outcomes)}\n", text, count=1, flags=re.M | re.S)
+    page.write_text(replaced, encoding="utf-8")
+
+
+def read(figures: Path) -> list[Outcome]:
+    """The outcomes that `keep` wrote."""
+    return [Outcome(**one) for one in json.loads(figures.read_text(encoding="utf-8"))]

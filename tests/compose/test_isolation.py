@@ -1,0 +1,121 @@
+"""What a client agent's container can reach: the aggregator's proxy, and nothing else. Each attempt is also made where it succeeds."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.compose.stack import AGENTS, ORGANISATIONS, PROJECT, Stack, run, until
+
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3); print('reached')"
+FETCH = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--retries', '0', '--timeout', '8', '--dest', '/tmp/x', 'idna']).returncode)"
+TARGETS = {"postgres": ("data", 5432), "redis": ("data", 6379), "aggregator": ("control", 8080), "inference": ("serving", 8081)}
+
+
+def reaches(stack: Stack, container: str, host: str, port: int) -> bool:
+    done = subprocess.run(["docker", "exec", container, "python", "-c", CONNECT, host, str(port)], capture_output=True, check=False)
+    return done.stdout.strip() == b"reached"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_reaches_the_aggregators_proxy(stack: Stack, agent: str) -> None:
+    assert reaches(stack, stack.containers(agent)[0], "proxy", 8080)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_agent_reaches_no_other_service_by_name_or_address(stack: Stack, agent: str, target: str) -> None:
+    network, port = TARGETS[target]
+    address = stack.address(stack.containers(target)[0], network)
+    mine = stack.containers(agent)[0]
+    assert not reaches(stack, mine, target, port)
+    assert not reaches(stack, mine, address, port)
+
+
+def test_the_same_attempt_succeeds_where_it_may(stack: Stack) -> None:
+    one, other = stack.containers("aggregator")[0], stack.containers("inference")[0]
+    for target in ("postgres", "redis"):
+        assert reaches(stack, one, stack.address(stack.containers(target)[0], "data"), TARGETS[target][1])
+    assert reaches(stack, other, "proxy", 8080)
+    assert reaches(stack, other, stack.address(other, "serving"), 8081)
+
+
+def test_agents_do_not_reach_each_other(stack: Stack) -> None:
+    for agent in AGENTS:
+        others = [(stack.containers(other)[0], other.removeprefix("agent-")) for other in AGENTS if other != agent]
+        for container, network in others:
+            assert not reaches(stack, stack.containers(agent)[0], stack.address(container, network), 8090)
+
+
+@pytest.mark.parametrize("network", [*ORGANISATIONS, "outbound"])
+def test_the_internet_is_reached_from_the_network_of_the_fetching_jobs_alone(stack: Stack, network: str) -> None:
+    image = "ifed-icl/fetching:0.1.0"
+    command = ["docker", "run", "--rm", "--network", f"{PROJECT}_{network}", image, "python", "-c", FETCH]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is (network == "outbound"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("service", ["aggregator", "inference", "proxy", "inference-proxy", *AGENTS])
+def test_a_container_of_ours_is_not_root_and_can_write_nowhere_but_its_folders(stack: Stack, service: str) -> None:
+    container = stack.containers(service)[0]
+    said = run("docker", "exec", container, "sh", "-c", "id -u; (touch /venv/x || touch /etc/x) 2>&1; grep CapEff /proc/1/status")
+    assert said.splitlines()[0] == "10001"
+    assert "Read-only file system" in said
+    assert said.split()[-1] == "0" * 16
+    (found,) = json.loads(run("docker", "inspect", container))
+    assert found["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"]
+    assert found["HostConfig"]["Memory"] > 0
+
+
+def test_the_aggregators_image_has_no_torch(stack: Stack) -> None:
+    program = "import importlib.util as u; print([name for name in ('torch', 'transformers', 'pip') if u.find_spec(name)])"
+    assert stack.python(stack.containers("aggregator")[0], program).strip() == "[]"
+    sizes = [
+        int(run("docker", "image", "inspect", "--format", "{{.Size}}", image))
+        for image in ("ifed-icl/aggregator:0.1.0", "python:3.11-slim")
+    ]
+    assert sizes[0] - sizes[1] < 350_000_000
+
+
+def test_no_secret_is_in_a_containers_configuration_or_log(stack: Stack) -> None:
+    secrets = [stack.secret(path.name) for path in stack.secrets.iterdir() if path.is_file()]
+    for container in stack.compose("ps", "--all", "--quiet").split():
+        seen = run("docker", "inspect", container) + run("docker", "logs", container, streams=subprocess.STDOUT)
+        assert not [secret for secret in secrets if secret in seen], f"a secret is in what {container} shows"
+
+
+def test_the_proxy_speaks_tls_with_the_certificate_that_it_is_given(stack: Stack, tmp_path: Path) -> None:
+    both = stack.secrets / "tls" / "localhost.pem"
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *subject,
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    )
+    both.write_text(certificate.read_text() + key.read_text())
+    both.chmod(0o644)
+    stack.choose(PROXY_TLS="on")
+    stack.compose("up", "--detach", "--wait", "proxy")
+    port = next(line for line in stack.env_file.read_text().splitlines() if line.startswith("AGGREGATOR_TLS_PORT=")).split("=")[1]
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with httpx.Client(verify=trusted, timeout=10) as client:
+        until("HTTPS answers", lambda: client.get(f"https://127.0.0.1:{port}/readyz").status_code == httpx.codes.OK)
+        assert "Strict-Transport-Security" in client.get(f"https://127.0.0.1:{port}/readyz").headers
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"), httpx.Client(timeout=10) as stranger:
+        stranger.get(f"https://127.0.0.1:{port}/readyz")
