@@ -128,6 +128,9 @@ class NotingStore:
     def __init__(self, store: Store, clock: Clock, told: Told) -> None:
         self._store, self._clock, self._told = store, clock, told
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
     @asynccontextmanager
     async def work(self) -> AsyncIterator[Work]:
         async with self._store.work() as work:

@@ -65,7 +65,7 @@ async def test_both_replicas_serve_one_task_to_its_end(replicas: tuple[Deploymen
 
 async def test_a_deadline_fires_once_whoever_notices(replicas: tuple[Deployment, Deployment]) -> None:
     one, two = replicas
-    await one.started(deadline_seconds=0.5, quorum=1, rounds=1)
+    await one.started(deadline_seconds=2.0, quorum=1, rounds=1)
     (a, _silent) = await one.clients("a", "b")
     await a.contribute(await a.assignment(TASK, wait=5))
     await one.until_round(1, RoundState.CLOSED)
