@@ -15,7 +15,7 @@ from ifed.states import RoundKind
 from ifed.tasks import Policy
 from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
 from services.aggregator.domain import Round
-from services.aggregator.tally import Start, Summed, Tally
+from services.aggregator.tally import ContextTally, Start, Summed, Tally
 
 TASK = "benchmark"
 ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
@@ -53,9 +53,12 @@ class Wire:
 
     def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
         """The global context vector, and the bytes of its body."""
-        body = self._sum(RoundKind.CONTEXT, Policy(clients_expected=len(bodies)), bodies, None).body
-        assert body is not None
-        return read_context(TensorBody.from_bytes(body)), len(body)
+        tally = ContextTally(TASK, 1, Policy(clients_expected=len(bodies)))
+        for rank, body in enumerate(bodies):
+            tally.add(f"client-{rank:02}", _weight(body), body)
+        made = tally.summed().body
+        assert made is not None
+        return read_context(TensorBody.from_bytes(made)), len(made)
 
     def calibration(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> Summed:
         """What a calibration round of the aggregator gives."""
