@@ -17,8 +17,8 @@ from ifed.errors import Conflict, Malformed, NotFound
 from ifed.tensors import digest_of
 from services.aggregator.backstage import Backstage
 from services.aggregator.matching import keep_sketch
-from services.aggregator.plan import promoted
 from services.aggregator.ports import Work
+from services.aggregator.promoting import promote
 from services.aggregator.records import Aggregate, FederatedTask
 from services.aggregator.summing import sum_context
 from services.aggregator.tally import Summed
@@ -73,7 +73,7 @@ class Revising:
             await work.aggregates.add_context(_head(task, version, number, summed, now), summed.body)
             await keep_sketch(work, task, summed.sketch)
             if task.served is None:  # it may be so because the last version could not be made
-                task.served = promoted(task, await work.rounds.evaluations(task.name))
+                await promote(work, task)
             await _settle(work, task, claimed.context_changes)
         return version
 
