@@ -6,6 +6,8 @@ from services.aggregator.plan import promoted
 from services.aggregator.ports import Work
 from services.aggregator.records import FederatedTask
 
+VOID = "its context vector cannot be made without those who withdrew"
+
 
 async def promote(work: Work, task: FederatedTask) -> None:
     """Serve the version that the policy names, or nothing."""

@@ -109,6 +109,7 @@ async def test_a_context_vector_that_changes_after_the_end_and_one_that_cannot_b
         ("adapter.promoted", 1),
     ]
     assert "without those who withdrew" in str(withdrawn.reason)
+    assert after[-1].reason is None
 
 
 async def held(made: Listening, streams: int) -> None:

@@ -104,11 +104,16 @@ async def test_what_somebody_took_back_is_served_by_no_round_and_no_rollback() -
     await service.closing.run_due()
     assert (world.state(2), world.store.rows.tasks[TASK].served) == (RoundState.CLOSED, None)
     assert (await service.history.rollback(TASK, 0)).served is None
+    resumed = await service.administration.resume(TASK)
+    assert (resumed.state, len(world.store.rows.rounds)) == (TaskState.PAUSED, 2)
+    assert str(resumed.reason).startswith("its context vector cannot be made without those who withdrew")
     world.store.rows.parties["b"] = party("b")
     await service.participation.join(TASK, "b", join_request())
     await service.additions.add(TASK, "b", context_body(3.0))
     await service.revising.run_due()
     assert (world.store.rows.tasks[TASK].served, versions(world)[-1]) == (0, (2, 2, 3.0))
+    resumed = await service.administration.resume(TASK)
+    assert (resumed.state, resumed.reason, len(world.store.rows.rounds)) == (TaskState.RUNNING, None, 3)
 
 
 async def test_a_failed_task_takes_no_additions() -> None:
