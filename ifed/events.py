@@ -25,7 +25,9 @@ class EventKind(StrEnum):
     ROUND_CLOSED = "round.closed"
     ROUND_FAILED = "round.failed"
     ROUND_CANCELLED = "round.cancelled"
+    CONTEXT_REVISED = "context.revised"
     ADAPTER_PROMOTED = "adapter.promoted"
+    ADAPTER_WITHDRAWN = "adapter.withdrawn"
 
 
 class DeliveryState(StrEnum):
@@ -45,7 +47,9 @@ class Event(Message):
     task: Name = Field(examples=["sentiment"])
     round: int | None = Field(None, description="number of the round, by what happens to rounds")
     round_kind: RoundKind | None = None
-    version: int | None = Field(None, description="the coefficients that a closed round made, or that are served from now on")
+    version: int | None = Field(
+        None, description="of what the event is about: coefficients, or the context vector that was revised"
+    )
     reason: str | None = Field(None, description="why, where it did not go as planned")
 
 

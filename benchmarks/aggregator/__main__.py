@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.aggregator import flower
 from benchmarks.aggregator.federation import Federation, Payload
-from benchmarks.aggregator.figures import Figures, medians, percentile, table
+from benchmarks.aggregator.figures import Figures, goals, medians, percentile, table
 from benchmarks.aggregator.stack import running
 from benchmarks.aggregator.wire import connected
 from tests.factories import ADMIN_TOKEN
@@ -87,7 +87,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="counts for 18x2x640")
     parser.add_argument("--large", type=int, nargs="*", default=[10, 100, 1000], help="counts for 32x2x4096")
     parser.add_argument(
-        "--flower", type=int, nargs="*", default=[5, 10, 20], help="counts to try on Flower; it ends at the first that fails"
+        "--flower",
+        type=int,
+        nargs="*",
+        default=[5, 10, 20],
+        help="counts to try on Flower, and here beside it; it ends at the first that fails",
     )
     parser.add_argument(
         "--flower-venv", type=Path, default=Path(".cache/flower"), help="where Flower's own environment is or is made"
@@ -105,15 +109,20 @@ def main() -> None:
     found = [several(SMALL, clients, options) for clients in options.clients]
     found += [several(LARGE, clients, options) for clients in options.large]
     steady = [paced(options.connections) for _ in range(options.runs)] if options.clients else []
-    found += flower.measured(options.flower, options.flower_venv, SMALL, ROUNDS, options.flower_minutes * 60)
+    theirs = flower.measured(options.flower, options.flower_venv, SMALL, ROUNDS, options.flower_minutes * 60)
+    found += [several(SMALL, one.clients, options) for one in theirs if one.clients not in options.clients]
+    found += theirs
     print(f"\n{table(found)}")
     for one in steady:
         print(f"updates at {one['per_second']:.0f}/s: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms")
+    reached = goals(found, steady)
+    for goal in reached:
+        print(f"{goal.goal}: {'not measured' if goal.met is None else goal.measured}{'' if goal.met is not False else ', not met'}")
     if options.json is not None:
         machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
         machine |= {"load_after": os.getloadavg()[0], "at": time.strftime("%Y-%m-%d")}
-        figures = {"machine": machine, "runs": [asdict(one) for one in found], "paced": steady}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        told = {"runs": [asdict(one) for one in found], "paced": steady, "goals": [asdict(one) for one in reached]}
+        options.json.write_text(json.dumps({"machine": machine} | told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a benchmark found, its medians and its table. Measures nothing."""
+"""What a benchmark found: its medians, its table, and whether each goal is met. Measures nothing."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -49,6 +49,37 @@ def medians(runs: Sequence[Figures]) -> Figures:
     }
     rounds = [statistics.median(took) for took in zip(*(run.round_seconds for run in runs), strict=True)]
     return Figures(first.system, first.payload, first.clients, **middle, round_seconds=rounds, runs=len(runs))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was to be reached, and what was; nothing where it was not measured."""
+
+    goal: str
+    measured: str | None = None
+    met: bool | None = None
+
+
+def goals(found: Sequence[Figures], steady: Sequence[Mapping[str, float]]) -> list[Goal]:
+    """The goals of this benchmark. Flower is held against ours at the largest count it got through."""
+    faster, waits, memory = (
+        "5 times Flower's contributions/s",
+        "p99 of an update under 50 ms at 100/s",
+        "10,000 clients under 600 MB",
+    )
+    made = [Goal(faster), Goal(waits), Goal(memory)]
+    flower = max((one for one in found if one.system == "flower"), key=lambda one: one.clients, default=None)
+    ours = {(one.payload, one.clients): one for one in found if one.system == "ifed"}
+    if flower is not None and (same := ours.get((flower.payload, flower.clients))) is not None:
+        ratio = same.contributions_per_second / flower.contributions_per_second
+        made[0] = Goal(faster, f"{ratio:.1f} times at {flower.clients}", ratio >= 5)
+    if steady:
+        p99 = statistics.median(one["p99_ms"] for one in steady)
+        made[1] = Goal(waits, f"{p99:.1f} ms", p99 < 50)
+    peaks = [one.peak_megabytes for (_, clients), one in ours.items() if clients == 10_000 and one.peak_megabytes is not None]
+    if peaks:
+        made[2] = Goal(memory, f"{max(peaks):.0f} MB", max(peaks) < 600)
+    return made
 
 
 def table(found: Sequence[Figures]) -> str:

@@ -14,8 +14,8 @@ from services.aggregator.backstage import Backstage
 from services.aggregator.domain import Round
 from services.aggregator.matching import keep_sketch, warm_start
 from services.aggregator.opening import open_next
-from services.aggregator.plan import promoted
 from services.aggregator.ports import Work
+from services.aggregator.promoting import promote
 from services.aggregator.records import Aggregate, FederatedTask
 from services.aggregator.summing import sum_up
 from services.aggregator.tally import Summed, first_coefficients
@@ -86,7 +86,7 @@ class Closing:
             produced = await _keep(work, task, round_, summed, now)
             round_.close(now, produced=produced, evaluation=summed.evaluation)
             await work.rounds.save(round_)
-            task.served = promoted(task, await work.rounds.evaluations(task.name))
+            await promote(work, task)
             opened = await open_next(work, task, now)
             await work.commit()
         return [round_] if opened is None else [round_, opened]

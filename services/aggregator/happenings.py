@@ -7,7 +7,7 @@ from datetime import datetime
 from ifed.events import EventKind
 from ifed.states import RoundState, TaskState
 from services.aggregator.domain import Round
-from services.aggregator.records import FederatedTask, Happening
+from services.aggregator.records import Aggregate, FederatedTask, Happening
 
 OF_ROUND = {
     RoundState.OPEN: EventKind.ROUND_OPENED,
@@ -38,11 +38,18 @@ def of_task(before: tuple[TaskState, int | None] | None, after: FederatedTask, a
     found = []
     if after.served is not None and after.served != served:
         found.append(Happening(EventKind.ADAPTER_PROMOTED, at, after.name, version=after.served, reason=after.reason))
+    if after.served is None and served is not None:
+        found.append(Happening(EventKind.ADAPTER_WITHDRAWN, at, after.name, version=served, reason=after.reason))
     if after.state is not state:
         resumed = (state, after.state) == (TaskState.PAUSED, TaskState.RUNNING)
         kind = EventKind.TASK_RESUMED if resumed else OF_TASK[after.state]
         found.append(Happening(kind, at, after.name, version=after.served, reason=after.reason))
     return found
+
+
+def of_context(made: Aggregate, at: datetime) -> list[Happening]:
+    """What it is that a context vector is there; the closing of its round tells of the first."""
+    return [] if made.version == 1 else [Happening(EventKind.CONTEXT_REVISED, at, made.task, version=made.version)]
 
 
 def of_deletion(task: str, at: datetime) -> list[Happening]:

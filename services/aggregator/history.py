@@ -17,6 +17,7 @@ from services.aggregator.administration import task_info
 from services.aggregator.backstage import Backstage
 from services.aggregator.domain import Round
 from services.aggregator.ports import Work
+from services.aggregator.promoting import may_serve
 from services.aggregator.records import Aggregate, LedgerLine, Part
 from services.aggregator.summing import sum_context, sum_up
 from services.aggregator.tally import Summed
@@ -50,6 +51,8 @@ class History:
                 await work.rounds.save(cancelled)
             await work.aggregates.withdraw_after(name, version, now)
             task.roll_back(version, head.calibrated)
+            if not await may_serve(work, task):
+                task.served = None
             await work.tasks.save(task)
             await work.commit()
         await log.ainfo("rolled back", task=name, version=version)

@@ -1,4 +1,4 @@
-"""A store that writes down what happens to tasks and rounds, in the transaction that makes it true. Adds nothing else to the store it wraps."""
+"""A store that writes down what happens to tasks, rounds and context vectors, in the transaction that makes it true. Adds nothing else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from ifed.states import RoundState, TaskState
 from services.aggregator.domain import Round
-from services.aggregator.happenings import of_deletion, of_round, of_task
-from services.aggregator.ports import Rounds, Store, Tasks, Work
-from services.aggregator.records import FederatedTask, Happening
+from services.aggregator.happenings import of_context, of_deletion, of_round, of_task
+from services.aggregator.ports import Aggregates, Rounds, Store, Tasks, Work
+from services.aggregator.records import Aggregate, FederatedTask, Happening
 
 Clock = Callable[[], datetime]
 Told = Callable[[Sequence[Happening]], Awaitable[None]]
@@ -87,12 +87,28 @@ class NotingRounds:
         self._before[key] = round_.state
 
 
+class NotingAggregates:
+    """Aggregates, and the context vectors that became others."""
+
+    def __init__(self, aggregates: Aggregates, clock: Clock) -> None:
+        self._aggregates, self._clock = aggregates, clock
+        self.happened: list[Happening] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._aggregates, name)
+
+    async def add_context(self, aggregate: Aggregate, body: bytes) -> None:
+        await self._aggregates.add_context(aggregate, body)
+        self.happened += of_context(aggregate, self._clock())
+
+
 class NotingWork:
     """One transaction that ends with writing down what happened in it, and for which webhooks."""
 
     def __init__(self, work: Work, clock: Clock) -> None:
         self._work, self._clock = work, clock
         self.tasks, self.rounds = NotingTasks(work.tasks, clock), NotingRounds(work.rounds, clock)
+        self.aggregates = NotingAggregates(work.aggregates, clock)
         self.kept: list[Happening] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -102,11 +118,11 @@ class NotingWork:
         # Rounds before tasks: a task fails or finishes, and an adapter is promoted, because of a round. What opened is told last.
         opened = [one for one in self.rounds.happened if one.kind.endswith(".opened")]
         ended = [one for one in self.rounds.happened if one not in opened]
-        happened = [*ended, *self.tasks.happened, *opened]
+        happened = [*ended, *self.aggregates.happened, *self.tasks.happened, *opened]
         kept = await self._keep(happened) if happened else []
         await self._work.commit()
         self.kept += kept
-        self.rounds.happened, self.tasks.happened = [], []
+        self.rounds.happened, self.aggregates.happened, self.tasks.happened = [], [], []
 
     async def _keep(self, happened: Sequence[Happening]) -> list[Happening]:
         kept = await self._work.events.add(happened)

@@ -6,8 +6,9 @@ from datetime import datetime
 
 from ifed.states import RoundKind, TaskState
 from services.aggregator.domain import Round
-from services.aggregator.plan import attempt_after, clients_needed, early_end, next_step, open_round, promoted, seed_of
+from services.aggregator.plan import attempt_after, clients_needed, early_end, next_step, open_round, seed_of
 from services.aggregator.ports import Work
+from services.aggregator.promoting import VOID, may_serve, promote
 from services.aggregator.records import FederatedTask
 from services.aggregator.sampling import sample
 
@@ -30,7 +31,10 @@ async def _open(work: Work, task: FederatedTask, newest: Round | None, now: date
     step = next_step(task, newest, evaluations)
     if step is None:
         task.finish(early_end(task))
-        task.served = promoted(task, evaluations)
+        await promote(work, task)
+        return None
+    if task.version is not None and not await may_serve(work, task):
+        task.hold(f"{VOID}; resume it when others have brought theirs")
         return None
     members = [member.client for member in await work.memberships.of_task(task.name)]
     if len(members) < clients_needed(task.spec.policy, newest):

@@ -126,7 +126,7 @@ class Happening:
     """Something that happened to a task or a round.
 
     Attributes:
-        version: the coefficients that a round made, or that are served from now on.
+        version: the coefficients that a round made, that are served from now on or no more, or the context vector that was revised.
         number: counts what happened, in the order of its commits; None until it is kept.
     """
 

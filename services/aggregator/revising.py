@@ -17,8 +17,8 @@ from ifed.errors import Conflict, Malformed, NotFound
 from ifed.tensors import digest_of
 from services.aggregator.backstage import Backstage
 from services.aggregator.matching import keep_sketch
-from services.aggregator.plan import promoted
 from services.aggregator.ports import Work
+from services.aggregator.promoting import VOID, may_serve, promote
 from services.aggregator.records import Aggregate, FederatedTask
 from services.aggregator.summing import sum_context
 from services.aggregator.tally import Summed
@@ -69,11 +69,13 @@ class Revising:
             task = await _behind(work, claimed)
             if task is None:
                 return None
+            void = not await may_serve(work, task)  # since the last version could not be made
             version = (await work.aggregates.context(task.name)).version + 1
             await work.aggregates.add_context(_head(task, version, number, summed, now), summed.body)
             await keep_sketch(work, task, summed.sketch)
-            if task.served is None:  # it may be so because the last version could not be made
-                task.served = promoted(task, await work.rounds.evaluations(task.name))
+            if void:
+                task.reason = None
+                await promote(work, task)
             await _settle(work, task, claimed.context_changes)
         return version
 
@@ -83,7 +85,7 @@ class Revising:
             task = await _behind(work, claimed)
             if task is None:
                 return
-            said = f"its context vector cannot be made without those who withdrew: {reason}"
+            said = f"{VOID}: {reason}"
             task.hold(said)
             task.served, task.reason = None, said
             await _settle(work, task, claimed.context_changes)

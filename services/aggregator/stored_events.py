@@ -113,8 +113,8 @@ class StoredWebhooks:
     async def settle(self, name: str, delivery: Delivery, until: datetime) -> None:
         said = {name: getattr(delivery, name) for name in ("attempts", "next_at", "status", "error", "delivered_at")}
         mine = and_(deliveries.c.webhook == name, deliveries.c.event == delivery.happening.number)
+        await self._hold(name, until)  # locks the webhook first, as its removal does
         await self._connection.execute(update(deliveries).where(mine).values(state=delivery.state.value, **said))
-        await self._hold(name, until)
 
     async def deliveries(self, name: str, after: int, limit: int) -> list[Delivery]:
         return await self._deliveries(and_(deliveries.c.webhook == name, deliveries.c.event > after), limit)

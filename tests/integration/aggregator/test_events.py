@@ -18,7 +18,7 @@ from ifed.errors import Forbidden, Malformed
 from ifed.events import Event
 from services.aggregator.repository import connect
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN, join_request, spec
+from tests.factories import ADMIN_TOKEN, context_body, join_request, spec
 from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
 from tests.integration.aggregator.listening import Listening, listening
 from tests.servers import free_port
@@ -86,6 +86,30 @@ async def test_whoever_listens_is_told_a_task_from_its_definition_to_its_end(ser
     assert [event.number for event in events] == list(range(1, len(PLAN) + 1))
     assert {event.task for event in events} == {TASK}
     assert [event.version for event in events if event.kind == "adapter.promoted"] == [0, 1]
+
+
+async def test_a_context_vector_that_changes_after_the_end_and_one_that_cannot_be_made_are_told(served: Listening) -> None:
+    await run_a_task(served)
+    async with served.admin() as admin:
+        name = (await admin.task(TASK)).members[0].client
+        token = (await admin.rotate(name)).token
+        async with AggregatorClient(served.url, token) as one:
+            await one.add_context(TASK, context_body(4.0, examples=2))
+            (revised,) = await first(admin.events(after=len(PLAN)), 1)
+            await one.withdraw(TASK)
+            (withdrawn,) = await first(admin.events(after=revised.number), 1)
+            token = (await admin.enrol("late")).token
+            async with SimulatedClient(served.app, "late", token, value=3.0, examples=1) as late:
+                await late.run(TASK)
+            after = await first(admin.events(after=withdrawn.number), 2)
+    assert [(one.kind, one.version) for one in (revised, withdrawn, *after)] == [
+        ("context.revised", 2),
+        ("adapter.withdrawn", 1),
+        ("context.revised", 3),
+        ("adapter.promoted", 1),
+    ]
+    assert "without those who withdrew" in str(withdrawn.reason)
+    assert after[-1].reason is None
 
 
 async def held(made: Listening, streams: int) -> None:

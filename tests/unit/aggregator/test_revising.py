@@ -12,9 +12,10 @@ from ifed.errors import WrongState
 from ifed.states import RoundState, TaskState
 from ifed.tensors import TensorBody
 from services.aggregator.combination import Combination
+from services.aggregator.intake import read_update_body
 from services.aggregator.service import Aggregator
 from services.aggregator.tally import ContextTally
-from tests.factories import context_body, join_request, party, policy, spec
+from tests.factories import context_body, join_request, party, policy, spec, update_body
 from tests.unit.aggregator.test_closing import CLAIM_SECONDS, World, send_context
 
 TASK = "sentiment"
@@ -92,6 +93,27 @@ async def test_a_rule_that_lacks_clients_serves_nothing_and_goes_on_when_they_co
     await service.additions.add(TASK, "d", context_body(1.0))
     await service.revising.run_due()
     assert (world.store.rows.tasks[TASK].served, versions(world)[-1][:2]) == (0, (2, 2))
+
+
+async def test_what_somebody_took_back_is_served_by_no_round_and_no_rollback() -> None:
+    world = World()
+    service = await gathered(world, "a", serve="latest", rounds=1)
+    await service.participation.submit(TASK, 2, "a", update_body(), read_update_body)
+    await service.additions.withdraw(TASK, "a")
+    await service.revising.run_due()
+    await service.closing.run_due()
+    assert (world.state(2), world.store.rows.tasks[TASK].served) == (RoundState.CLOSED, None)
+    assert (await service.history.rollback(TASK, 0)).served is None
+    resumed = await service.administration.resume(TASK)
+    assert (resumed.state, len(world.store.rows.rounds)) == (TaskState.PAUSED, 2)
+    assert str(resumed.reason).startswith("its context vector cannot be made without those who withdrew")
+    world.store.rows.parties["b"] = party("b")
+    await service.participation.join(TASK, "b", join_request())
+    await service.additions.add(TASK, "b", context_body(3.0))
+    await service.revising.run_due()
+    assert (world.store.rows.tasks[TASK].served, versions(world)[-1]) == (0, (2, 2, 3.0))
+    resumed = await service.administration.resume(TASK)
+    assert (resumed.state, resumed.reason, len(world.store.rows.rounds)) == (TaskState.RUNNING, None, 3)
 
 
 async def test_a_failed_task_takes_no_additions() -> None:
