@@ -54,9 +54,20 @@ def configure(level: str = "INFO", *, stream: TextIO | None = None, json_lines: 
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for chatty in ("httpx", "httpcore", "alembic", "aiosqlite", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    hush_imports()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def hush_imports() -> None:
+    """Keep off the error stream what torchao says as it is imported, which transformers does wherever it is installed.
+
+    It warns of kernels for other hardware and of its own use of torch, neither of which whoever runs this can change. To be called
+    before torch is imported.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

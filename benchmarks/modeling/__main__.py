@@ -74,6 +74,7 @@ def _told(given: argparse.Namespace) -> list[str]:
     """The arguments that change what is measured; folders are the caller's own."""
     return [
         "--data FOLDER",
+        *([] if given.models == sorted(CATALOG) else [f"--models {' '.join(given.models)}"]),
         f"--texts {given.texts}",
         f"--repetitions {given.repetitions}",
         f"--pairs {given.pairs}",

@@ -8,7 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.serving.measuring import measure_all
+from benchmarks.serving.measuring import COMPARED, measure_all
 from benchmarks.serving.report import goals, machine, table
 
 
@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
     parser.add_argument("--out", type=Path, default=Path("benchmark-serving.json"))
     options = parser.parse_args()
+    if missing := set(COMPARED) - set(options.callers):
+        parser.error(f"the goals stand at {COMPARED[0]} and {COMPARED[1]} callers; --callers lacks {sorted(missing)}")
     with tempfile.TemporaryDirectory() as folder:
         rows, half = asyncio.run(measure_all(options, Path(folder)))
     found = {

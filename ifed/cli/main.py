@@ -13,6 +13,7 @@ from ifed import __version__
 from ifed.cli import classify, clients, demo, events, export, ledger, models, webhooks
 from ifed.cli.session import console, error_console
 from ifed.errors import IFedError
+from ifed.logs import hush_imports
 
 app = typer.Typer(
     name="ifed",
@@ -45,6 +46,7 @@ def _complain(name: str, words: str) -> NoReturn:
 
 def main() -> None:
     """Entry point of the `ifed` script."""
+    hush_imports()
     try:
         app()
     except IFedError as refusal:

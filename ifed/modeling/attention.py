@@ -85,7 +85,8 @@ def attend(
         return found
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if rows.keep is not None:
-        rows.keep.keys[layer], rows.keep.values[layer] = key, value
+        # Copies, since a family that projects all three at once gives views, and they would keep the queries too.
+        rows.keep.keys[layer], rows.keep.values[layer] = key.clone(), value.clone()
     grouped, outputs = query.shape[1] != key.shape[1], []
     parts = (part.split(rows.lengths, 2) for part in (query, key, value))
     for before, one, keys, values in zip(rows.before, *parts, strict=True):

@@ -50,7 +50,7 @@ def context_vector(
 
     def run(group: list[int]) -> None:
         batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
-        with mlp_at_wanted(lm, batch, max(layers)), capture(lm, layers, batch=batch, stop=True) as captured:
+        with capture(lm, layers, batch=batch, stop=True) as captured, mlp_at_wanted(lm, batch, max(layers)):
             final_hidden(lm, batch)
         sums[tuple(group)] = captured.stacked().to(torch.float64).sum(0).cpu()
         if progress is not None:

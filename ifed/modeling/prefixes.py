@@ -23,7 +23,7 @@ class Prefixes:
 
     Args:
         lasting: it serves call after call, so that a prefix pays though only one row needs it now.
-        limit: bytes that are kept; beyond, all are forgotten.
+        limit: bytes that are kept; beyond, all are forgotten. A prefix that is larger by itself is used and not kept.
     """
 
     def __init__(self, lm: LanguageModel, *, lasting: bool = False, limit: int = LIMIT) -> None:
@@ -42,19 +42,27 @@ class Prefixes:
         if not self.used:
             return list(rows)
         keys = [(id(injection), row.ids[: row.shared]) for row, injection in zip(rows, injections, strict=True)]
-        count, found = Counter(keys), []
+        count, now, found = Counter(keys), dict[tuple[int, tuple[int, ...]], Prefix](), []
         for key, row, injection in zip(keys, rows, injections, strict=True):
-            kept = self._bare if injection is None else self._kept.setdefault(injection, {})
-            prefix = kept.get(key[1])
+            prefix = now.get(key) or self._of(injection).get(key[1])
             if prefix is None and row.shared and (self._lasting or (count[key] - 1) * row.shared >= LEAST_SAVED):
                 prefix = self._run(key[1], injection)
-                if self.nbytes + prefix.nbytes > self._limit:
-                    self._bare.clear()
-                    self._kept.clear()
-                    kept = self._bare if injection is None else self._kept.setdefault(injection, {})
-                kept[key[1]] = prefix
+                self._keep(key[1], injection, prefix)
+            if prefix is not None:
+                now[key] = prefix
             found.append(row if prefix is None else row.after(prefix))
         return found
+
+    def _of(self, injection: Injection | None) -> dict[tuple[int, ...], Prefix]:
+        return self._bare if injection is None else self._kept.setdefault(injection, {})
+
+    def _keep(self, ids: tuple[int, ...], injection: Injection | None, prefix: Prefix) -> None:
+        if prefix.nbytes > self._limit:
+            return
+        if self.nbytes + prefix.nbytes > self._limit:
+            self._bare.clear()
+            self._kept.clear()
+        self._of(injection)[ids] = prefix
 
     def _run(self, ids: tuple[int, ...], injection: Injection | None) -> Prefix:
         prefix = Prefix(len(ids), {}, {})

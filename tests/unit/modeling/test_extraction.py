@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifed.errors import Malformed
+from ifed.errors import LayoutMismatch, Malformed
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
 from ifed.tensors import ContextVector
@@ -88,3 +88,10 @@ def test_no_examples_is_a_refusal() -> None:
     prompts = template(lm)
     with pytest.raises(Malformed, match="there are none"):
         context_vector(lm, prompts, prompts.labels(["positive", "negative"]), [], layers=ALL)
+
+
+def test_a_layer_the_model_does_not_have_is_a_refusal() -> None:
+    lm = build()
+    prompts = template(lm)
+    with pytest.raises(LayoutMismatch, match="layers 0 to 2"):
+        context_vector(lm, prompts, prompts.labels(["positive", "negative"]), examples(), layers=[0, 3])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
@@ -125,6 +126,27 @@ def test_no_more_is_kept_than_the_limit() -> None:
         assert 0 < small.nbytes <= one.nbytes + one.nbytes // 2
 
 
+def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_kept() -> None:
+    lm = build()
+    small = Prefixes(lm, lasting=True, limit=1)
+    with counting(lm) as seen:
+        found = score(lm, items(lm, None)[:2], prefixes=small, token_budget=10_000)
+    assert len(seen) == 2, "the prefix once, the rows after it"
+    assert small.nbytes == 0
+    np.testing.assert_allclose(np.stack(found), np.stack(score(plain(lm), items(lm, None)[:2])), rtol=1e-3, atol=1e-3)
+
+
+@families
+def test_a_kept_prefix_holds_no_more_memory_than_it_says(family: str) -> None:
+    lm = build(family)
+    prefixes = Prefixes(lm, lasting=True)
+    score(lm, items(lm, None)[:1], prefixes=prefixes)
+    parts = [part for one in prefixes._bare.values() for kept in (one.keys, one.values) for part in kept.values()]
+    assert prefixes.used == (family != "gemma2")
+    assert len(parts) == (6 if prefixes.used else 0)
+    assert sum(part.untyped_storage().nbytes() for part in parts) == prefixes.nbytes
+
+
 def test_a_prefix_that_saves_too_little_is_not_run_by_itself() -> None:
     lm = build()
     with counting(lm) as seen:
@@ -209,3 +231,26 @@ def test_backward_keeps_no_weights_gradient_and_records_no_layer_below_the_first
         hook.remove()
     assert recorded == [False, True, True]
     assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+def test_backward_keeps_no_input_of_a_frozen_projection() -> None:
+    lm = build()
+    prompts = template(lm)
+    client = Calibrator(lm, prompts, prompts.labels(LABELS), examples(labels=3), random_context(3), ALL)
+    projections = [module for layer in lm.family.layers(lm.model) for module in layer.modules() if isinstance(module, nn.Linear)]
+
+    def inputs_kept() -> int:
+        entered: list[torch.Tensor] = []  # held, so that no memory is used a second time
+        saved: list[torch.Tensor] = []
+        hooks = [one.register_forward_pre_hook(lambda _module, given: entered.append(given[0])) for one in projections]
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+            client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+        for hook in hooks:
+            hook.remove()
+        assert len(entered) >= len(projections)
+        places = {tensor.untyped_storage().data_ptr() for tensor in saved}
+        return sum(tensor.untyped_storage().data_ptr() in places for tensor in entered)
+
+    assert inputs_kept() == 0
+    lm.family.layers(lm.model)[1].get_submodule("mlp.down_proj").weight.requires_grad_(True)
+    assert inputs_kept() == 1, "with a weight to train it would be"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -48,3 +49,12 @@ def test_away_from_a_terminal_every_line_is_one_json_object() -> None:
         "level": "info",
         "timestamp": "",
     }
+
+
+@pytest.mark.parametrize("library", ["torchao", "torch.utils._pytree"])
+def test_what_torchao_warns_of_as_it_is_imported_is_not_shown_and_its_errors_are(library: str) -> None:
+    logger = logging.getLogger(library)
+    logger.setLevel(logging.NOTSET)
+    configure("INFO", stream=io.StringIO())
+    assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.ERROR)
