@@ -23,11 +23,12 @@ class Prefixes:
 
     Args:
         lasting: it serves call after call, so that a prefix pays though only one row needs it now.
+        least: tokens of the shortest prefix that is cut off; rows after a prefix take a slower kernel than whole ones.
         limit: bytes that are kept; beyond, all are forgotten. A prefix that is larger by itself is used and not kept.
     """
 
-    def __init__(self, lm: LanguageModel, *, lasting: bool = False, limit: int = LIMIT) -> None:
-        self._lm, self._lasting, self._limit = lm, lasting, limit
+    def __init__(self, lm: LanguageModel, *, lasting: bool = False, least: int = 1, limit: int = LIMIT) -> None:
+        self._lm, self._lasting, self._least, self._limit = lm, lasting, least, limit
         self.used = lm.options.share_prefix and lm.by_rows
         self._bare: dict[tuple[int, ...], Prefix] = {}
         self._kept: weakref.WeakKeyDictionary[Injection, dict[tuple[int, ...], Prefix]] = weakref.WeakKeyDictionary()
@@ -45,7 +46,8 @@ class Prefixes:
         count, now, found = Counter(keys), dict[tuple[int, tuple[int, ...]], Prefix](), []
         for key, row, injection in zip(keys, rows, injections, strict=True):
             prefix = now.get(key) or self._of(injection).get(key[1])
-            if prefix is None and row.shared and (self._lasting or (count[key] - 1) * row.shared >= LEAST_SAVED):
+            pays = row.shared >= self._least and (self._lasting or (count[key] - 1) * row.shared >= LEAST_SAVED)
+            if prefix is None and pays:
                 prefix = self._run(key[1], injection)
                 self._keep(key[1], injection, prefix)
             if prefix is not None:

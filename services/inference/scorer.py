@@ -26,6 +26,7 @@ from services.inference.engine import Scores
 from services.inference.errors import EmptyText, TextTooLong
 
 Item = ScoringItem
+LEAST_SHARED = 16  # tokens of a template's beginning that are worth keeping: demonstrations, instructions, not a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Scorer:
 
     def __init__(self, model: LanguageModel, *, token_budget: int | None = None, max_tokens: int | None = None) -> None:
         self._model, self._max_tokens = model, max_tokens
-        self._prefixes = Prefixes(model, lasting=True)
+        self._prefixes = Prefixes(model, lasting=True, least=LEAST_SHARED)
         self.token_budget = token_budget or model.token_budget
         self.padded = layout_for(model) == "padded"
 

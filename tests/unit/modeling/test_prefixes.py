@@ -254,3 +254,12 @@ def test_backward_keeps_no_input_of_a_frozen_projection() -> None:
     assert inputs_kept() == 0
     lm.family.layers(lm.model)[1].get_submodule("mlp.down_proj").weight.requires_grad_(True)
     assert inputs_kept() == 1, "with a weight to train it would be"
+
+
+def test_a_prefix_shorter_than_what_is_worth_keeping_is_not_cut_off() -> None:
+    lm = build("llama")
+    rows = len(items(lm, injection(lm))[0].prompt.ids)
+    for least, passes in ((1, 2), (rows, 1)):
+        with counting(lm) as seen, torch.inference_mode():
+            score(lm, items(lm, injection(lm))[:1], token_budget=10_000, prefixes=Prefixes(lm, lasting=True, least=least))
+        assert len(seen) == passes

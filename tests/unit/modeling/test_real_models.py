@@ -114,7 +114,7 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> Non
     with torch.no_grad():
         rows = [torch.tensor(template(lm).demonstration(one.text, one.label, labels)) for one in examples]
         expected = torch.stack([by_hand(exact, ids) for ids in rows]).mean(0)
-    found = torch.from_numpy(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
+    found = torch.tensor(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
     far = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert float(far.max()) < 1e-3
 
