@@ -67,8 +67,12 @@ def _federation(binaries: Path, clients: int, payload: Payload, rounds: int, lim
             f'clients={clients} rounds={rounds} layers={payload.layers} hidden={payload.hidden} groups={payload.groups} out="{out}"'
         )
         run = [binaries / "flwr", "run", APP, "bench", "--run-config", said]
-        subprocess.run(run, env=own, check=True, capture_output=True, timeout=limit)
         end = time.monotonic() + limit
+        try:
+            subprocess.run(run, env=own, check=True, capture_output=True, timeout=limit)
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as reason:
+            print(f"flower: `flwr run` ended with {type(reason).__name__}", flush=True)
+            return None
         while not out.exists():
             if time.monotonic() > end:
                 return None
