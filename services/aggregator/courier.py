@@ -54,9 +54,10 @@ class Patience:
 
 
 class Courier:
-    """The background work of every replica; a webhook is served by one of them at a time, in the order of the events.
+    """The background work of every replica; a webhook is served by one of them at a time.
 
-    An event is sent at least once: a replica that dies between the answer and its commit leaves it to be sent again, under the same
+    Events go out in their order while the receiver takes them; after a failure a later one may come first, and the receiver goes by
+    their numbers. An event is sent at least once: a replica that dies between the answer and its commit leaves it to be sent again, under the same
     `webhook-id`.
     """
 

@@ -39,6 +39,7 @@ BEYOND_A_SCHEMA = {
     "POST /v1/tasks/{task}/start": "two sources of a warm start",
     "POST /v1/tasks/{task}/join": "a probe is base64 of as many numbers as the model has layers",
     "POST /v1/webhooks": "an address that leads nowhere or inside",
+    "POST /v1/tasks/{task}/context": "a safetensors file",
     "PUT /v1/tasks/{task}/rounds/{number}/context": "a safetensors file",
     "PUT /v1/tasks/{task}/rounds/{number}/update": "a safetensors file",
 }

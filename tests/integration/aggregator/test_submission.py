@@ -232,14 +232,15 @@ async def test_joining_again_takes_the_new_counts(embedded: Deployment) -> None:
         await one.join(TASK, join_request().model_copy(update={"label_counts": {"neutral": 3}}))
 
 
-async def test_a_finished_task_takes_no_new_client(embedded: Deployment) -> None:
+async def test_a_finished_task_takes_a_late_client_and_asks_for_its_part_of_the_context(embedded: Deployment) -> None:
     await embedded.started(clients_expected=1, rounds=1)
     (one,) = await embedded.clients("a")
     await one.run()
     late = await embedded.client("b")
-    with pytest.raises(WrongState):
-        await late.join_task()
+    await late.join_task()
+    assert (await late.assignment(TASK)).kind is AssignmentKind.ADDITION
     await one.join_task()
+    assert (await one.assignment(TASK)).kind is AssignmentKind.DONE
 
 
 async def test_no_token_and_no_value_is_in_the_log(embedded: Deployment, caplog: pytest.LogCaptureFixture) -> None:
