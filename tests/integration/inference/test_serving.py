@@ -145,10 +145,17 @@ class TestAnswers:
                     await client.models()
 
     async def test_the_log_and_the_metrics_tell_the_request_and_never_the_text(self, running: Running) -> None:
+        def accesses() -> list[str]:
+            lines = running.service.log.read_text().splitlines()
+            return [line for line in lines if '"logger": "access"' in line and "/v1/classify" in line and '"task"' in line]
+
+        before = len(accesses())
         async with InferenceClient(running.url, KEY) as client:
             await client.classify("sentiment", "a secret word: xylophone")
-        log = running.service.log.read_text()
-        (*_, last) = (json.loads(line) for line in log.splitlines() if '"logger": "access"' in line and "/v1/classify" in line)
+        async with asyncio.timeout(10):
+            while len(accesses()) == before:  # a line is written once its answer is sent
+                await asyncio.sleep(0.02)
+        log, last = running.service.log.read_text(), json.loads(accesses()[-1])
         assert (last["caller"], last["task"], last["status"], last["route"]) == ("tests", "sentiment", 200, "/v1/classify")
         async with httpx.AsyncClient() as http:
             shown = (await http.get(f"{running.url}/metrics")).text
