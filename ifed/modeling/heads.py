@@ -72,7 +72,11 @@ def _log_normaliser(lm: LanguageModel, hidden: Tensor) -> Tensor:
     return torch.cat([torch.logsumexp(vocabulary_logits(lm, part), dim=1) for part in hidden.split(NODES_AT_ONCE)])
 
 
+def softcap(lm: LanguageModel) -> float | None:
+    """Where Gemma 2 bends its final logits; a model that does not leaves the setting out, or empty."""
+    return getattr(lm.model.config, "final_logit_softcapping", None)
+
+
 def _capped(lm: LanguageModel, logits: Tensor) -> Tensor:
-    """Gemma 2 bends its final logits; a model that does not leaves the setting out, or empty."""
-    cap = getattr(lm.model.config, "final_logit_softcapping", None)
+    cap = softcap(lm)
     return logits if cap is None else torch.tanh(logits / cap) * cap

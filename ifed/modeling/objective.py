@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ifed.modeling.heads import vocabulary_logits
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.vocabulary import Offsets, cross_entropy
 
 SMOOTHING = 1.0
 
@@ -38,11 +38,11 @@ class Objective:
             truths: the label of each example.
         """
         steps = [(ids[:at], ids[at]) for ids in (self._labels.ids[truth] for truth in truths) for at in range(len(ids))]
-        logits = vocabulary_logits(self._lm, hidden)
-        if self._tau:
-            places = [(row, token, prior) for row, (node, _) in enumerate(steps) for token, prior in self._priors[node].items()]
-            rows, tokens, priors = zip(*places, strict=True)
-            index = (torch.tensor(rows, device=hidden.device), torch.tensor(tokens, device=hidden.device))
-            logits = logits.index_put(index, self._tau * logits.new_tensor(priors), accumulate=True)
         targets = torch.tensor([token for _, token in steps], device=hidden.device)
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return cross_entropy(self._lm, hidden, targets, self._offsets([node for node, _ in steps], hidden) if self._tau else None)
+
+    def _offsets(self, nodes: Sequence[tuple[int, ...]], hidden: Tensor) -> Offsets:
+        places = [(row, token, prior) for row, node in enumerate(nodes) for token, prior in self._priors[node].items()]
+        rows, tokens = (torch.tensor([place[part] for place in places], device=hidden.device) for part in (0, 1))
+        priors = hidden.new_tensor([prior for _, _, prior in places], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return Offsets(rows, tokens, self._tau * priors)
