@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--option-pairs", type=int, default=3, help="alternating pairs behind each option")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     given = parser.parse_args()
+    if min(given.pairs, given.option_pairs) < 2:
+        parser.error("quartiles need at least two pairs: raise --pairs and --option-pairs")
     found: dict[str, Any] = {
         "machine": _machine(),
         "command": " ".join(["python -m benchmarks.modeling", *_told(given)]),

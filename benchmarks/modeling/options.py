@@ -59,8 +59,8 @@ def loaded_otherwise(setting: Setting, name: str, cache: Path, *, pairs: int) ->
         try:
             other = load(name, cache=cache, options=chosen)
             moved = float(np.abs(np.exp(np.stack(score(other, _items(setting, other)))) - plain).max())
-        except IFedError as refusal:
-            found[words] = refusal.detail
+        except (IFedError, RuntimeError) as refusal:  # a compiler that fails, or is not there, is torch's RuntimeError
+            found[words] = str(refusal)
             continue
         found[words] = _ratio(partial(score, lm, given), partial(score, other, _items(setting, other)), pairs=pairs)
         found[f"{words}: largest change of a probability"] = moved
