@@ -3,115 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.compose.answers import Callers, since
-from tests.compose.conftest import OUTCOMES
 from tests.compose.receipts import Ledger, receipts
-from tests.compose.report import Outcome
+from tests.compose.scene import Scene, fault
 from tests.compose.stack import AGENTS, ORGANISATIONS, PROJECT, TASK, Stack, run, until
-
-
-@dataclass
-class Scene:
-    """What a fault works on."""
-
-    stack: Stack
-    admin: httpx.Client
-    callers: Callers
-    ledger: Ledger
-    struck: int = 0
-
-    def round(self, number: int) -> dict[str, Any]:
-        found: dict[str, Any] = self.admin.get(f"/v1/tasks/{TASK}/rounds/{number}").raise_for_status().json()
-        return found
-
-    def open_round(self) -> dict[str, Any] | None:
-        """The round that is open, if one is."""
-        place = self.admin.get(f"/v1/tasks/{TASK}").raise_for_status().json()["round"]
-        return place if place is not None and place["state"] == "open" else None
-
-    def under_way(self) -> int:
-        """Wait for an open calibration round that has some of its contributions; its number."""
-        found: list[int] = []
-
-        def seen() -> bool:
-            place = self.open_round()
-            if place is None or place["kind"] != "calibration":
-                return False
-            came = sum(client["contributed_at"] is not None for client in self.round(place["number"])["clients"])
-            found.append(place["number"])
-            return 0 < came < len(ORGANISATIONS)
-
-        until("a calibration round has some of its contributions", seen)
-        return found[-1]
-
-    def over(self, number: int) -> bool:
-        answer = self.admin.get(f"/v1/tasks/{TASK}/rounds/{number}")
-        return answer.status_code == httpx.codes.OK and answer.json()["state"] not in ("open", "aggregating")
-
-    def whole(self, moment: float) -> bool:
-        """A round that opened after `moment` has closed with everyone in it, and a text was classified since."""
-        place = self.admin.get(f"/v1/tasks/{TASK}").raise_for_status().json()["round"]
-        if place is None:
-            return False
-        for number in range(place["number"], max(0, place["number"] - 4), -1):
-            one = self.round(number)
-            opened = datetime.fromisoformat(one["opened_at"]).timestamp() > moment
-            everyone = sum(client["contributed_at"] is not None for client in one["clients"]) == len(ORGANISATIONS)
-            if opened and everyone and one["state"] == "closed":
-                return since(self.callers.seen.answered, moment) > 0
-        return False
 
 
 @pytest.fixture
 def scene(stack: Stack, admin: httpx.Client, callers: Callers, ledger: Ledger) -> Scene:
     return Scene(stack, admin, callers, ledger)
-
-
-@contextmanager
-def fault(scene: Scene, name: str, *, refuses: bool = True) -> Iterator[Callable[[tuple[float, float]], None]]:
-    """Strike within the block, heal at its end; then everything that must hold is held, and a row of the table made.
-
-    Args:
-        refuses: whether classifications may be refused meanwhile; wrong they may never be.
-    """
-    lost: list[tuple[float, float]] = []
-    scene.struck = scene.under_way()
-    began = time.time()
-    yield lost.append
-    healed = time.time()
-    until(f"round {scene.struck} has ended", lambda: scene.over(scene.struck))
-    until("a round that opened after it closed with everyone in it", lambda: scene.whole(healed))
-    whole = time.time()
-    over = scene.round(scene.struck)
-    assert over["state"] == "closed"
-    until("every answer is held against its adapter", lambda: scene.callers.catch_up() == 0)
-    seen = scene.callers.seen
-    assert not seen.wrong, f"classified wrongly: {seen.wrong}"
-    refused = since(seen.refused, began)
-    assert refuses or not refused, f"refused: {[one for one in seen.refused if one[0] >= began]}"
-    counted = scene.ledger.counts_each_once(lost=lost[0] if lost else None)
-    OUTCOMES.append(
-        Outcome(
-            fault=name,
-            round_seconds=round(datetime.fromisoformat(over["closed_at"]).timestamp() - began, 1),
-            whole_seconds=round(whole - began, 1),
-            classifications=since(seen.answered, began) + refused,
-            refused=refused,
-            wrong=0,
-            calls=since(seen.calls, began),
-            failed=since(seen.failed, began),
-            receipts=counted,
-        )
-    )
 
 
 def test_a_task_runs_and_its_answers_are_those_of_its_adapters(scene: Scene) -> None:
@@ -125,27 +29,31 @@ def test_a_task_runs_and_its_answers_are_those_of_its_adapters(scene: Scene) -> 
 
 def test_an_aggregator_replica_is_killed(scene: Scene) -> None:
     victim = scene.stack.containers("aggregator")[0]
-    with fault(scene, "an aggregator replica is killed", refuses=False):
+    with fault(scene, "an aggregator replica is killed", refuses=False) as blow:
         scene.stack.crash(victim)
+        blow.fell()
     until("it runs again", lambda: scene.stack.restarts(victim) == 1 and len(scene.stack.containers("aggregator")) == 2)
 
 
 def test_postgres_is_restarted(scene: Scene) -> None:
-    with fault(scene, "Postgres is restarted", refuses=False):
+    with fault(scene, "Postgres is restarted", refuses=False) as blow:
         scene.stack.compose("restart", "postgres")
+        blow.fell()
 
 
 def test_redis_is_stopped_and_started(scene: Scene) -> None:
-    with fault(scene, "Redis is stopped for a round, then started", refuses=False):
+    with fault(scene, "Redis is stopped for a round, then started", refuses=False) as blow:
         scene.stack.compose("stop", "redis")
+        blow.fell()
         until("the open round has ended without Redis", lambda: scene.over(scene.struck))
         scene.stack.compose("start", "redis")
 
 
 def test_one_clients_network_is_cut_and_heals(scene: Scene) -> None:
     network, cut = f"{PROJECT}_{ORGANISATIONS[0]}", scene.stack.containers(AGENTS[0])[0]
-    with fault(scene, "one client's network is cut for a round, then heals", refuses=False):
+    with fault(scene, "one client's network is cut for a round, then heals", refuses=False) as blow:
         run("docker", "network", "disconnect", network, cut)
+        blow.fell()
         until("a round has ended without that client", lambda: _ended_without(scene, ORGANISATIONS[0]))
         run("docker", "network", "connect", network, cut)
 
@@ -159,20 +67,23 @@ def _ended_without(scene: Scene, client: str) -> bool:
 
 def test_an_agent_is_killed(scene: Scene) -> None:
     victim = scene.stack.containers(AGENTS[1])[0]
-    with fault(scene, "an agent is killed", refuses=False):
+    with fault(scene, "an agent is killed", refuses=False) as blow:
         scene.stack.crash(victim)
+        blow.fell()
     assert scene.stack.restarts(victim) == 1
 
 
 def test_inference_is_restarted_under_load(scene: Scene) -> None:
-    with fault(scene, "inference is restarted under load"):
+    with fault(scene, "inference is restarted under load") as blow:
         scene.stack.compose("restart", "inference")
+        blow.fell()
 
 
 def test_inference_is_scaled_to_two(scene: Scene) -> None:
-    with fault(scene, "inference is scaled to 2", refuses=False):
+    with fault(scene, "inference is scaled to 2", refuses=False) as blow:
         scene.stack.choose(INFERENCE_REPLICAS=2)
         scene.stack.compose("up", "--detach", "--wait", "--no-recreate", "inference")
+        blow.fell()
     until("both replicas have answered", lambda: all(_answers(scene, one) for one in scene.stack.containers("inference")))
     assert len(scene.stack.containers("inference")) == 2
 
@@ -185,7 +96,7 @@ def _answers(scene: Scene, container: str) -> bool:
 
 def test_postgres_is_backed_up_destroyed_and_restored(scene: Scene) -> None:
     backup = scene.stack.folder / "backup"
-    with fault(scene, "Postgres' volume is destroyed and restored from a backup", refuses=False) as lose:
+    with fault(scene, "Postgres' volume is destroyed and restored from a backup", refuses=False, held=False) as blow:
         scene.struck = _held(scene)
         saving = time.time()
         scene.stack.make("backup", f"FILE={backup}")
@@ -194,7 +105,7 @@ def test_postgres_is_backed_up_destroyed_and_restored(scene: Scene) -> None:
         _still(scene)
         scene.stack.compose("rm", "--stop", "--force", "postgres")
         run("docker", "volume", "rm", f"{PROJECT}_postgres")
-        lose((saving, time.time()))
+        blow.lost = (saving, time.time())
         scene.ledger.forget_proofs(scene.struck - 1)
         for agent in AGENTS:
             run("docker", "unpause", scene.stack.containers(agent)[0])
