@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.modeling.ceilings import ceilings
 from benchmarks.modeling.measures import Setting, overheads, speeds
 from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import tables
@@ -48,6 +49,7 @@ def main() -> None:
             examples = read(given.data, source, given.texts)
             setting = Setting(exact, fast, source, examples, given.repetitions, CATALOG[name].groups)
             run = {"model": name, "data": source.name, "dtype": str(fast.dtype).removeprefix("torch."), "source": asdict(source)}
+            run |= {"ceilings": ceilings(setting)}
             run |= {"milliseconds": speeds(setting), "overheads": overheads(setting, pairs=given.pairs)}
             run |= {"options": options(setting, pairs=given.option_pairs)}
             if source == SOURCES[0]:  # loading and compiling take longer than measuring

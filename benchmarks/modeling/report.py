@@ -16,8 +16,9 @@ ROWS = (
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """Speeds, overheads and options of every run."""
-    return "\n".join([*_speeds(found), "", *_overheads(found), "", *_options(found)])
+    """Speeds, what the machine's products would allow, overheads and options of every run."""
+    parts = (_speeds(found), _ceilings(found), _overheads(found), _options(found))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _speeds(found: Mapping[str, Any]) -> Iterator[str]:
@@ -38,6 +39,19 @@ def _speeds(found: Mapping[str, Any]) -> Iterator[str]:
                 f"{goal}",
             ]
             yield f"| {' | '.join(cells)} |"
+
+
+def _ceilings(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| model | data | float32, one text, G multiply-adds/s | ours, a batch, G multiply-adds/s "
+        "| most: extraction, classification | most: calibration, four epochs |"
+    )
+    yield "|---|---|---:|---:|---:|---:|"
+    for run in found["runs"]:
+        most = run["ceilings"]
+        rates = (f"{most[name]:.0f}" for name in ("published", "ours"))
+        ratios = (f"{most[name]:.1f}" for name in ("extraction, classification", "calibration"))
+        yield f"| {' | '.join([run['model'], run['data'], *rates, *ratios])} |"
 
 
 def _overheads(found: Mapping[str, Any]) -> Iterator[str]:

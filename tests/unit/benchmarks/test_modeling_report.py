@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.modeling.ceilings import ceilings
 from benchmarks.modeling.measures import DEMONSTRATIONS, Setting, overheads, speeds
 from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import ROWS, tables
@@ -26,6 +27,7 @@ def run(model: str, **options: Any) -> dict[str, Any]:
         "model": model,
         "data": "SUBJ",
         "milliseconds": {f"{step} published": 100.0 for step in STEPS} | {key: 8.0 for _, key, _, _ in ROWS},
+        "ceilings": {"published": 40.0, "ours": 200.0, "extraction, classification": 6.25, "calibration": 9.0},
         "overheads": {
             "hooks": (0.01, 0.02, 0.03),
             "itself": (-0.01, 0.0, 0.01),
@@ -50,6 +52,7 @@ def test_the_tables_say_what_was_found_now_and_from_the_file(kept: bool) -> None
     lines = tables(given).splitlines()
     assert "| smollm2 | SUBJ | extraction | all layers, as published | 100.0 | 8.0 | 12.5 | 10 |" in lines
     assert sum("| SUBJ | calibration |" in line for line in lines) == 6
+    assert "| smollm2 | SUBJ | 40 | 200 | 6.2 | 9.0 |" in lines
     assert "| smollm2 | SUBJ | +2.0 % (+1.0 to +3.0) | +0.1 % (-1.0 to +1.0) | +0.0 % (-1.0 to +1.0) | 90.0 | 10.0 | 9.0 |" in lines
     assert "| gemma | SUBJ | +2.0 % (+1.0 to +3.0) | not possible | +0.0 % (-1.0 to +1.0) | 90.0 | 10.0 | 9.0 |" in lines
     assert lines[-5:] == [
@@ -81,10 +84,20 @@ def setting(lm: LanguageModel) -> Setting:
 def test_a_whole_run_on_a_small_model_fills_every_cell() -> None:
     given = setting(build(max_position_embeddings=2048))
     told = {"model": "random", "data": "SUBJ", "milliseconds": speeds(given), "overheads": overheads(given, pairs=2), "options": {}}
+    told |= {"ceilings": ceilings(given)}
+    assert all(value > 0 for value in ceilings(given).values())
     assert all(value > 0 for value in told["milliseconds"].values())
     lines = tables({"runs": [told]}).splitlines()
-    assert sum(line.startswith("| random | SUBJ |") for line in lines) == len(ROWS) + 1
+    assert sum(line.startswith("| random | SUBJ |") for line in lines) == len(ROWS) + 2
     assert not any("not possible" in line for line in lines), "a Llama model can be folded"
+
+
+def test_the_head_and_both_rates_make_the_ceiling() -> None:
+    given = setting(build(max_position_embeddings=2048))
+    found, layers = ceilings(given), given.fast.family.layers(given.fast.model)
+    inner = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim == 2)
+    head = given.fast.model.get_output_embeddings().weight.numel()
+    assert found["extraction, classification"] == pytest.approx(found["ours"] / found["published"] * (1 + head / inner))
 
 
 def test_every_option_is_measured_on_a_small_model() -> None:
