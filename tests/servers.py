@@ -73,7 +73,18 @@ class PostgresServer(OwnServer):
         super().__init__(folder, _other_user(folder))
         self._binaries, self.port = _postgres_binaries(folder, self._user), free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        initdb = [self._binaries / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb: list[str | Path] = [
+            self._binaries / "initdb",
+            "-D",
+            folder / "data",
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         subprocess.run([*initdb, "--locale=C"], check=True, capture_output=True, cwd=folder, **self._user)
 
     def run(self, **changes: str) -> None:

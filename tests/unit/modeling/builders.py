@@ -86,7 +86,8 @@ def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 
             noise = torch.randn_like(parameter)
             parameter.data = parameter.data + 0.1 * noise if parameter.ndim == 1 else 0.2 * noise
         model.tie_weights()
-    return model.to(dtype)
+    typed: PreTrainedModel = model.to(dtype)
+    return typed
 
 
 def build(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> LanguageModel:
@@ -103,7 +104,7 @@ def examples(count: int = len(TEXTS), labels: int = 2) -> list[Example]:
 
 
 def random_context(layers: int, *, seed: int = 1) -> ContextVector:
-    return ContextVector(np.random.default_rng(seed).normal(size=(layers, 2, HIDDEN)))
+    return ContextVector(np.random.default_rng(seed).normal(size=(layers, 2, HIDDEN)).astype(np.float32))
 
 
 def random_coefficients(layers: int, groups: int, *, seed: int = 2) -> Coefficients:
@@ -111,4 +112,4 @@ def random_coefficients(layers: int, groups: int, *, seed: int = 2) -> Coefficie
     values = np.random.default_rng(seed).normal(scale=0.3, size=(layers, 2, 2, groups))
     values[:, :, 0] += 0.3
     values[:, :, 1] += 1.0
-    return Coefficients(values)
+    return Coefficients(values.astype(np.float32))
