@@ -65,7 +65,7 @@ backup: ## write Postgres' data to a file, while everything runs (FILE=backups/�
 
 restore: ## put a backup into an empty Postgres and start everything again: make restore FILE=backups/….dump
 	@[ -s '$(FILE)' ] || { echo 'Say which: make restore FILE=backups/….dump'; exit 1; }
-	@$(COMPOSE) stop aggregator
+	@$(COMPOSE) stop aggregator proxy
 	@$(COMPOSE) up --detach --wait postgres
 	@$(COMPOSE) exec -T postgres $(AS_IFED) pg_restore --dbname ifed --exit-on-error --no-owner < '$(FILE)'
 	@$(COMPOSE) up --detach --wait $(ARGS)
