@@ -22,8 +22,12 @@ def measured(federation: Federation, coefficients: Coefficients) -> list[Measure
 
 def tested(federation: Federation, scores: Float32, found: Sequence[Measured]) -> dict[str, Any]:
     """Accuracy and macro-F1 of scores of the test set, both also with the label prior of `found` subtracted."""
-    labels = len(federation.source.labels)
-    plain, adjusted = (counted(federation.truths, part, labels) for part in (scores, scores - bias(federation, found)))
+    return both_ways(federation.truths, scores, bias(federation, found))
+
+
+def both_ways(truths: Int64, scores: Float32, prior: Float32) -> dict[str, Any]:
+    """Accuracy and macro-F1 of scores (n, C), both also with a label prior (C,) subtracted."""
+    plain, adjusted = (counted(truths, part, scores.shape[1]) for part in (scores, scores - prior))
     return {
         "accuracy": plain.accuracy,
         "macro_f1": plain.macro_f1,

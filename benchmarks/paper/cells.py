@@ -52,7 +52,8 @@ class Work:
                 self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
         self._made.clear()  # the clients' kept activations, before anything else needs the memory
         if "zero-shot" in methods and self._seed == SWEEP_SEED:  # it knows no seed
-            self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, self._test))
+            held = [example for part in self._parts for example in part[: held_back(part)]]
+            self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
         if "icl" in methods:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:

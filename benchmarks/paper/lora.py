@@ -16,10 +16,10 @@ from torch import nn
 from benchmarks.federated.clock import now
 from benchmarks.federated.parties import held_back
 from benchmarks.federated.rounds import plan_of, seed_of
-from benchmarks.federated.testing import counted
+from benchmarks.federated.testing import both_ways
 from benchmarks.federated.texts import Source
 from benchmarks.paper.methods import OURS, Plan
-from benchmarks.paper.runs import Told
+from benchmarks.paper.runs import Told, as_served
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
 from ifed.modeling.calibration import LocalPlan, draws, training_row
 from ifed.modeling.hooks import wanted_states
@@ -122,7 +122,8 @@ def federated(
     learners = learners_of(lm, source, parts, policy.logit_adjustment)
     template = PromptTemplate.of(lm, source.template)
     labels = template.labels(source.labels)
-    items = [ScoringItem(template.prompt(example.text), labels, None) for example in test]
+    held = [example for part in parts for example in part[: held_back(part)]]
+    items = [ScoringItem(template.prompt(example.text), labels, None) for example in (*test, *held)]
     truths = np.array([example.label for example in test])
     rows: list[dict[str, Any]] = []
     with adapted(lm, plan.lora_rank, seed) as parameters:
@@ -135,12 +136,13 @@ def federated(
             told(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, {spent[-1]:.1f} s a client")
             if (index + 1) % plan.lora_every == 0 or index + 1 == policy.rounds:
                 put(parameters, current)
-                found = counted(truths, np.stack(score(lm, items)), len(source.labels))
-                body = len(body_of(current))
-                row = {"round": index + 1, "accuracy": found.accuracy, "macro_f1": found.macro_f1, "loss": loss}
-                rows.append(row | {"seconds": sum(spent), "body_up": body, "body_down": body})
+                scores, body = np.stack(score(lm, items)), len(body_of(current))
+                both = both_ways(truths, scores[: len(test)], scores[len(test) :].mean(axis=0))
+                row = as_served(both, prior=False) | {"round": index + 1, "loss": loss, "seconds": sum(spent)}
+                rows.append(row | {"body_up": body, "body_down": body})
                 spent.clear()
-                told(f"accuracy {found.accuracy:.1%} after round {index + 1}")
+                ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_without_prior']:.1%} with the prior subtracted"
+                told(f"accuracy after round {index + 1}: {ways}")
     return {"rate": rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ifed.tasks import LayerChoice, Policy, TaskSpec
 
 SWEEP_SEED = 0  # the division on which the learning rate of LoRA is chosen
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.0003, 0.001, 0.003)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Plan:
 
 
 QUICK = Plan(clients=5, rounds=3, training=240, test=100, shots=4, few=30)
-QUICK_RATES = (0.003, 0.01)
+QUICK_RATES = (0.001, 0.003)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.federated.clock import now
-from benchmarks.federated.testing import counted
+from benchmarks.federated.testing import both_ways, counted
 from benchmarks.federated.texts import Source
+from benchmarks.paper.runs import as_served
 from ifed.errors import BadTemplate
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefixes import Prefixes
@@ -19,11 +20,14 @@ from ifed.tasks import TEXT_SLOT
 from ifed.tensors import Float32
 
 
-def zero_shot(lm: LanguageModel, source: Source, test: Sequence[Example]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of the bare model."""
-    began = now(lm)
-    scores = _scores(lm, source, PromptTemplate.of(lm, source.template), test)
-    return _row(source, test, scores) | {"seconds_a_text": (now(lm) - began) / len(test)}
+def zero_shot(lm: LanguageModel, source: Source, held: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
+    """Accuracy and macro-F1 of the bare model; the accuracy also with the mean scores of the clients' held-out texts subtracted."""
+    began, template = now(lm), PromptTemplate.of(lm, source.template)
+    scores = _scores(lm, source, template, test)
+    seconds = (now(lm) - began) / len(test)
+    prior = _scores(lm, source, template, held).mean(axis=0)
+    both = both_ways(np.array([example.label for example in test]), scores, prior)
+    return as_served(both, prior=False) | {"seconds_a_text": seconds}
 
 
 def few_shot(

@@ -21,6 +21,7 @@ from benchmarks.paper.summary import (
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
+READINGS = ("accuracy_plain", "accuracy_without_prior")
 NONE = "–"
 
 
@@ -50,15 +51,18 @@ def _accuracy(data: Data) -> str:
             accuracy, score = over_seeds(one, method, "accuracy"), over_seeds(one, method, "macro_f1")
             if accuracy is None:
                 continue
-            plain = over_seeds(one, method, "accuracy_plain") if method in SETTINGS else None
+            ways = [None if method == "icl" else over_seeds(one, method, name) for name in READINGS]
             paper = [_number(figure(method, key)) for figure in (reported.accuracy, reported.macro_f1)]
-            rows.append([SOURCES[key].title, title, _spread(accuracy), _spread(score), _spread(plain), str(accuracy.count), *paper])
+            rows.append(
+                [SOURCES[key].title, title, _spread(accuracy), _spread(score), *map(_spread, ways), str(accuracy.count), *paper]
+            )
     heads = [
         "data",
         "method",
         "accuracy %",
         "macro-F1 %",
-        "accuracy, no prior subtracted",
+        "prior kept",
+        "prior subtracted",
         "seeds",
         "paper: accuracy",
         "paper: macro-F1",

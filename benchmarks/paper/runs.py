@@ -27,7 +27,7 @@ def calibrated(federation: Federation, setting: Setting, plan: Plan, seed: int, 
 
     Returns:
         JSON-ready: a row for every version with accuracy and macro-F1 as the task would be served, that is with the label prior
-        subtracted where the policy says so, both without that, and one client's seconds and bytes of the round before it.
+        subtracted where the policy says so, the accuracy both ways, and one client's seconds and bytes of the round before it.
     """
     policy = setting.policy_for(plan)
     algorithm = ByPolicy(federation, policy, seed)
@@ -55,10 +55,14 @@ def _measured(federation: Federation, coefficients: Coefficients) -> tuple[list[
 
 
 def _row(federation: Federation, policy: Policy, coefficients: Coefficients, found: Sequence[Measured]) -> dict[str, Any]:
-    both = tested(federation, federation.test_scores(coefficients), found)
-    served = "_without_prior" if policy.label_bias else ""
-    plain = {"accuracy_plain": both["accuracy"], "macro_f1_plain": both["macro_f1"]}
-    return {"accuracy": both[f"accuracy{served}"], "macro_f1": both[f"macro_f1{served}"]} | plain
+    return as_served(tested(federation, federation.test_scores(coefficients), found), prior=policy.label_bias)
+
+
+def as_served(both: dict[str, Any], *, prior: bool) -> dict[str, Any]:
+    """What was measured both ways, with `accuracy` and `macro_f1` those of a method that subtracts the label prior, or does not."""
+    served = "_without_prior" if prior else ""
+    named = {"accuracy": both[f"accuracy{served}"], "macro_f1": both[f"macro_f1{served}"]}
+    return named | {"accuracy_plain": both["accuracy"], "accuracy_without_prior": both["accuracy_without_prior"]}
 
 
 def _alone(federation: Federation, versions: Sequence[Coefficients]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,14 @@ class Store:
         part.rename(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
-        """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried."""
+        """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
+
+        Of the accuracies with and without the label prior subtracted the higher one counts.
+        """
         tried = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
         if any(found is None for found in tried.values()):
             return None
-        return max(rates, key=lambda rate: float((tried[rate] or {})["rows"][-1]["accuracy"]))
+        return max(rates, key=lambda rate: _higher((tried[rate] or {})["rows"][-1]))
 
     def collect(self, rates: Sequence[float]) -> dict[str, Any]:
         """All that is there, data set by data set: runs by method and seed, LoRA at its best rate, the sweep, the bytes."""
@@ -82,3 +85,7 @@ class Store:
 
     def _path(self, key: str, name: str) -> Path:
         return self.folder / "cells" / key / f"{name}.json"
+
+
+def _higher(row: Mapping[str, Any]) -> float:
+    return max(float(row["accuracy_plain"]), float(row["accuracy_without_prior"]))

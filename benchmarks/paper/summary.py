@@ -8,6 +8,7 @@ from itertools import accumulate
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import reported
 
 NEAR = 0.95  # of the best accuracy
@@ -80,18 +81,18 @@ class Goal:
 
 
 def goals(found: Mapping[str, Any]) -> list[Goal]:
-    """Every goal, data set by data set."""
+    """Every goal, data set by data set. Against LoRA counts the better of its two readings."""
     made: list[Goal] = []
     for key, data in found["data"].items():
-        title, ours = key, over_seeds(data, "ours", "accuracy")
+        title, ours = SOURCES[key].title, over_seeds(data, "ours", "accuracy")
         paper = reported.accuracy("published", key)
         if ours is None or paper is None:
             continue
         least = paper - (3 if key == "agnews" else 0)
         words = "within 3 points of the paper's 8B" if key == "agnews" else "above the paper's 8B"
         made.append(Goal(f"{title}: {words}", f"{100 * ours.mean:.1f} against {paper}", 100 * ours.mean >= least))
-        lora = over_seeds(data, "lora", "accuracy")
-        gap = None if lora is None else 100 * (ours.mean - lora.mean)
+        ways = [over_seeds(data, "lora", name) for name in ("accuracy_plain", "accuracy_without_prior")]
+        gap = min((100 * (ours.mean - lora.mean) for lora in ways if lora is not None), default=None)
         said = "–" if gap is None else f"{gap:+.1f} points"
         made.append(Goal(f"{title}: at most 2 points below tuned FedAvg-LoRA", said, None if gap is None else gap >= -2))
         if (wire := data["wire"]) is not None:
