@@ -9,7 +9,7 @@ from typing import Any
 from ifed.tasks import LayerChoice, Policy, TaskSpec
 
 SWEEP_SEED = 0  # the division on which the learning rate of LoRA is chosen
-RATES = (0.0003, 0.001, 0.003)
+RATES = (0.001, 0.003, 0.01)
 
 
 @dataclass(frozen=True)
