@@ -7,10 +7,11 @@ import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper.cells import Work
-from benchmarks.paper.figures import draw
+from benchmarks.paper.figures import WORDS, draw
 from benchmarks.paper.methods import QUICK, QUICK_RATES, RATES, TITLES, Plan
 from benchmarks.paper.report import tables
 from benchmarks.paper.store import OtherRun, Store
@@ -39,7 +40,14 @@ def main() -> None:
     for path in draw(found, store.folder):
         _tell(f"drew {path.name}")
     if given.page is not None:
-        write_into(given.page, words)
+        _write_page(given.page, found, words)
+
+
+def _write_page(page: Path, found: dict[str, Any], words: str) -> None:
+    """The tables between the marks of a page with the figures, which are drawn beside it, and the JSON beside it too."""
+    shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
+    write_into(page, "\n\n".join([words, *shown]))
+    page.with_name("paper.json").write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...], seeds: list[int]) -> None:
@@ -73,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=None, help="folder of cells, tables and figures; .paper, or .paper-quick")
     parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
     parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there")
-    parser.add_argument("--page", type=Path, default=None, help="a page that takes the tables between its marks")
+    parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks; figures and JSON go beside it")
     parser.add_argument("--model", default="gemma-3-270m", help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--device", default="auto", help="as torch names it")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")

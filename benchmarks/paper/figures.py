@@ -16,6 +16,10 @@ from benchmarks.paper.summary import Data, bytes_until, over_seeds
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
 INK, GRID = "#1f2933", "#d9dee4"
+WORDS = {
+    "paper-accuracy": "Accuracy by round and by bytes, for each data set and method",
+    "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round",
+}
 COLOURS = {
     "zero-shot": "#4a5568",
     "icl": "#d49a00",

@@ -40,7 +40,7 @@ class Plan:
     lora_rank: int = 8
 
 
-QUICK = Plan(clients=5, rounds=3, training=240, test=100, shots=4, few=30)
+QUICK = Plan(clients=4, rounds=3, training=200, test=100, shots=4, few=30)
 QUICK_RATES = (0.001, 0.003)
 
 
