@@ -25,6 +25,7 @@ from ifed.modeling.calibration import LocalPlan
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
+from ifed.tasks import LayerChoice
 from tests.unit.benchmarks.test_federated import SOURCE
 from tests.unit.modeling.builders import build, examples
 
@@ -148,6 +149,19 @@ def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> N
     if name == "published":
         assert (found["groups"], found["layers"]) == (1, 3)
         assert all(row["accuracy"] == row["accuracy_plain"] for row in found["rows"])
+
+
+def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_where_there_are_none() -> None:
+    def made(layers: LayerChoice) -> Federation:
+        return Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), layers)
+
+    lazy, kept = made("upper_half"), made("upper_half")
+    assert not any(party.calibrator._lower._kept for party in kept.parties)
+    assert kept.keep_lower_layers() > 0
+    assert all(len(party.calibrator._lower._kept) == party.examples for party in kept.parties)
+    ends = [calibrated(one, OURS, PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
+    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
+    assert made("all").keep_lower_layers() == 0.0
 
 
 def test_ours_is_what_the_product_does_unless_told() -> None:
