@@ -62,6 +62,9 @@ class Work:
             self._store.keep(self._source.key, "wire", self._bytes())
 
     def _lora(self) -> None:
+        if not lora.fits(self._lm):
+            self._tell(f"{self._source.title}: {self._lm.name} has no modules {' and '.join(lora.TARGETS)}, LoRA is left out")
+            return
         rates = list(self._rates)
         if self._seed != SWEEP_SEED:
             best = self._store.best_rate(self._source.key, self._rates)
@@ -113,6 +116,8 @@ class Work:
         found = {
             method: traffic.of_coefficients(identity, self._source, setting, self._plan) for method, setting in SETTINGS.items()
         }
+        if not lora.fits(self._lm):
+            return found
         with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
             return found | {"lora": traffic.of_lora(lora.weights_of(parameters))}
 

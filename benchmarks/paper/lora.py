@@ -34,6 +34,11 @@ TARGETS = ("q_proj", "v_proj")
 Weights = dict[str, Float32]
 
 
+def fits(lm: LanguageModel) -> bool:
+    """Whether the model has query and value projections of their own; GPT-2 and Phi-3 compute them together with the keys."""
+    return set(TARGETS) <= {name.rpartition(".")[2] for name, _ in lm.model.named_modules()}
+
+
 @contextlib.contextmanager
 def adapted(lm: LanguageModel, rank: int, seed: int) -> Iterator[dict[str, nn.Parameter]]:
     """Within the block the query and value projections of all layers have adapters: A random, B zero, in float32; by their names.

@@ -18,6 +18,7 @@ from benchmarks.paper.summary import (
     reached,
     seconds_until,
     target,
+    times_fewer,
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
@@ -76,11 +77,12 @@ def _bytes(data: Data) -> str:
         if (wire := one["wire"]) is None:
             continue
         for method in ROUNDS:
-            parts = wire[method]
+            if (parts := wire.get(method)) is None:
+                continue
             begin = [f"{parts[name][way]:,}" if name in parts else "0" for name in ("joining", "context") for way in ("up", "down")]
             each = [f"{parts['round'][way]:,}" for way in ("up", "down")]
-            times = sum(wire["lora"]["round"].values()) / sum(parts["round"].values())
-            rows.append([SOURCES[key].title, TITLES[method], *begin, *each, f"{parts['bodies']['update']:,}", f"{times:,.0f}"])
+            times = NONE if (ratio := times_fewer(wire, method)) is None else f"{ratio:,.0f}"
+            rows.append([SOURCES[key].title, TITLES[method], *begin, *each, f"{parts['bodies']['update']:,}", times])
     heads = [
         "data",
         "method",

@@ -72,6 +72,7 @@ def test_adapters_are_drawn_by_the_seed_and_leave_the_draws_of_others_alone() ->
 def test_a_model_without_such_projections_is_refused() -> None:
     with pytest.raises(ValueError, match=r"q_proj"), lora.adapted(build("gpt2"), 2, 0):
         pass
+    assert [lora.fits(build(family)) for family in ("gpt2", "phi3", "qwen2")] == [False, False, True]
 
 
 def test_the_local_steps_are_those_of_a_plain_loop_over_padded_rows() -> None:

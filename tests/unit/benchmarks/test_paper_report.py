@@ -107,6 +107,15 @@ def test_what_was_not_measured_is_left_out_and_meets_no_goal() -> None:
     assert tables({"plan": Plan().__dict__, "model": "tiny", "machine": None, "data": {}}).startswith("tiny; 10 clients")
 
 
+def test_a_model_that_lora_does_not_fit_has_the_bytes_of_the_other_methods() -> None:
+    bare = found()
+    one = bare["data"]["subj"]
+    one["runs"]["lora"], one["sweep"] = [], []
+    del one["wire"]["lora"]
+    assert "| SUBJ | ours | 5 | 5 | 40 | 50 | 1,701 | 10 | 1,700 | – |" in tables(bare)
+    assert [goal.met for goal in goals(bare)] == [True, None, None, True]
+
+
 def test_figures_are_drawn_by_round_by_bytes_and_for_local_coefficients(tmp_path: Path) -> None:
     names = [path.name for path in draw(found(), tmp_path)]
     assert names == [f"paper-{name}.{kind}" for name in ("accuracy", "local") for kind in ("png", "svg")]
