@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
+from ifed.compact import Change
 from ifed.contracts import AdapterMeta, ContributionMeta
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
 from ifed.tasks import Message
 from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
 
 TENSORS = "application/vnd.safetensors"
+UPDATE_TENSORS = ("confusion", "coefficients", "gradient", "change", "scales", "label_scores")
 Meta = TypeVar("Meta", bound=Message)
 
 
@@ -34,7 +37,7 @@ class ContextBody:
 class UpdateBody:
     """Body of `PUT …/update`: `confusion` (truth, prediction) int64 of the round's version, and in calibration what the mode asks for.
 
-    `coefficients` or `gradient`, float32 (layer, site, coefficient, group). Where the task's policy asks for it `label_scores`, float32
+    `coefficients` or `gradient`, float32 (layer, site, coefficient, group); or `change` in float16 or int8, with `scales`. Where the task's policy asks for it `label_scores`, float32
     (labels,): the mean log-score of each label on the held-out texts under the round's version.
     """
 
@@ -45,24 +48,27 @@ class UpdateBody:
         meta: ContributionMeta,
         *,
         gradient: Gradient | None = None,
+        change: Change | None = None,
         label_scores: Float32 | None = None,
     ) -> None:
         self.coefficients, self.confusion, self.meta = coefficients, confusion, meta
-        self.gradient, self.label_scores = gradient, label_scores
+        self.gradient, self.change, self.label_scores = gradient, change, label_scores
 
     def to_bytes(self) -> bytes:
-        tensors: dict[str, Float32 | Int64] = {"confusion": self.confusion}
+        tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion}
         if self.coefficients is not None:
             tensors["coefficients"] = self.coefficients.values
         if self.gradient is not None:
             tensors["gradient"] = self.gradient.values
+        if self.change is not None:
+            tensors |= self.change.tensors()
         if self.label_scores is not None:
             tensors["label_scores"] = self.label_scores
         return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        parsed = _only(TensorBody.from_bytes(body), "confusion", "coefficients", "gradient", "label_scores")
+        parsed = _only(TensorBody.from_bytes(body), *UPDATE_TENSORS)
         confusion = parsed.tensor("confusion", np.int64)
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
             raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
@@ -71,6 +77,7 @@ class UpdateBody:
             confusion,
             _meta(ContributionMeta, parsed),
             gradient=read_gradient(parsed) if "gradient" in parsed.tensors else None,
+            change=Change.read(parsed) if {"change", "scales"} & set(parsed.tensors) else None,
             label_scores=read_label_scores(parsed) if "label_scores" in parsed.tensors else None,
         )
 

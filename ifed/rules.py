@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ifed.states import UpdateDType
 
 Mode = Literal["coefficients", "gradient"]
 AggregationRule = Literal["weighted_mean", "median", "trimmed_mean", "multi_krum", "geometric_median"]
@@ -21,6 +23,11 @@ class AggregationPolicy(BaseModel):
         "coefficients",
         description="what a client sends in a calibration round: its coefficients after `local_steps`, or the mean gradient over one "
         "batch, from which the aggregator takes the step",
+    )
+    update_dtype: UpdateDType = Field(
+        "float32",
+        description="how coefficients travel from client to aggregator: whole in float32, or as the change since the round's start in "
+        "float16 or int8; what is lost by that a client adds to its next update (arXiv 1901.09847)",
     )
     aggregation: AggregationRule = Field("weighted_mean", description="how the contributions of a round become one")
     nearest_neighbour_mixing: bool = Field(
@@ -52,6 +59,12 @@ class AggregationPolicy(BaseModel):
         description="clients tell the mean score of each label on their held-out texts, and serving subtracts it "
         "(batch calibration, arXiv 2309.17249)",
     )
+
+    @model_validator(mode="after")
+    def _what_travels_is_known(self) -> Self:
+        if self.mode == "gradient" and self.update_dtype != "float32":
+            raise ValueError(f"update_dtype {self.update_dtype!r} is for mode 'coefficients'; a gradient travels in float32")
+        return self
 
     def least_contributions(self, count: int) -> int:
         """Contributions that the rule needs when `count` come: 2 f + 3 for multi-Krum, 2 f + 1 for what drops f, else 1."""

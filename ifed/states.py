@@ -1,8 +1,11 @@
-"""The names of roles, kinds and states that the protocol uses everywhere. Standard library only."""
+"""The names of roles, kinds, states and number formats that the protocol uses everywhere. Standard library only."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+UpdateDType = Literal["float32", "float16", "int8"]
 
 
 class Role(StrEnum):

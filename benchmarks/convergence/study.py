@@ -10,11 +10,9 @@ import numpy as np
 
 from benchmarks.convergence.cells import Cell, Plan
 from benchmarks.federated.parties import Federation
+from benchmarks.federated.testing import measured, tested
 from benchmarks.federated.wire import Measured
-from ifed.modeling.scoring import confusion
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients, Float32
-from services.aggregator.aggregation import Measure, measure
+from ifed.tensors import Coefficients
 
 Told = Callable[[str], None]
 
@@ -32,7 +30,7 @@ def run(federation: Federation, cell: Cell, plan: Plan, told: Told) -> dict[str,
     nothing = Measured(np.zeros((len(federation.source.labels),) * 2, dtype=np.int64), None)
     began, losses = time.monotonic(), []
     up, down = federation.context_bytes
-    found = _measured(federation, current)
+    found = measured(federation, current)
     rows = [_row(federation, current, found) | {"round": 0, "loss": None, "bytes_up": up, "bytes_down": down}]
     for index in range(policy.rounds):
         given = found if index % every == 0 else [nothing] * len(federation.parties)
@@ -40,7 +38,7 @@ def run(federation: Federation, cell: Cell, plan: Plan, told: Told) -> dict[str,
         current, up, down = step.coefficients, up + step.bytes_up, down + step.bytes_down
         losses.append(step.loss)
         if (index + 1) % every == 0:
-            found = _measured(federation, current)
+            found = measured(federation, current)
             loss = float(np.mean(losses[-every:]))
             rows.append(_row(federation, current, found) | {"round": index + 1, "loss": loss, "bytes_up": up, "bytes_down": down})
             told(f"{cell.name}: round {index + 1} of {policy.rounds}, loss {loss:.3f}, accuracy {rows[-1]['accuracy']:.1%}")
@@ -56,29 +54,5 @@ def run(federation: Federation, cell: Cell, plan: Plan, told: Told) -> dict[str,
     }
 
 
-def _measured(federation: Federation, coefficients: Coefficients) -> list[Measured]:
-    return [Measured(*party.calibrator.measure(coefficients)) for party in federation.parties]
-
-
 def _row(federation: Federation, coefficients: Coefficients, found: Sequence[Measured]) -> dict[str, Any]:
-    scores = federation.test_scores(coefficients)
-    plain, adjusted = (_counts(federation, part) for part in (scores, scores - _bias(federation, found)))
-    return {
-        "accuracy": plain.accuracy,
-        "macro_f1": plain.macro_f1,
-        "accuracy_without_prior": adjusted.accuracy,
-        "macro_f1_without_prior": adjusted.macro_f1,
-    }
-
-
-def _counts(federation: Federation, scores: Float32) -> Measure:
-    return measure(confusion(federation.truths.tolist(), list(scores), len(federation.source.labels)))
-
-
-def _bias(federation: Federation, found: Sequence[Measured]) -> Float32:
-    """The aggregator's estimate of the label prior under these coefficients, (C,)."""
-    bodies = [federation.wire.update(None, one, int(one.confusion.sum()), 0) for one in found if one.label_scores is not None]
-    evaluation = federation.wire.evaluation(Policy(label_bias=True), bodies).evaluation
-    assert evaluation is not None, "some client holds examples out"
-    assert evaluation.label_bias is not None
-    return np.array(evaluation.label_bias, dtype=np.float32)
+    return tested(federation, federation.test_scores(coefficients), found)

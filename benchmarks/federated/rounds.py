@@ -9,11 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.federated.clock import now
 from benchmarks.federated.parties import Federation, Party
 from benchmarks.federated.wire import Measured, body_of, coefficients_of
+from ifed.compact import Change, with_feedback
 from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
 from ifed.tasks import Policy
-from ifed.tensors import Coefficients
+from ifed.tensors import Coefficients, Float32
 from services.aggregator.tally import Start
 
 
@@ -24,12 +26,16 @@ class Step:
     Attributes:
         loss: mean over the clients of the mean loss of their local steps.
         bytes_up, bytes_down: one client's, mean over the clients.
+        seconds: what the local work costs a client, mean over the clients; 0 where it was not measured.
+        local: what each client came to by itself, where it came to coefficients.
     """
 
     coefficients: Coefficients
     loss: float
     bytes_up: float
     bytes_down: float
+    seconds: float = 0.0
+    local: tuple[Coefficients, ...] = ()
 
 
 class Algorithm(Protocol):
@@ -49,13 +55,16 @@ class ByPolicy:
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
         self._federation, self._policy, self._seed = federation, policy, seed
         self._moments: bytes | None = None
+        self._lost: dict[str, Float32] = {}
 
     def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
         """Local work at every client, then the aggregator's step; what its optimiser remembers is kept for the next round."""
         wire, before = self._federation.wire, body_of(start)
+        began = now(self._federation.lm)
         work = [self._work(party, index, start) for party in self._federation.parties]
+        seconds = (now(self._federation.lm) - began) / len(work)
         bodies = [
-            wire.update(done, found, party.examples, index)
+            wire.update(done, found, party.examples, index, change=self._change(party, done, start))
             for done, found, party in zip(work, measured, self._federation.parties, strict=True)
         ]
         summed = wire.calibration(self._policy, bodies, Start(before, self._moments, index))
@@ -66,7 +75,18 @@ class ByPolicy:
             float(np.mean([done.loss for done in work])),
             float(np.mean([len(body) for body in bodies])),
             len(before),
+            seconds,
+            tuple(done.coefficients for done in work if isinstance(done, LocalResult)),
         )
+
+    def _change(self, party: Party, done: LocalResult | LocalGradient, start: Coefficients) -> Change | None:
+        """What travels in a compact setting; what is lost by it comes with the client's next update."""
+        dtype = self._policy.update_dtype
+        if dtype == "float32" or not isinstance(done, LocalResult):
+            return None
+        step = done.coefficients.values - start.values
+        change, self._lost[party.name] = with_feedback(step, self._lost.get(party.name), dtype)
+        return change
 
     def _work(self, party: Party, index: int, start: Coefficients) -> LocalResult | LocalGradient:
         policy, seed = self._policy, seed_of(self._seed, index, party.name)

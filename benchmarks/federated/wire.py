@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ifed.bodies import ContextBody, UpdateBody, read_coefficients, read_context
+from ifed.compact import Change
 from ifed.contracts import ContributionMeta
 from ifed.modeling.calibration import LocalGradient, LocalResult
 from ifed.states import RoundKind
@@ -44,12 +45,25 @@ class Wire:
         """A client's context vector as it travels."""
         return ContextBody(vector, self._meta(examples)).to_bytes()
 
-    def update(self, work: LocalResult | LocalGradient | None, measured: Measured, examples: int, version: int) -> bytes:
-        """A client's contribution to a calibration round, or to the evaluation when it did no work."""
-        coefficients = work.coefficients if isinstance(work, LocalResult) else None
+    def update(
+        self,
+        work: LocalResult | LocalGradient | None,
+        measured: Measured,
+        examples: int,
+        version: int,
+        *,
+        change: Change | None = None,
+    ) -> bytes:
+        """A client's contribution to a calibration round, or to the evaluation when it did no work.
+
+        Args:
+            change: travels in place of the coefficients the work came to.
+        """
+        coefficients = work.coefficients if isinstance(work, LocalResult) and change is None else None
         gradient = Gradient(work.values) if isinstance(work, LocalGradient) else None
         meta = self._meta(examples, version=version, loss=None if work is None else work.loss)
-        return UpdateBody(coefficients, measured.confusion, meta, gradient=gradient, label_scores=measured.label_scores).to_bytes()
+        scores = measured.label_scores
+        return UpdateBody(coefficients, measured.confusion, meta, gradient=gradient, change=change, label_scores=scores).to_bytes()
 
     def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
         """The global context vector, and the bytes of its body."""

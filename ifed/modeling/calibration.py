@@ -103,7 +103,7 @@ class Calibrator:
         self._token_budget = token_budget or 2 * lm.token_budget
         self._truths = [example.label for example in examples]
         self._counts = [self._truths.count(label) for label in range(len(labels.names))]
-        self._rows = [_training_row(template.prompt(example.text).ids, labels.ids[example.label]) for example in examples]
+        self._rows = [training_row(template.prompt(example.text).ids, labels.ids[example.label]) for example in examples]
         again = expected_draws is None or expected_draws >= REUSE * len(examples)
         limit = cache_bytes if again else 0
         self._lower = LowerLayers(lm, self._layers[0], self._rows, limit=limit, token_budget=token_budget)
@@ -195,7 +195,7 @@ class Calibrator:
         return sum(losses)
 
 
-def _training_row(prompt: tuple[int, ...], label: tuple[int, ...]) -> Row:
+def training_row(prompt: tuple[int, ...], label: tuple[int, ...]) -> Row:
     """The prompt and the label without its last token, asking for the states that predict each label token."""
     ids = prompt + label[:-1]
     return Row(ids, tuple(range(len(prompt) - 1, len(ids))))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from ifed.compact import Change
 from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
-from ifed.states import RoundKind
+from ifed.states import RoundKind, UpdateDType
 from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, check_layout
 
 
@@ -21,6 +22,7 @@ class Form:
         labels: how many; confusion counts are labels × labels.
         holdout: held-out examples the client may count at the most.
         gradient: whether a calibration round takes a gradient instead of coefficients.
+        update_dtype: how coefficients travel; anything but float32 takes a change instead of them.
     """
 
     fingerprint: str
@@ -29,6 +31,21 @@ class Form:
     labels: int
     holdout: int
     gradient: bool = False
+    update_dtype: UpdateDType = "float32"
+
+    @property
+    def update(self) -> str:
+        """The tensor that a calibration round takes."""
+        return "gradient" if self.gradient else "coefficients" if self.update_dtype == "float32" else "change"
+
+    def takes(self, kind: RoundKind) -> str:
+        """In words, what a round of this kind takes."""
+        if kind is RoundKind.CONTEXT:
+            return "a context vector at …/context"
+        if kind is RoundKind.EVALUATION:
+            return "confusion counts alone at …/update"
+        words = {"gradient": "a gradient", "coefficients": "coefficients", "change": f"a change in {self.update_dtype}"}
+        return f"{words[self.update]} and confusion counts at …/update"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,7 @@ class Contribution:
     context: ContextVector | None = None
     coefficients: Coefficients | None = None
     gradient: Gradient | None = None
+    change: Change | None = None
     confusion: Int64 | None = None
     label_scores: Float32 | None = None
 
@@ -70,7 +88,7 @@ class Contribution:
             Malformed: no examples behind it, or more held-out examples than the client has.
         """
         if (self.context is not None) is not (kind is RoundKind.CONTEXT):
-            raise WrongState(f"this is a {kind} round; it takes {_TAKES[kind, form.gradient]}")
+            raise WrongState(f"this is a {kind} round; it takes {form.takes(kind)}")
         if self.fingerprint != form.fingerprint:
             raise FingerprintMismatch(f"made with model {self.fingerprint[:12]}…, the task runs on {form.fingerprint[:12]}…")
         if self.context is not None:
@@ -81,11 +99,12 @@ class Contribution:
             raise Malformed("a contribution stands on at least one example")
 
     def _check_update(self, kind: RoundKind, form: Form) -> None:
-        calibrates = kind is RoundKind.CALIBRATION
-        wanted = (calibrates and not form.gradient, calibrates and form.gradient)
-        if (self.coefficients is not None, self.gradient is not None) != wanted:
-            raise LayoutMismatch(f"this is a {kind} round; it takes {_TAKES[kind, form.gradient]}")
-        for update in (self.coefficients, self.gradient):
+        updates = {"coefficients": self.coefficients, "gradient": self.gradient, "change": self.change}
+        sent = [name for name, update in updates.items() if update is not None]
+        compact = self.change is not None and self.change.dtype != form.update_dtype
+        if compact or sent != ([form.update] if kind is RoundKind.CALIBRATION else []):
+            raise LayoutMismatch(f"this is a {kind} round; it takes {form.takes(kind)}")
+        for update in updates.values():
             if update is not None:
                 check_layout(update.values, form.coefficients_shape, what="the update")
         if self.confusion is None:
@@ -95,14 +114,3 @@ class Contribution:
             check_layout(self.label_scores, (form.labels,), what="the mean label scores")
         if self.confusion.max() > form.holdout or self.confusion.sum() > form.holdout:
             raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")
-
-
-_ALONE = "confusion counts alone at …/update"
-_TAKES = {
-    (RoundKind.CONTEXT, False): "a context vector at …/context",
-    (RoundKind.CALIBRATION, False): "coefficients and confusion counts at …/update",
-    (RoundKind.EVALUATION, False): _ALONE,
-    (RoundKind.CONTEXT, True): "a context vector at …/context",
-    (RoundKind.CALIBRATION, True): "a gradient and confusion counts at …/update",
-    (RoundKind.EVALUATION, True): _ALONE,
-}

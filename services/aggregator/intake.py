@@ -39,6 +39,7 @@ def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
         parsed.meta.version,
         coefficients=parsed.coefficients,
         gradient=parsed.gradient,
+        change=parsed.change,
         confusion=parsed.confusion,
         label_scores=parsed.label_scores,
     )

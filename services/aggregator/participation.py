@@ -191,6 +191,7 @@ def form_of(spec: TaskSpec, member: Membership) -> Form:
         labels=len(spec.labels),
         holdout=min(member.holdout, spec.policy.max_holdout),
         gradient=spec.policy.mode == "gradient",
+        update_dtype=spec.policy.update_dtype,
     )
 
 

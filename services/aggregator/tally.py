@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ifed.bodies import read_coefficients, read_context, read_gradient, read_label_scores
+from ifed.compact import Change
 from ifed.states import RoundKind
 from ifed.tasks import Policy
 from ifed.tensors import Coefficients, ContextVector, Float32, Int64, TensorBody
@@ -120,8 +121,16 @@ class Tally:
         if "label_scores" in parsed.tensors:
             self._label_scores.add(read_label_scores(parsed), int(counts.sum()))
         if self._round.kind is RoundKind.CALIBRATION:
-            read = read_gradient if self._policy.mode == "gradient" else read_coefficients
-            self.combination.add(read(parsed).values, weight)
+            self.combination.add(self._update(parsed), weight)
+
+    def _update(self, parsed: TensorBody) -> Float32 | Float64:
+        """The coefficients a client came to, or in gradient mode its gradient."""
+        if self._policy.mode == "gradient":
+            return read_gradient(parsed).values
+        if self._policy.update_dtype == "float32":
+            return read_coefficients(parsed).values
+        assert self._from is not None, "a change is measured from a version"
+        return self._from + Change.read(parsed).restored()
 
     def summed(self) -> Summed:
         """The aggregate: float32 for coefficients, nothing for an evaluation."""

@@ -23,6 +23,7 @@ from ifed.web import mount
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Columns, Split, read, split
 from services.client_agent.endpoints import router
+from services.client_agent.feedback import Feedback
 from services.client_agent.memory import Growth, Memory, hash_of
 from services.client_agent.outbox import Outbox
 from services.client_agent.service import Participation, Worker
@@ -102,7 +103,8 @@ async def take_part(settings: Settings, status: Status) -> None:
                 status.begin(Activity.LOADING)
                 loaded[task.model] = await asyncio.to_thread(_load, settings, task)
             outbox = Outbox(settings.state_dir, task=task.name)
-            return Participation(aggregator, loaded[task.model], data, outbox, status, memory, file=file)
+            feedback = Feedback(settings.state_dir, task=task.name, client=client)
+            return Participation(aggregator, loaded[task.model], data, outbox, status, memory, feedback, file=file)
 
         agent = Agent(
             aggregator,

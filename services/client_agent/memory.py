@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ifed.tensors import digest_of
 from services.client_agent.demonstrations import Demonstration
+from services.client_agent.outbox import written
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Memory:
         """Write down what is about to be sent, with its bytes; an addition when no round is named."""
         digest = digest_of(body)
         name = f"context-{digest[:16]}.safetensors"
-        self._write(self._folder / name, body)
+        written(self._folder / name, body)
         self._notes.sent[digest] = Sent([hash_of(one) for one in demonstrations], name, round_)
         self._save()
 
@@ -134,16 +134,7 @@ class Memory:
         return self.waits or (not self.empty and self._notes.file != list(file))
 
     def _save(self) -> None:
-        self._write(self._path, json.dumps(asdict(self._notes)).encode())
-
-    def _write(self, path: Path, content: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(path.name + ".part")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        written(self._path, json.dumps(asdict(self._notes)).encode())
 
 
 class Growth:

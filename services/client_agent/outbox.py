@@ -22,14 +22,7 @@ class Outbox:
 
     def keep(self, number: int, key: str, body: bytes) -> None:
         """Keep the body made for round `number` from the assignment that `key` identifies."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._path(number, key)
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        written(self._path(number, key), body)
 
     def find(self, number: int, key: str) -> bytes | None:
         """The body kept for exactly this assignment, if there is one."""
@@ -41,3 +34,14 @@ class Outbox:
         for path in self._folder.glob("round-*.safetensors"):
             if int(path.name.split("-")[1]) <= number:
                 path.unlink(missing_ok=True)
+
+
+def written(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -19,6 +19,7 @@ from ifed.states import AssignmentKind
 from ifed.tasks import ModelIdentity
 from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, digest_of
 from services.client_agent.demonstrations import Demonstration, Split
+from services.client_agent.feedback import Feedback
 from services.client_agent.memory import Memory
 from services.client_agent.neighbour import Aggregator
 from services.client_agent.outbox import Outbox
@@ -62,6 +63,7 @@ class Participation:
 
     Args:
         memory: what was condensed and sent before.
+        feedback: what compact updates lacked before.
         file: state of the data file that `split` was read from.
     """
 
@@ -73,11 +75,12 @@ class Participation:
         outbox: Outbox,
         status: Status,
         memory: Memory,
+        feedback: Feedback,
         *,
         file: Sequence[int] = (),
     ) -> None:
         self._aggregator, self._worker, self._split = aggregator, worker, split
-        self._memory, self._file = memory, file
+        self._memory, self._feedback, self._file = memory, feedback, file
         self._outbox, self._status, self._client = outbox, status, ""
         self._adopted: str | None = None
 
@@ -120,6 +123,7 @@ class Participation:
             log.warning("contribution refused", round=assignment.round, error=type(refusal).__name__, detail=refusal.detail)
         if gathers:
             self._memory.settle(digest_of(body), received=received, file=self._file)
+        self._feedback.settle(assignment.round, received=received)
         self._outbox.forget(assignment.round)
 
     @property
@@ -219,7 +223,8 @@ class Participation:
         seed = self._seed(assignment)
         mine = await asyncio.to_thread(self._worker.calibrate, assignment, start, seed, self._status.progress)
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=mine.loss)
-        return UpdateBody(mine.coefficients, found.confusion, meta, gradient=mine.gradient, label_scores=scores).to_bytes()
+        values, change = self._feedback.compact(mine.coefficients, start, assignment)
+        return UpdateBody(values, found.confusion, meta, gradient=mine.gradient, change=change, label_scores=scores).to_bytes()
 
     def _seed(self, assignment: Assignment) -> int:
         """The task's seed of the round with this client's name mixed in, so that clients draw different batches."""

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
     state_dir: Path = Field(
         Path(".ifed-agent"),
-        description="where finished work waits until the aggregator has it, with hashes of the demonstrations sent",
+        description="where finished work waits until the aggregator has it, with hashes of the demonstrations sent and what compact updates lacked",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")

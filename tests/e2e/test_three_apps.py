@@ -194,7 +194,7 @@ async def test_killed_agents_and_a_killed_aggregator_go_on_where_they_were(tmp_p
     with Stack(tmp_path / "logs") as stack:
         federation = Federation(stack, tmp_path, tiny_model, {})
         await federation.enrol()
-        await federation.create(rounds=3)
+        await federation.create(rounds=3, update_dtype="int8")
         north = federation.start_agent("north")
         await federation.finished(until=lambda task: len(task.members) == 1)
         north.process.send_signal(signal.SIGKILL)
@@ -213,4 +213,8 @@ async def test_killed_agents_and_a_killed_aggregator_go_on_where_they_were(tmp_p
         assert [one.state for one in rounds] == [RoundState.CLOSED] * 5
         for one in rounds:
             assert sorted(client.client for client in one.clients if client.contributed_at) == ["north", "south"]
+        async with federation.admin() as admin:
+            assert all([(await admin.replay("polarity", one.number)).proven for one in rounds])
+        owed = sorted(path.parent.name for path in (tmp_path / "state").rglob("lost*"))
+        assert owed == ["polarity--north", "polarity--south"]
         assert task.state is TaskState.FINISHED

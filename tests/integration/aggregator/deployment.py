@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from ifed.bodies import UpdateBody
 from ifed.clients import AggregatorClient
+from ifed.compact import Change
 from ifed.contracts import Assignment, ContributionMeta, Receipt, RoundInfo, TaskInfo
 from ifed.states import AssignmentKind, Role, RoundState, TaskState
 from ifed.tensors import Coefficients, Gradient
@@ -63,12 +64,15 @@ class SimulatedClient(AggregatorClient):
         given = await self.coefficients(task, version=assignment.version)
         calibrates, gradient = assignment.kind is AssignmentKind.CALIBRATION, assignment.task.policy.mode == "gradient"
         made = Coefficients(given.values + np.float32(self.value)) if calibrates and not gradient else None
+        change, dtype = None, assignment.task.policy.update_dtype
+        if made is not None and dtype != "float32":
+            made, change = None, Change.of(made.values - given.values, dtype)
         slope = Gradient(np.full_like(given.values, -self.value)) if calibrates and gradient else None
         scores = np.array(self.label_scores, np.float32) if assignment.task.policy.label_bias else None
         meta = ContributionMeta(
             fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
         )
-        return UpdateBody(made, self.confusion, meta, gradient=slope, label_scores=scores).to_bytes()
+        return UpdateBody(made, self.confusion, meta, gradient=slope, change=change, label_scores=scores).to_bytes()
 
     async def run(self, task: str = TASK) -> Assignment:
         """Take part until the task is done."""

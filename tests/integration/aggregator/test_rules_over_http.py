@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ifed.bodies import UpdateBody
+from ifed.compact import Change
 from ifed.contracts import Assignment, ContributionMeta
 from ifed.errors import LayoutMismatch, Malformed
 from ifed.states import RoundState
@@ -81,6 +82,38 @@ def wrong_updates(given: Assignment, mode: str) -> list[bytes]:
     bodies = [UpdateBody(None, table, meta), UpdateBody(alone, table, meta, gradient=slope)]
     bodies.append(UpdateBody(alone, table, meta) if mode == "gradient" else UpdateBody(None, table, meta, gradient=slope))
     return [body.to_bytes() for body in bodies]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+async def test_changes_are_added_to_the_version_a_round_starts_from(aggregator: Deployment, dtype: str) -> None:
+    await aggregator.started(rounds=2, update_dtype=dtype)
+    clients = await aggregator.clients("a", "b")
+    await asyncio.gather(*(client.run() for client in clients))
+    step = (1 * 1 + 2 * 2) / 3
+    assert [await context_weight(clients[0], version) for version in (0, 1, 2)] == pytest.approx([0, step, 2 * step], rel=1e-5)
+    replayed = [await aggregator.admin.replay(TASK, number) for number in (2, 3)]
+    assert all(one.proven for one in replayed)
+
+
+@pytest.mark.parametrize(("dtype", "takes"), [("float32", "coefficients"), ("float16", "a change in float16"), ("int8", "in int8")])
+async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployment, dtype: str, takes: str) -> None:
+    await embedded.started(clients_expected=1, update_dtype=dtype)
+    (one,) = await embedded.clients("a")
+    await one.contribute(await one.assignment(TASK, wait=5))
+    given = await one.assignment(TASK, wait=5)
+    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=given.version)
+    table, values = np.eye(2, dtype=np.int64), coefficients().values
+    bodies = {name: UpdateBody(None, table, meta, change=Change.of(values, name)) for name in ("float16", "int8")}
+    bodies["float32"] = UpdateBody(Coefficients(values), table, meta)
+    bodies["both"] = UpdateBody(Coefficients(values), table, meta, change=Change.of(values, "int8"))
+    for wrong in (body for name, body in bodies.items() if name != dtype):
+        with pytest.raises(LayoutMismatch, match=f"it takes {takes}|it takes .*{takes}"):
+            await one.submit_update(TASK, 2, wrong.to_bytes())
+    flat = Change.of(np.ones((1, 2, 2, 5), np.float32), "int8" if dtype == "int8" else "float16")
+    if dtype != "float32":
+        with pytest.raises(LayoutMismatch, match="the update has shape"):
+            await one.submit_update(TASK, 2, UpdateBody(None, table, meta, change=flat).to_bytes())
+    await one.contribute(given)
 
 
 async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Deployment) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ifed.bodies import UpdateBody, read_coefficients
+from ifed.compact import Change
 from ifed.contracts import ContributionMeta
 from ifed.errors import LayoutMismatch, WrongState
 from ifed.rules import AggregationRule
-from ifed.states import RoundKind
+from ifed.states import RoundKind, UpdateDType
 from ifed.tasks import Policy
 from ifed.tensors import Gradient, TensorBody
 from services.aggregator.combination import RULES, Combination
@@ -107,6 +108,8 @@ def test_the_memory_of_a_mean_does_not_grow_with_contributions() -> None:
         ({"byzantine_fraction": 0.5, "aggregation": "trimmed_mean"}, "byzantine_fraction"),
         ({"aggregation": "multi_krum", "clients_expected": 4}, "needs 5 contributions"),
         ({"aggregation": "trimmed_mean", "clients_expected": 9, "quorum": 2}, "'trimmed_mean' .* needs 3 contributions"),
+        ({"mode": "gradient", "update_dtype": "int8"}, "update_dtype 'int8' is for mode 'coefficients'"),
+        ({"update_dtype": "int4"}, "update_dtype"),
         ({"nearest_neighbour_mixing": True}, "'weighted_mean' with nearest_neighbour_mixing .* needs 3"),
     ],
 )
@@ -170,6 +173,19 @@ def test_plain_fedavg_is_the_mean_itself_and_remembers_nothing() -> None:
     value, summed = calibrated(policy(), start(0.1), 0.3, 0.7)
     assert value == np.float32(0.5)
     assert summed.moments is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_change_counts_as_the_coefficients_it_leads_to(dtype: UpdateDType) -> None:
+    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
+    tally = Tally(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
+    for value in (0.01, 50.0):  # the second is bounded to a length of 1
+        change = Change.of(np.full_like(coefficients().values, value), dtype)
+        tally.add(10, UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, change=change).to_bytes())
+    summed = tally.summed()
+    assert summed.body is not None
+    found = read_coefficients(TensorBody.from_bytes(summed.body)).values
+    assert found == pytest.approx(np.full_like(found, 1 + (0.01 + 1 / found.size**0.5) / 2), rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", ROBUST)

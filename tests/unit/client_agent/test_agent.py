@@ -29,6 +29,7 @@ from ifed.tensors import Coefficients, ContextVector, Gradient, digest_of
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Demonstration, Split
 from services.client_agent.errors import CannotTakePart
+from services.client_agent.feedback import Feedback
 from services.client_agent.memory import Growth
 from services.client_agent.outbox import Outbox
 from services.client_agent.service import Calibrated, Evaluated, Participation, Progress
@@ -161,7 +162,9 @@ class Setting:
         async def prepare(task: TaskBrief, client: str) -> Participation:
             self.prepared += 1
             outbox, memory = Outbox(folder, task=task.name), self.growth.memory(client)
-            return Participation(self.aggregator, self.worker, self.split, outbox, self.status, memory, file=self.growth.state())
+            feedback = Feedback(folder, task=task.name, client=client)
+            file = self.growth.state()
+            return Participation(self.aggregator, self.worker, self.split, outbox, self.status, memory, feedback, file=file)
 
         self.agent = Agent(self.aggregator, prepare, self.status, task="sentiment", wait=0, grown=self.growth.noticed)
 
@@ -200,6 +203,50 @@ async def test_label_scores_travel_where_the_policy_asks_for_them(tmp_path: Path
         scores = UpdateBody.from_bytes(body).label_scores
         assert (scores is not None) is wanted
         assert scores is None or scores.tolist() == [-0.5, -1.0]
+
+
+async def compact_changes(folder: Path, script: Sequence[Assignment], **refused: Sequence[IFedError]) -> list[float]:
+    """Each update's change at its first place, as the aggregator reads it, of an agent whose int8 cannot hold its steps exactly."""
+    brief = TASK.model_copy(update={"policy": Policy(max_demonstrations=3, update_dtype="int8")})
+    setting = Setting(folder, [one.model_copy(update={"task": brief}) for one in script], **refused)
+
+    def uneven(assignment: Assignment, start: Coefficients, seed: int, progress: Progress) -> Calibrated:
+        setting.worker.calibrated += 1
+        steps = np.zeros_like(start.values)
+        steps[..., 0], steps[..., 1] = 0.0035, 1.27  # a third of a step of 0.01 is lost round after round
+        return Calibrated(Coefficients(start.values + steps), 0.5)
+
+    setting.worker.calibrate = uneven  # type: ignore[method-assign]
+    await setting.agent.run()
+    bodies = [UpdateBody.from_bytes(body) for number, body in setting.aggregator.sent if number > 1]
+    assert all(body.coefficients is None for body in bodies)
+    return [float(body.change.restored()[0, 0, 0, 0]) for body in bodies if body.change is not None]
+
+
+def rounds(*numbers: int) -> list[Assignment]:
+    """Calibration rounds, the version going up with them."""
+    return [assignment(AssignmentKind.CALIBRATION, number).model_copy(update={"version": number - 2}) for number in numbers]
+
+
+async def test_what_a_compact_update_lacks_comes_with_the_next_one_also_after_a_restart(tmp_path: Path) -> None:
+    before = await compact_changes(tmp_path, [*WHOLE_TASK[:2], *rounds(2), DONE])
+    after = await compact_changes(tmp_path, [*rounds(3, 4), DONE])
+    assert [*before, *after] == pytest.approx([0.0, 0.01, 0.0])
+    assert sum([*before, *after]) == pytest.approx(3 * 0.0035, abs=0.002)
+
+
+async def test_an_update_that_was_not_received_leaves_what_is_owed_as_it_was(tmp_path: Path) -> None:
+    first = await compact_changes(tmp_path, [*WHOLE_TASK[:2], *rounds(2), DONE])
+    late = await compact_changes(tmp_path, [*rounds(3), DONE], refusals=[RoundClosed("late")])
+    again = await compact_changes(tmp_path, [*rounds(4, 5), DONE])
+    assert [*first, *late, *again] == pytest.approx([0.0, 0.01, 0.01, 0.0])
+
+
+async def test_a_task_that_begins_anew_owes_nothing(tmp_path: Path) -> None:
+    await compact_changes(tmp_path, [*WHOLE_TASK[:2], *rounds(2), DONE])
+    assert await compact_changes(tmp_path, [*WHOLE_TASK[:2], *rounds(2), DONE]) == [0.0]
+    (tmp_path / "sentiment--me" / "lost.safetensors").write_bytes(b"cut off")
+    assert await compact_changes(tmp_path, [*rounds(3), DONE]) == [0.0]
 
 
 async def test_joining_tells_counts_and_the_model_and_no_text(tmp_path: Path) -> None:

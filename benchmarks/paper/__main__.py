@@ -1,0 +1,106 @@
+"""`python -m benchmarks.paper --data FOLDER`: runs what has not run yet, then prints tables and draws figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.paper.cells import Work
+from benchmarks.paper.figures import WORDS, draw
+from benchmarks.paper.methods import QUICK, QUICK_RATES, RATES, TITLES, Plan
+from benchmarks.paper.report import tables
+from benchmarks.paper.store import OtherRun, Store
+from benchmarks.replicas.report import write_into
+from benchmarks.serving.report import machine
+from ifed.modeling.loading import load
+from ifed.paths import cache_folder
+
+
+def main() -> None:
+    """Run every cell whose file is not there yet, one file a cell, so that a killed run goes on."""
+    given = _arguments()
+    plan = _plan(given)
+    store = Store(given.out or Path(".paper-quick" if given.quick else ".paper"), plan, given.model)
+    rates = tuple(given.lora_rates or (QUICK_RATES if given.quick else RATES))
+    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
+    try:
+        if not given.report:
+            _run(given, plan, store, rates, seeds)
+        found = store.collect(rates)
+    except OtherRun as refusal:
+        sys.exit(str(refusal))
+    (store.folder / "paper.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    words = tables(found)
+    print(words)
+    for path in draw(found, store.folder):
+        _tell(f"drew {path.name}")
+    if given.page is not None:
+        _write_page(given.page, found, words)
+
+
+def _write_page(page: Path, found: dict[str, Any], words: str) -> None:
+    """The tables between the marks of a page with the figures, which are drawn beside it, and the JSON beside it too."""
+    shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
+    write_into(page, "\n\n".join([words, *shown]))
+    page.with_name("paper.json").write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...], seeds: list[int]) -> None:
+    todo = [(seed, key) for seed in seeds for key in given.sources]
+    methods = [method for method in TITLES if given.methods is None or method in given.methods]
+    lm = load(
+        given.model,
+        cache=cache_folder(given.cache),
+        device=given.device,
+        dtype=given.dtype,
+        threads=given.threads,
+        announce=_tell,
+    )
+    store.keep(
+        "", "machine", machine() | {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), "loaded": lm.name}
+    )
+    for seed, key in todo:
+        Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    """The plan with whatever was said of it."""
+    base = QUICK if given.quick else Plan()
+    said = {one.name: value for one in fields(Plan) if (value := getattr(given, one.name)) is not None}
+    return Plan(**(asdict(base) | said))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with {subj,agnews,emoc}.{train,test}.jsonl")
+    parser.add_argument("--out", type=Path, default=None, help="folder of cells, tables and figures; .paper, or .paper-quick")
+    parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
+    parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there")
+    parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks; figures and JSON go beside it")
+    parser.add_argument("--model", default="gemma-3-270m", help="catalogue name, Hugging Face id or folder")
+    parser.add_argument("--device", default="auto", help="as torch names it")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
+    parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
+    parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=None, help="all unless told")
+    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
+    parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")
+    for name, value in asdict(Plan()).items():
+        quick = asdict(QUICK)[name]
+        words = f"{value} unless told" + (f", {quick} when quick" if quick != value else "")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=words)
+    return parser.parse_args()
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

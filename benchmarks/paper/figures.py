@@ -1,0 +1,119 @@
+"""The paper's figures 2 and 3 from our cells, as PNG and SVG. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.paper.methods import TITLES
+from benchmarks.paper.summary import Data, bytes_until, over_seeds
+
+WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
+INK, GRID = "#1f2933", "#d9dee4"
+WORDS = {
+    "paper-accuracy": "Accuracy by round and by bytes, for each data set and method",
+    "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round",
+}
+COLOURS = {
+    "zero-shot": "#4a5568",
+    "icl": "#d49a00",
+    "lora": "#c8553d",
+    "published": "#2f6690",
+    "ours": "#0b6e4f",
+    "ours-float16": "#00a0a0",
+    "ours-int8": "#5c8001",
+}
+
+
+def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Accuracy by round and by bytes, and global against local coefficients by round. Yields the paths that were written."""
+    data = found["data"]
+    with mpl.rc_context({"svg.hashsalt": "ifed", "font.size": 8, "axes.edgecolor": INK, "text.color": INK}):
+        for name, figure in (("accuracy", _by_round(data)), ("local", _local(data))):
+            if figure is None:
+                continue
+            for kind in ("png", "svg"):
+                path = folder / f"paper-{name}.{kind}"
+                figure.savefig(path, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+                yield path
+
+
+def _by_round(data: Data) -> Figure | None:
+    keys = [key for key, one in data.items() if any("rows" in run for runs in one["runs"].values() for run in runs)]
+    if not keys:
+        return None
+    figure = Figure(figsize=(WIDTH * len(keys), 2 * HEIGHT), layout="constrained")
+    panels = figure.subplots(2, len(keys), squeeze=False)
+    for column, key in enumerate(keys):
+        for method, title in TITLES.items():
+            _method(panels[0][column], panels[1][column], data[key], method, title)
+        panels[0][column].set_title(SOURCES[key].title)
+        panels[0][column].set_xlabel("rounds")
+        panels[1][column].set_xlabel("kB up and down, one client, all of HTTP")
+        panels[1][column].set_xscale("log")
+    return _finished(figure, panels.flat, panels[0])
+
+
+def _method(above: Axes, below: Axes, one: Data, method: str, title: str) -> None:
+    """One method's mean over the seeds; a line across where it has no rounds."""
+    if not (runs := one["runs"][method]):
+        return
+    look: dict[str, Any] = {"color": COLOURS[method], "linewidth": 2.2 if method == "ours" else 1.3, "label": title}
+    spread = over_seeds(one, method, "accuracy")
+    if "rows" not in runs[0]:
+        assert spread is not None
+        above.axhline(100 * spread.mean, linestyle=":", **look)
+        return
+    accuracy = _mean(runs, "accuracy")
+    above.plot([row["round"] for row in runs[0]["rows"]], accuracy, marker="o", markersize=2.5, **look)
+    if (sent := bytes_until(runs[0], one["wire"])) is not None:
+        below.plot([count / 1000 for count in sent], accuracy, marker="o", markersize=2.5, **look)
+
+
+def _local(data: Data) -> Figure | None:
+    both = {
+        key: {
+            method: runs
+            for method in ("published", "ours")
+            if (runs := [run for run in one["runs"][method] if "local" in run["rows"][-1]])
+        }
+        for key, one in data.items()
+    }
+    keys = [key for key, methods in both.items() if methods]
+    if not keys:
+        return None
+    figure = Figure(figsize=(WIDTH * len(keys), HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)
+    for panel, key in zip(panels[0], keys, strict=True):
+        for method, runs in both[key].items():
+            later = [{**run, "rows": run["rows"][1:]} for run in runs]
+            rounds = [row["round"] for row in later[0]["rows"]]
+            for name, style in (("global", "-"), ("local", "--")):
+                label = f"{TITLES[method]}, {'global' if name == 'global' else 'mean of local'}"
+                panel.plot(rounds, _mean(later, name), style, color=COLOURS[method], label=label, marker="o", markersize=2.5)
+        panel.set_title(SOURCES[key].title)
+        panel.set_xlabel("rounds")
+    return _finished(figure, panels.flat, panels[0])
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Percent at each row, mean over the seeds."""
+    return [100 * sum(row[name] for row in rows) / len(runs) for rows in zip(*(run["rows"] for run in runs), strict=True)]
+
+
+def _finished(figure: Figure, panels: Iterator[Axes], named: Sequence[Axes]) -> Figure:
+    for panel in panels:
+        panel.set_ylabel("accuracy, % of the test texts")
+        panel.grid(color=GRID, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles: dict[str, Any] = {}
+    for panel in named:
+        handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    return figure

@@ -1,0 +1,113 @@
+"""What is compared, and how large a run is. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ifed.tasks import LayerChoice, Policy, TaskSpec
+
+SWEEP_SEED = 0  # the division on which the learning rate of LoRA is chosen
+RATES = (0.001, 0.003, 0.01)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of every run.
+
+    Attributes:
+        training: examples of the data set's training part that the clients divide.
+        test: examples of its test part.
+        shots: demonstrations in a few-shot prompt, fewer where a client's do not fit.
+        few: test texts on which each client's own coefficients are measured, round by round.
+        few_seeds: so many of the seeds, the first, measure that.
+        lora_every: rounds between two evaluations of LoRA.
+        lora_rank: of each adapter; its scale is 2, that is `lora_alpha` is twice the rank.
+    """
+
+    clients: int = 10
+    alpha: float = 0.5
+    rounds: int = 6
+    local_steps: int = 4
+    batch_size: int = 8
+    training: int = 600
+    test: int = 250
+    shots: int = 8
+    few: int = 60
+    few_seeds: int = 1
+    lora_every: int = 2
+    lora_rank: int = 8
+
+
+QUICK = Plan(clients=4, rounds=3, training=200, test=100, shots=4, few=30)
+QUICK_RATES = (0.001, 0.003)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task whose clients calibrate coefficients.
+
+    Attributes:
+        policy: what differs from the product's defaults; the size of the run comes from the plan.
+    """
+
+    groups: int = 16
+    layers: LayerChoice = "upper_half"
+    policy: Mapping[str, Any] = field(default_factory=dict)
+
+    def policy_for(self, plan: Plan) -> Policy:
+        """The task's policy."""
+        size = {"rounds": plan.rounds, "local_steps": plan.local_steps, "batch_size": plan.batch_size}
+        return Policy.model_validate(size | {"clients_expected": plan.clients} | dict(self.policy))
+
+
+# The configuration that stands for this software: the product's defaults for layers, λ₀, logit adjustment and learning rate.
+OURS = Setting(groups=16, layers=TaskSpec.model_fields["layers"].default, policy={"label_bias": True})
+
+PUBLISHED = Setting(
+    groups=1,
+    layers="all",
+    policy={
+        "initial_context_weight": 0.1,
+        "logit_adjustment": 0.0,
+        "learning_rate": 0.01,
+        "learning_rate_schedule": "constant",
+    },
+)
+
+
+def compact(dtype: str) -> Setting:
+    """Ours with updates in another number format."""
+    return replace(OURS, policy={**OURS.policy, "update_dtype": dtype})
+
+
+SETTINGS: dict[str, Setting] = {
+    "published": PUBLISHED,
+    "ours": OURS,
+    "ours-float16": compact("float16"),
+    "ours-int8": compact("int8"),
+}
+TITLES = {
+    "zero-shot": "zero-shot",
+    "icl": "local ICL",
+    "lora": "FedAvg-LoRA",
+    "published": "IFed-ICL as published",
+    "ours": "ours",
+    "ours-float16": "ours, float16 updates",
+    "ours-int8": "ours, int8 updates",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method under one seed; for LoRA also under one learning rate."""
+
+    method: str
+    seed: int
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """How its file is called."""
+        return f"{self.method}-{self.seed}" if self.rate is None else f"{self.method}-{self.rate:g}-{self.seed}"

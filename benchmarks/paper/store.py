@@ -1,0 +1,91 @@
+"""One JSON file a cell, so that a killed run goes on; and what all of them hold, put together. Runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.paper.methods import SWEEP_SEED, TITLES, Cell, Plan
+
+
+class OtherRun(Exception):
+    """A folder holds cells of another plan or another model."""
+
+
+class Store:
+    """The cells of one plan and one model under a folder."""
+
+    def __init__(self, folder: Path, plan: Plan, model: str) -> None:
+        self.folder, self._made = folder, {"plan": asdict(plan), "model": model}
+
+    def has(self, key: str, name: str) -> bool:
+        """Whether a cell is there.
+
+        Raises:
+            OtherRun: it is there, but of another plan or model.
+        """
+        return self.read(key, name) is not None
+
+    def read(self, key: str, name: str) -> dict[str, Any] | None:
+        """What a cell found, or None.
+
+        Raises:
+            OtherRun: it was made under another plan or model.
+        """
+        path = self._path(key, name)
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [word for word, value in self._made.items() if found.get(word) != value]:
+            raise OtherRun(f"{path} was made with another {' and '.join(differing)}; name another folder with --out")
+        return found
+
+    def keep(self, key: str, name: str, found: dict[str, Any]) -> None:
+        """Write a cell, whole or not at all."""
+        path = self._path(key, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found | self._made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.rename(path)
+
+    def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
+        """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
+
+        Of the accuracies with and without the label prior subtracted the higher one counts.
+        """
+        tried = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
+        if any(found is None for found in tried.values()):
+            return None
+        return max(rates, key=lambda rate: _higher((tried[rate] or {})["rows"][-1]))
+
+    def collect(self, rates: Sequence[float]) -> dict[str, Any]:
+        """All that is there, data set by data set: runs by method and seed, LoRA at its best rate, the sweep, the bytes."""
+        data = {}
+        for key in SOURCES:
+            best = self.best_rate(key, rates)
+            runs = {method: self._runs(key, method, best) for method in TITLES}
+            sweep = [one for rate in rates if (one := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
+            if any(runs.values()) or sweep:
+                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.read(key, "wire")}
+        machine = self._path("", "machine")
+        ran_on = json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else None
+        return self._made | {"machine": ran_on, "data": data}
+
+    def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:
+        if method == "lora" and best is None:
+            return []
+        begins = Cell(method, 0, best if method == "lora" else None).name.removesuffix("0")
+        paths = sorted((self.folder / "cells" / key).glob(f"{begins}*.json"))
+        names = [path.stem for path in paths if path.stem.removeprefix(begins).isdigit()]
+        return [one for name in names if (one := self.read(key, name))]
+
+    def _path(self, key: str, name: str) -> Path:
+        return self.folder / "cells" / key / f"{name}.json"
+
+
+def _higher(row: Mapping[str, Any]) -> float:
+    return max(float(row["accuracy_plain"]), float(row["accuracy_without_prior"]))

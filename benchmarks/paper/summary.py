@@ -1,0 +1,112 @@
+"""The figures that tables and goals are made of, out of the cells. Measures nothing and formats nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.paper import reported
+
+NEAR = 0.95  # of the best accuracy
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation over the seeds; the latter None for one seed alone."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """Of no values there is none."""
+        if not values:
+            return None
+        return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def last(run: Mapping[str, Any], name: str) -> float:
+    """After the last round."""
+    return float(run["rows"][-1][name] if "rows" in run else run[name])
+
+
+def over_seeds(data: Data, method: str, name: str) -> Spread | None:
+    """A figure after the last round."""
+    return Spread.of([last(run, name) for run in data["runs"][method]])
+
+
+def target(data: Data) -> float:
+    """95 % of the best mean accuracy that any method has after its last round."""
+    found = [spread.mean for method in data["runs"] if (spread := over_seeds(data, method, "accuracy"))]
+    return NEAR * max(found)
+
+
+def first_seconds(run: Mapping[str, Any]) -> float:
+    """One client's seconds before the first round."""
+    return float(run.get("context_seconds", 0.0) + run.get("kept_seconds", 0.0))
+
+
+def seconds_until(run: Mapping[str, Any]) -> list[float]:
+    """One client's seconds at each row: the beginning and all rounds up to there."""
+    return [first_seconds(run) + spent for spent in accumulate(row["seconds"] for row in run["rows"])]
+
+
+def bytes_until(run: Mapping[str, Any], wire: Mapping[str, Any] | None) -> list[int] | None:
+    """One client's bytes up and down on the wire at each row; None where they were not measured."""
+    if wire is None or run["method"] not in wire:
+        return None
+    parts = wire[run["method"]]
+    begin = sum(sum(parts[name].values()) for name in ("joining", "context") if name in parts)
+    return [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
+
+
+def times_fewer(wire: Mapping[str, Any], method: str) -> float | None:
+    """How many times a method's round goes into LoRA's, up and down together; None where LoRA does not fit the model."""
+    if "lora" not in wire:
+        return None
+    whole, part = (sum(wire[name]["round"].values()) for name in ("lora", method))
+    return float(whole / part)
+
+
+def reached(run: Mapping[str, Any], accuracy: float) -> int | None:
+    """The first row of at least this accuracy."""
+    return next((place for place, row in enumerate(run["rows"]) if row["accuracy"] >= accuracy), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One promise; `met` is None where it was not measured."""
+
+    words: str
+    found: str
+    met: bool | None
+
+
+def goals(found: Mapping[str, Any]) -> list[Goal]:
+    """Every goal, data set by data set. Against LoRA counts the better of its two readings."""
+    made: list[Goal] = []
+    for key, data in found["data"].items():
+        title, ours = SOURCES[key].title, over_seeds(data, "ours", "accuracy")
+        paper = reported.accuracy("published", key)
+        if ours is None or paper is None:
+            continue
+        least = paper - (3 if key == "agnews" else 0)
+        words = "within 3 points of the paper's 8B" if key == "agnews" else "above the paper's 8B"
+        made.append(Goal(f"{title}: {words}", f"{100 * ours.mean:.1f} against {paper}", 100 * ours.mean >= least))
+        ways = [over_seeds(data, "lora", name) for name in ("accuracy_plain", "accuracy_without_prior")]
+        gap = min((100 * (ours.mean - lora.mean) for lora in ways if lora is not None), default=None)
+        said = "–" if gap is None else f"{gap:+.1f} points"
+        made.append(Goal(f"{title}: at most 2 points below tuned FedAvg-LoRA", said, None if gap is None else gap >= -2))
+        if (wire := data["wire"]) is not None:
+            times = times_fewer(wire, "ours")
+            said, met = ("–", None) if times is None else (f"{times:.0f} times", times >= 100)
+            made.append(Goal(f"{title}: 100 times fewer bytes a round than FedAvg-LoRA", said, met))
+            body = max(wire[method]["bodies"]["update"] for method in ("ours-float16", "ours-int8"))
+            made.append(Goal(f"{title}: compact update bodies of at most 1,800 bytes", f"{body:,} bytes", body <= 1800))
+    return made

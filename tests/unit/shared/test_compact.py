@@ -1,0 +1,110 @@
+"""A change of coefficients in fewer bytes: what is rounded is bounded, what is lost is paid back, what is wrong is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ifed.bodies import UpdateBody
+from ifed.compact import Change, with_feedback
+from ifed.contracts import ContributionMeta
+from ifed.errors import LayoutMismatch, NonFinite
+from ifed.states import UpdateDType
+from ifed.tensors import TensorBody
+
+COMPACT: tuple[UpdateDType, ...] = ("float16", "int8")
+CHANGES = arrays.arrays(np.float32, (2, 2, 2, 3), elements=st.floats(-1e4, 1e4, width=32))
+META = ContributionMeta(fingerprint="f" * 64, examples=1_000_000_000, version=10_000, loss=0.12345678901234567, seconds=123.456)
+
+
+def test_int8_is_in_steps_of_the_largest_change_by_127() -> None:
+    change = np.zeros((1, 2, 2, 3), np.float32)
+    change[0, 0, 0] = [1.27, -0.014, 0.006]
+    sent = Change.of(change, "int8")
+    assert sent.values[0, 0, 0].tolist() == [127, -1, 1]
+    assert sent.scales is not None
+    assert sent.scales[0, 0, 0] == pytest.approx(0.01)
+    assert not sent.restored()[0, 1].any()
+
+
+@given(CHANGES)
+def test_what_int8_takes_is_at_most_half_a_step(change: np.ndarray) -> None:
+    sent = Change.of(change, "int8")
+    assert sent.scales is not None
+    assert (np.abs(change - sent.restored()) <= 0.501 * sent.scales[..., None] + 1e-30).all()
+
+
+def test_what_is_too_large_for_float16_is_cut_and_still_owed() -> None:
+    sent, lost = with_feedback(np.full((1, 2, 2, 1), 70_000, np.float32), None, "float16")
+    assert (sent.restored() == 65_504).all()
+    assert (lost == 70_000 - 65_504).all()
+
+
+@pytest.mark.parametrize("dtype", COMPACT)
+def test_over_the_rounds_everything_arrives(dtype: UpdateDType) -> None:
+    random = np.random.default_rng(0)
+    changes = random.normal(scale=0.05, size=(30, 2, 2, 2, 4)).astype(np.float32)
+    arrived, lost = np.zeros(changes.shape[1:], np.float64), None
+    for change in changes:
+        sent, lost = with_feedback(change, lost, dtype)
+        arrived += sent.restored()
+    assert lost is not None
+    np.testing.assert_allclose(arrived + lost, changes.sum(axis=0), atol=1e-5)
+    without = sum(Change.of(change, dtype).restored().astype(np.float64) for change in changes)
+    assert np.abs(arrived - changes.sum(axis=0)).mean() < np.abs(without - changes.sum(axis=0)).mean()
+
+
+def test_what_was_lost_under_another_layout_is_forgotten() -> None:
+    change = np.full((1, 2, 2, 2), 0.5, np.float32)
+    sent, _ = with_feedback(change, np.ones((1, 2, 2, 4), np.float32), "float16")
+    assert (sent.restored() == 0.5).all()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 1800), ("int8", 1400)])
+def test_a_compact_body_of_nine_layers_and_four_labels_is_at_most_1800_bytes(dtype: UpdateDType, most: int) -> None:
+    change = Change.of(np.random.default_rng(0).normal(size=(9, 2, 2, 16)).astype(np.float32), dtype)
+    body = UpdateBody(None, np.ones((4, 4), np.int64), META, change=change, label_scores=np.ones(4, np.float32)).to_bytes()
+    assert len(body) <= most
+    back = UpdateBody.from_bytes(body)
+    assert back.coefficients is None
+    assert back.change is not None
+    assert np.array_equal(back.change.restored(), change.restored())
+
+
+def tensors(**changed: np.ndarray | None) -> TensorBody:
+    whole = {"change": np.ones((1, 2, 2, 3), np.int8), "scales": np.ones((1, 2, 2), np.float32)} | changed
+    return TensorBody({name: values for name, values in whole.items() if values is not None}, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (tensors(change=None), "no tensor 'change'"),
+        (tensors(change=np.ones((1, 2, 2, 3), np.int16)), "int16, this takes float16 or int8"),
+        (tensors(scales=None), "int8 comes with scales"),
+        (tensors(change=np.ones((1, 2, 2, 3), np.float16)), "float16 without"),
+        (tensors(scales=np.ones((1, 2, 2, 3), np.float32)), "has scales of shape"),
+        (tensors(scales=np.ones((1, 2, 2), np.float64)), "float64"),
+        (tensors(change=np.ones((4, 3), np.int8), scales=np.ones(4, np.float32)), "4 dimensions|has scales|dimensions"),
+        (tensors(change=np.ones((1, 3, 2, 3), np.int8), scales=np.ones((1, 3, 2), np.float32)), r"\(layers, 2, 2, groups\)"),
+    ],
+)
+def test_a_change_of_another_form_is_refused_by_name(body: TensorBody, words: str) -> None:
+    with pytest.raises(LayoutMismatch, match=words):
+        Change.read(body)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38])
+def test_scales_that_make_no_number_are_refused(scale: float) -> None:
+    with pytest.raises(NonFinite):
+        Change.read(tensors(change=np.full((1, 2, 2, 3), 127, np.int8), scales=np.full((1, 2, 2), scale, np.float32)))
+    with pytest.raises(NonFinite):
+        Change.read(tensors(change=np.full((1, 2, 2, 3), np.inf, np.float16), scales=None))
+
+
+def test_any_dtype_but_the_compact_ones_leaves_a_body_without_a_change() -> None:
+    body = UpdateBody(None, np.ones((2, 2), np.int64), META).to_bytes()
+    assert UpdateBody.from_bytes(body).change is None
