@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from ifed.bodies import AdapterBody
 from ifed.contracts import AdapterMeta
 from ifed.errors import BadTemplate
 from ifed.identity import identity_of
+from ifed.modeling.scoring import ScoringItem
 from ifed.tasks import Layout
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration
@@ -112,3 +114,27 @@ def test_what_a_few_shot_prompt_begins_with_is_read_once_for_all_requests() -> N
     assert max(texts) < 20
     assert np.array_equal(scores[0], scores[2])
     assert not np.array_equal(scores[0], scores[1])
+
+
+def test_what_a_prompt_begins_with_does_not_count_in_the_budget_once_it_is_kept() -> None:
+    scorer, tasks = scorer_of()
+    shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
+    item = prepared(scorer, shown, "the plot")
+    assert isinstance(item.item, ScoringItem)
+    assert scorer.tokens(item.item) == item.tokens - item.item.prompt.shared < 20
+
+
+def test_lanes_share_the_weights_and_what_is_kept() -> None:
+    scorer, tasks = scorer_of(lanes=2)
+    shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
+    item = prepared(scorer, shown, "the plot").item
+    scorer.warm_up()
+    one, other = scorer.lanes
+    assert np.array_equal(one([item])[0], other([item])[0])
+    assert (scorer.prefixes.misses, scorer.prefixes.hits) == (1, 1)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            mixed = [prepared(scorer, task, "the film").item for task in tasks]
+            expected = scorer.score(mixed)
+            for found in [running.result() for running in [pool.submit(lane, mixed) for lane in (one, other)]]:
+                np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
