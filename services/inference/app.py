@@ -17,7 +17,7 @@ from ifed.clients import AggregatorClient
 from ifed.errors import IFedError
 from ifed.logs import configure
 from ifed.startup import settings_or_exit
-from ifed.web import mount
+from ifed.web import describe, mount
 from services.inference.about import About
 from services.inference.access import Access, AskedAccess, KeyAccess, OpenAccess, read_keys
 from services.inference.adapters import Adapters
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 TOKEN_CHECK_SECONDS = 5.0
+READY = {"Readiness": {"ready": True, "checks": {"model": "ok", "adapters": "ok"}}}
+METRICS = 'ifed_inference_requests_total{outcome="ok",task="sentiment"} 12.0\n'
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -76,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AccessLog)
     mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
     app.include_router(all_routes())
+    describe(app, READY, metrics=METRICS)
     return app
 
 
