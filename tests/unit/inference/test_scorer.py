@@ -138,3 +138,16 @@ def test_lanes_share_the_weights_and_what_is_kept() -> None:
             expected = scorer.score(mixed)
             for found in [running.result() for running in [pool.submit(lane, mixed) for lane in (one, other)]]:
                 np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_warming_up_runs_every_lane_with_one_text_and_with_several() -> None:
+    scorer, _ = scorer_of(lanes=2)
+    read: list[list[int]] = [[], []]
+    for seen, (model, _) in zip(read, scorer._ways, strict=True):
+        model.model.base_model.register_forward_pre_hook(
+            lambda _module, _arguments, keywords, seen=seen: seen.append(keywords["input_ids"].numel()), with_kwargs=True
+        )
+    scorer.warm_up()
+    assert [len(seen) for seen in read] == [3, 3]
+    assert read[0] == sorted(set(read[0])), "other sizes, so that nothing is compiled for one size alone"
+    assert scorer.prefixes.nbytes == 0
