@@ -77,13 +77,13 @@ class Scorer:
         device: str,
         dtype: DType,
         threads: int | None,
-        lanes: int | None,
-        prefix_bytes: int,
-        compiled: bool,
-        int8: bool,
-        token_budget: int | None,
-        max_tokens: int | None,
         announce: Callable[[str], None],
+        lanes: int | None = None,
+        prefix_bytes: int = LIMIT,
+        compiled: bool = False,
+        int8: bool = False,
+        token_budget: int | None = None,
+        max_tokens: int | None = None,
     ) -> Self:
         """Load a model by catalogue name, Hugging Face id or folder.
 
