@@ -21,7 +21,7 @@ from benchmarks.serving.callers import Body, Connection, closed_loop, open_loop
 from ifed.cli.demo.stack import Service, Stack
 
 SHOTS = 12
-PATIENCE = 60.0
+PATIENCE = 40.0
 COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
 AT = 32  # callers at which the goals stand
 PAIRED = ", in pairs"
