@@ -11,12 +11,13 @@ METRICS = 'ifed_rounds_total{kind="context",state="closed",task="sentiment"} 1.0
 Description = dict[str, Any]
 
 
-def complete(description: Description, examples: Mapping[str, object]) -> Description:
+def complete(description: Description, examples: Mapping[str, object], *, metrics: str = METRICS) -> Description:
     """Give each body an example, by the name of its schema, and each refusal one, by the names it is described with.
 
     Args:
         description: as the framework made it; changed in place.
         examples: JSON values by the name of the schema; `Page_X_` follows from that of `X`.
+        metrics: a line of /metrics.
     """
     for operation in operations(description):
         for body in [operation.get("requestBody", {}), *operation["responses"].values()]:
@@ -25,7 +26,7 @@ def complete(description: Description, examples: Mapping[str, object]) -> Descri
                     media["example"] = example
         for answer in operation["responses"].values():
             _refuse(answer)
-    _metrics(description)
+    _metrics(description, metrics)
     return description
 
 
@@ -56,8 +57,8 @@ def _refuse(answer: Description) -> None:
         answer["content"] = {JSON: refusal | {"examples": told}}
 
 
-def _metrics(description: Description) -> None:
+def _metrics(description: Description, example: str) -> None:
     """/metrics is mounted by a library, which says nothing of its text."""
     if (found := description["paths"].get("/metrics")) is not None:
-        text = {"schema": {"type": "string"}, "example": METRICS}
+        text = {"schema": {"type": "string"}, "example": example}
         found["get"]["responses"]["200"] = {"description": "counters for Prometheus", "content": {"text/plain": text}}

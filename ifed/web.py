@@ -84,13 +84,18 @@ class BodyLimit:
             raise HTTPException(TooLarge.status, f"the body is larger than the {self._max_bytes} bytes taken here")
 
 
-def describe(app: FastAPI, examples: Mapping[str, object]) -> None:
-    """Let the OpenAPI description of `app` have an example for every body, by the name of its schema; made when it is first asked for."""
+def describe(app: FastAPI, examples: Mapping[str, object], *, metrics: str = openapi.METRICS) -> None:
+    """Let the OpenAPI description of `app` have an example for every body and refusal; made when it is first asked for.
+
+    Args:
+        examples: by the name of the schema; none for one whose fields have examples of their own.
+        metrics: a line of /metrics.
+    """
     framework = app.openapi
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = openapi.complete(framework(), examples)
+            app.openapi_schema = openapi.complete(framework(), examples, metrics=metrics)
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change it

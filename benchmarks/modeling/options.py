@@ -51,11 +51,16 @@ def options(setting: Setting, *, pairs: int) -> dict[str, Any]:
 
 
 def loaded_otherwise(setting: Setting, name: str, cache: Path, *, pairs: int) -> dict[str, Any]:
-    """The options that change the loaded model: the same ratio; for eight bits also their bytes and how far scores move."""
+    """The options that change the loaded model: the same ratio, the bytes of the layers, and how far scores move."""
     lm, found = setting.fast, dict[str, Any]()
     given = _items(setting, lm)
     plain = np.exp(np.stack(score(lm, given)))
-    for words, chosen in (("torch.compile", Options(compiled=True)), ("int8 weights", Options(int8=True))):
+    ways = {
+        "torch.compile": Options(compiled=True),
+        "int8 weights": Options(int8=True),
+        "packed weights": Options(packed_weights=True),
+    }
+    for words, chosen in ways.items():
         try:
             other = load(name, cache=cache, options=chosen)
             moved = float(np.abs(np.exp(np.stack(score(other, _items(setting, other)))) - plain).max())
@@ -111,7 +116,7 @@ def _bytes(lm: LanguageModel) -> int:
     """Of the layers as they lie in memory; a quantised tensor is the sum of its parts."""
     total = 0
     for layer in lm.family.layers(lm.model):
-        for parameter in layer.parameters():
-            parts = [getattr(parameter, name) for name in getattr(parameter, "tensor_data_names", ())] or [parameter]
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            parts = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", ())] or [tensor]
             total += sum(part.nbytes for part in parts)
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import random
@@ -16,12 +17,15 @@ from typing import Any
 import psutil
 
 from benchmarks.serving import adapters
-from benchmarks.serving.callers import Body, closed_loop, open_loop
+from benchmarks.serving.callers import Body, Connection, closed_loop, open_loop
 from ifed.cli.demo.stack import Service, Stack
 
 SHOTS = 12
-PATIENCE = 60.0
+PATIENCE = 40.0
 COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
+AT = 32  # callers at which the goals stand
+PAIRED = ", in pairs"
+WARM_CALLERS = 32
 
 
 @dataclass
@@ -100,12 +104,17 @@ async def measure_all(options: argparse.Namespace, folder: Path) -> tuple[list[R
         service = stack.start("inference", "services.inference.app", settings | threads)
         stack.wait_ready(service, seconds=300)
         rows, half = await _ours(service, bodies, options)
+    with Stack(folder / "logs") as stack:
+        service = stack.start("forgetful", "services.inference.app", settings | threads | {"PREFIX_BYTES": "0"})
+        stack.wait_ready(service, seconds=300)
+        few_shot = {f"few-shot, {SHOTS}, nothing kept": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
+        rows += await _in_turn(service, few_shot, options, repeats=1, callers=COMPARED)
     settings = {"MODEL": str(model_folder), "TEMPLATE": adapters.TEMPLATE, "LABELS": "|".join(labels)}
     with Stack(folder / "logs") as stack:
         service = stack.start("plain", "benchmarks.serving.plain", settings | threads)
         stack.wait_ready(service, seconds=300)
         ways = {"plain, one after the other": bodies.plain("/async"), "plain, in threads": bodies.plain("/sync")}
-        rows += await _in_turn(service, ways, options, repeats=1)
+        rows += await _in_turn(service, ways, options, repeats=1, callers=options.callers)
     return rows, half
 
 
@@ -117,8 +126,9 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
         f"{many} tasks": bodies.ours([f"task-{number}" for number in range(many)]),
         "bare model": bodies.ours(["task-0@bare"]),
     }
-    await closed_loop(service.url, ways[f"{many} tasks"], callers=8, seconds=2, patience=PATIENCE)  # warm up
-    rows = await _in_turn(service, ways, options, repeats=options.repeats)
+    await _warm_up(service, [f"task-{number}" for number in range(many)])
+    rows = await _in_turn(service, ways, options, repeats=options.repeats, callers=options.callers)
+    rows += await _in_pairs(service, {name: ways[name] for name in ("one task", "bare model")}, options)
     full = next(row for row in rows if row.name == "one task" and row.callers == 32)
     single = next(row for row in rows if row.name == "one task" and row.callers == 1)
     _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
@@ -127,29 +137,58 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     figures = {"requests_per_second": full.rate / 2, "single_request_ms": 1000 * single.quantile(0.5)}
     figures |= {f"p{share}_ms": 1000 * half.quantile(share / 100) for share in (50, 95, 99)}
     few_shot = {f"few-shot, {SHOTS}": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
-    rows += await _in_turn(service, few_shot, options, repeats=1)
+    await _warm_up(service, [f"task-0@few-shot:{SHOTS}"])
+    rows += await _in_turn(service, few_shot, options, repeats=1, callers=options.callers)
     return rows, {name: round(value, 1) for name, value in figures.items()}
 
 
-async def _in_turn(service: Service, ways: dict[str, Body], options: argparse.Namespace, *, repeats: int) -> list[Row]:
-    process = psutil.Process(service.process.pid)
+async def _warm_up(service: Service, models: Sequence[str]) -> None:
+    """Let every task be asked once, with a text of a word, so that no adapter is read while a row is measured."""
+    left = iter(models)
+
+    async def caller() -> None:
+        connection = Connection(service.url)
+        for model in left:
+            await connection.post("/v1/classify", {"model": model, "input": "news"})
+        connection.close()
+
+    _say(f"asking once, so that it is warm: {len(models)}")
+    await asyncio.gather(*(caller() for _ in range(WARM_CALLERS)))
+
+
+async def _in_turn(
+    service: Service, ways: dict[str, Body], options: argparse.Namespace, *, repeats: int, callers: Sequence[int]
+) -> list[Row]:
     rows: list[Row] = []
-    for callers in options.callers:
-        some = {name: Row(name, callers) for name in ways}
-        times = repeats if callers in COMPARED else 1
+    for count in callers:
+        some = {name: Row(name, count) for name in ways}
+        times = repeats if count in COMPARED else 1
         for _, (name, body) in itertools.product(range(times), ways.items()):
-            before = sum(process.cpu_times()[:2])
-            latencies, seconds = await closed_loop(service.url, body, callers=callers, seconds=options.seconds, patience=PATIENCE)
-            row = some[name]
-            row.rates.append(len(latencies) / seconds)
-            row.latencies += latencies
-            used = sum(process.cpu_times()[:2]) - before
-            row.cores.append(used / seconds)
-            row.cpu.append(used / len(latencies))
-            row.memory = max(row.memory, process.memory_info().rss)
-            _say(f"{name}, {callers} callers: {row.rates[-1]:.1f} requests/s")
+            await _measure(service, some[name], body, options.seconds)
         rows += some.values()
     return rows
+
+
+async def _in_pairs(service: Service, ways: dict[str, Body], options: argparse.Namespace) -> list[Row]:
+    """Two ways that differ by little, in many short turns, each pair in the other order than the one before."""
+    rows = {name: Row(name + PAIRED, AT) for name in ways}
+    for pair in range(options.pairs):
+        for name in sorted(ways, reverse=bool(pair % 2)):
+            await _measure(service, rows[name], ways[name], options.seconds / 2)
+    return list(rows.values())
+
+
+async def _measure(service: Service, row: Row, body: Body, seconds: float) -> None:
+    process = psutil.Process(service.process.pid)
+    before = sum(process.cpu_times()[:2])
+    latencies, took = await closed_loop(service.url, body, callers=row.callers, seconds=seconds, patience=PATIENCE)
+    used = sum(process.cpu_times()[:2]) - before
+    row.rates.append(len(latencies) / took)
+    row.latencies += latencies
+    row.cores.append(used / took)
+    row.cpu.append(used / len(latencies))
+    row.memory = max(row.memory, process.memory_info().rss)
+    _say(f"{row.name}, {row.callers} callers: {row.rates[-1]:.1f} requests/s, {1000 * row.cpu[-1]:.1f} ms of CPU each")
 
 
 def _say(words: str) -> None:

@@ -17,7 +17,7 @@ from ifed.clients import AggregatorClient
 from ifed.errors import IFedError
 from ifed.logs import configure
 from ifed.startup import settings_or_exit
-from ifed.web import mount
+from ifed.web import describe, mount
 from services.inference.about import About
 from services.inference.access import Access, AskedAccess, KeyAccess, OpenAccess, read_keys
 from services.inference.adapters import Adapters
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 TOKEN_CHECK_SECONDS = 5.0
+READY = {"Readiness": {"ready": True, "checks": {"model": "ok", "adapters": "ok"}}}
+METRICS = 'ifed_inference_requests_total{outcome="ok",task="sentiment"} 12.0\n'
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -76,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AccessLog)
     mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
     app.include_router(all_routes())
+    describe(app, READY, metrics=METRICS)
     return app
 
 
@@ -102,6 +105,8 @@ async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics
     """Load the model, then take requests. A model that cannot be had is told in /readyz and in the log."""
     try:
         scorer = await asyncio.to_thread(_scorer, settings)
+        app.state.waiting_for = "compiling the model" if settings.compiled else "running the model for the first time"
+        await asyncio.to_thread(scorer.warm_up)
     except IFedError as refusal:
         log.error("the model cannot be loaded", detail=refusal.detail)
         app.state.waiting_for = refusal.detail
@@ -117,6 +122,9 @@ async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics
     engine.start()
     parts.push_async_callback(engine.stop)
     metrics.watch("queue_items", "Texts that wait for the model", lambda: engine.depth)
+    metrics.watch("prefix_bytes", "Bytes kept of what prompts begin with", lambda: scorer.prefixes.nbytes)
+    metrics.watch_count("prefix_hits", "Prompts whose beginning was kept", lambda: scorer.prefixes.hits)
+    metrics.watch_count("prefix_misses", "Beginnings of prompts that had to be read", lambda: scorer.prefixes.misses)
     metrics.watch("tasks", "Tasks with an adapter at hand", lambda: len(adapters.current()))
     metrics.watch("adapter_bytes", "Bytes of adapters at hand", lambda: adapters.bytes_held)
     metrics.watch("stale_tasks", "Tasks whose adapter could not be refreshed", lambda: len(adapters.stale))
@@ -159,7 +167,7 @@ async def _adapters(
 
 def _engine(settings: Settings, scorer: Scorer, metrics: Metrics) -> Engine[Item]:
     return Engine(
-        scorer.score,
+        scorer.lanes,
         tokens=scorer.tokens,
         token_budget=scorer.token_budget,
         gather_seconds=settings.gather_seconds,
@@ -192,6 +200,8 @@ def _scorer(settings: Settings) -> Scorer:
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
+        lanes=settings.lanes,
+        prefix_bytes=settings.prefix_bytes,
         compiled=settings.compiled,
         int8=settings.int8,
         token_budget=settings.token_budget,

@@ -39,7 +39,7 @@ class Desk(Generic[Loaded, Item]):
     def __init__(self, reader: Reader[Loaded, Item], demonstrations: DemonstrationFolder) -> None:
         self._reader, self._demonstrations = reader, demonstrations
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
-        self._few_shot: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
+        self._few_shot: OrderedDict[tuple[str, int, str], Loaded] = OrderedDict()
 
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.shutdown)
@@ -52,13 +52,12 @@ class Desk(Generic[Loaded, Item]):
         return self._reader.bare(adapter.loaded)
 
     async def few_shot(self, adapter: Adapter[Loaded], shots: int) -> Loaded:
-        """The bare model behind the task's first `shots` demonstrations, read once for each adapter."""
-        key = (adapter.digest, shots)
+        """The bare model behind the task's first `shots` demonstrations, read once for each adapter and state of their file."""
+        shown = await self._there(lambda: self._demonstrations.of(adapter.meta.task))
+        key = (adapter.digest, shots, shown.digest)
         if key not in self._few_shot:
             self._few_shot[key] = await self._there(
-                lambda: self._reader.few_shot(
-                    adapter.loaded, self._demonstrations.first(adapter.meta.task, shots, adapter.meta.labels)
-                )
+                lambda: self._reader.few_shot(adapter.loaded, shown.first(shots, adapter.meta.labels))
             )
         self._few_shot.move_to_end(key)
         found = self._few_shot[key]

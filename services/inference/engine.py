@@ -1,4 +1,4 @@
-"""One model, one lane, a short queue: texts of any tasks share a forward pass. Knows no HTTP and no adapters."""
+"""One model, a short queue, a lane or a few: texts of any tasks share a forward pass. Knows no HTTP and no adapters."""
 
 from __future__ import annotations
 
@@ -73,12 +73,13 @@ class _Job(Generic[Item]):
 
 
 class Engine(Generic[Item]):
-    """Runs `score` in one thread, on batches gathered from waiting requests.
+    """Runs batches gathered from waiting requests, one at a time in each lane.
 
     A large request does not hold up the small ones: each forward pass takes one text of every request in turn while the budget lasts.
+    Lanes that are idle share what waits, so that few texts are not read one after the other while a lane does nothing.
 
     Args:
-        score: what the model does with a list of items; blocking; answers in the same order.
+        lanes: each is what the model does with a list of items; blocking; answers in the same order. None is called while it runs.
         tokens: length of an item, for the budget.
         token_budget: tokens of one forward pass, unless one item alone is larger.
         padded: whether items of a batch are filled up to the longest.
@@ -88,7 +89,7 @@ class Engine(Generic[Item]):
 
     def __init__(
         self,
-        score: Callable[[Sequence[Item]], list[Scores]],
+        lanes: Sequence[Callable[[Sequence[Item]], list[Scores]]],
         *,
         tokens: Callable[[Item], int],
         token_budget: int,
@@ -97,12 +98,13 @@ class Engine(Generic[Item]):
         padded: bool = False,
         observer: BatchObserver | None = None,
     ) -> None:
-        self._score, self._tokens, self._observer = score, tokens, observer
+        self._lanes, self._tokens, self._observer = lanes, tokens, observer
         self._budget, self._padded, self._gather_seconds, self._max_queue = token_budget, padded, gather_seconds, max_queue
         self._jobs: dict[_Job[Item], None] = {}
         self._tokens_per_second = 0.0
         self._arrived = asyncio.Event()
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._idle: asyncio.Queue[int] = asyncio.Queue()
+        self._threads = ThreadPoolExecutor(len(lanes), thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -115,6 +117,8 @@ class Engine(Generic[Item]):
         return self._running is not None and not self._running.done()
 
     def start(self) -> None:
+        for lane in range(len(self._lanes)):
+            self._idle.put_nowait(lane)
         self._running = asyncio.create_task(self._run(), name="engine")
 
     async def stop(self) -> None:
@@ -126,7 +130,7 @@ class Engine(Generic[Item]):
         for job in self._jobs:
             if not job.answer.done():
                 job.answer.set_exception(Unavailable("the service is shutting down; ask again"))
-        await asyncio.to_thread(self._lane.shutdown)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def run(self, items: Sequence[Item], *, deadline: float | None = None) -> Ran:
         """The scores of `items`. A caller that goes away, or whose deadline passes, gives its places up at once.
@@ -159,19 +163,32 @@ class Engine(Generic[Item]):
     def _patience(self) -> int:
         """Whole seconds in which what waits now should be done, by the speed of late."""
         waiting = sum(job.sizes[index] for job in self._jobs for index in job.waiting)
-        return max(1, min(LONGEST_RETRY, math.ceil(waiting / self._tokens_per_second))) if self._tokens_per_second else 1
+        speed = len(self._lanes) * self._tokens_per_second
+        return max(1, min(LONGEST_RETRY, math.ceil(waiting / speed))) if speed else 1
 
     async def _run(self) -> None:
-        while True:
-            await self._arrived.wait()
-            await self._gather()
-            places = list(islice(self._in_turn(), LOOK_AHEAD))
-            sizes = [job.sizes[index] for job, index in places]
-            batch = [places[place] for place in choose(sizes, self._budget, padded=self._padded)]
-            if batch:
-                await self._answer(batch)
-            if not any(job.waiting for job in self._jobs):
-                self._arrived.clear()
+        async with asyncio.TaskGroup() as answering:
+            while True:
+                await self._arrived.wait()
+                lane = await self._idle.get()
+                await self._gather()
+                if batch := self._next():
+                    answering.create_task(self._answer(lane, batch))
+                else:
+                    self._idle.put_nowait(lane)
+                if not any(job.waiting for job in self._jobs):
+                    self._arrived.clear()
+
+    def _next(self) -> list[tuple[_Job[Item], int]]:
+        """What one lane reads next, taken from what waits; the other idle lanes get as much."""
+        places = list(islice(self._in_turn(), LOOK_AHEAD))
+        sizes = [job.sizes[index] for job, index in places]
+        others = self._idle.qsize()
+        budget = min(self._budget, math.ceil(sum(sizes) / (1 + others))) if others else self._budget
+        batch = [places[place] for place in choose(sizes, budget, padded=self._padded)]
+        for job, index in batch:
+            del job.waiting[index]
+        return batch
 
     async def _gather(self) -> None:
         """Wait a moment for more, unless there is enough or the oldest has waited that long already."""
@@ -191,19 +208,21 @@ class Engine(Generic[Item]):
                 yield job, index
                 queues.append((job, left))
 
-    async def _answer(self, batch: Sequence[tuple[_Job[Item], int]]) -> None:
+    async def _answer(self, lane: int, batch: Sequence[tuple[_Job[Item], int]]) -> None:
         began = monotonic()
-        for job, index in batch:
-            del job.waiting[index]
+        for job, _ in batch:
             job.started = job.started or began
+        items = [job.items[at] for job, at in batch]
         try:
-            scores = await asyncio.get_running_loop().run_in_executor(self._lane, self._score, [job.items[at] for job, at in batch])
+            scores = await asyncio.get_running_loop().run_in_executor(self._threads, self._lanes[lane], items)
         except Exception as reason:  # noqa: BLE001  # the callers get it; the lane goes on
             for job, _ in batch:
                 self._jobs.pop(job, None)
                 if not job.answer.done():
                     job.answer.set_exception(reason)
             return
+        finally:
+            self._idle.put_nowait(lane)
         ended = monotonic()
         shared = self._measured(batch, ended - began)
         for job in {job for job, _ in batch}:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from services.inference.drift import Drift
 from services.inference.engine import Pass
@@ -56,6 +58,10 @@ class Metrics:
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is shown."""
         Gauge(f"ifed_inference_{name}", documentation, registry=self.registry).set_function(value)
+
+    def watch_count(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        """A counter that someone else counts, read when it is shown."""
+        self.registry.register(_Counted(f"ifed_inference_{name}", documentation, value))
 
     def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None:
         self._batch_items.observe(items)
@@ -118,3 +124,11 @@ class Metrics:
         if shift.share_shift is not None and shift.margin_shift is not None:
             self._share_shift.labels(task).set(shift.share_shift)
             self._margin_shift.labels(task).set(shift.margin_shift)
+
+
+class _Counted(Collector):
+    def __init__(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        self._name, self._documentation, self._value = name, documentation, value
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self._value())

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from ifed.bodies import AdapterBody
 from ifed.errors import IFedError
 from ifed.identity import identity_of
-from ifed.modeling.batching import layout_for
+from ifed.modeling.batching import Row, layout_for
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.passes import wanted_hidden
+from ifed.modeling.prefixes import LIMIT, Kept, Prefixes
 from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.scoring import ScoringItem, rows_of, score
+from ifed.modeling.twins import lanes_for, twins
 from ifed.paths import cache_folder
 from ifed.tasks import TEXT_SLOT, ModelIdentity
 from services.inference.answers import Prepared
@@ -26,6 +29,8 @@ from services.inference.engine import Scores
 from services.inference.errors import EmptyText, TextTooLong
 
 Item = ScoringItem
+PACKED_PASS = 2  # budgets of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
+WARM_UP_TOKENS = 16
 LEAST_SHARED = 16  # tokens of a template's beginning that are worth keeping: demonstrations, instructions, not a word
 
 
@@ -39,13 +44,29 @@ class LoadedAdapter:
 
 
 class Scorer:
-    """One loaded model. `score` is for one thread, all that reads texts or labels for another one."""
+    """One loaded model. Each of `lanes` is for one thread at a time, all that reads texts or labels for another one.
 
-    def __init__(self, model: LanguageModel, *, token_budget: int | None = None, max_tokens: int | None = None) -> None:
+    Args:
+        token_budget: tokens of one forward pass.
+        max_tokens: of a text with its template.
+        lanes: forward passes at once, of one set of weights.
+        prefix_bytes: what is kept of the tokens that prompts of a task begin with.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        token_budget: int | None = None,
+        max_tokens: int | None = None,
+        lanes: int = 1,
+        prefix_bytes: int = LIMIT,
+    ) -> None:
         self._model, self._max_tokens = model, max_tokens
-        self._prefixes = Prefixes(model, lasting=True, least=LEAST_SHARED)
-        self.token_budget = token_budget or model.token_budget
+        self.prefixes = Kept(prefix_bytes)
+        self._ways = [(one, Prefixes(one, lasting=True, least=LEAST_SHARED, kept=self.prefixes)) for one in twins(model, lanes)]
         self.padded = layout_for(model) == "padded"
+        self.token_budget = token_budget or model.token_budget * (1 if self.padded else PACKED_PASS)
 
     @classmethod
     def load(
@@ -56,11 +77,13 @@ class Scorer:
         device: str,
         dtype: DType,
         threads: int | None,
+        announce: Callable[[str], None],
+        lanes: int | None = None,
+        prefix_bytes: int = LIMIT,
         compiled: bool = False,
         int8: bool = False,
-        token_budget: int | None,
-        max_tokens: int | None,
-        announce: Callable[[str], None],
+        token_budget: int | None = None,
+        max_tokens: int | None = None,
     ) -> Self:
         """Load a model by catalogue name, Hugging Face id or folder.
 
@@ -69,11 +92,12 @@ class Scorer:
             UnsupportedFamily: an architecture whose residual stream we do not know.
             DownloadFailed: it could not be fetched.
         """
-        options = Options(compiled=compiled, int8=int8)
+        options = Options(compiled=compiled, int8=int8, packed_weights=True, share_prefix=prefix_bytes > 0)
         model = load(
             name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
         )
-        return cls(model, token_budget=token_budget, max_tokens=max_tokens)
+        count = lanes_for(model, lanes, threads)
+        return cls(model, token_budget=token_budget, max_tokens=max_tokens, lanes=count, prefix_bytes=prefix_bytes)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -127,11 +151,26 @@ class Scorer:
             )
         return Prepared(ScoringItem(prompt, loaded.labels, loaded.injection), len(prompt.ids), prompt.truncated)
 
-    @staticmethod
-    def tokens(item: ScoringItem) -> int:
-        """What the model reads for it: labels of several tokens take several rows."""
-        return sum(len(row.ids) for row in rows_of(item.prompt, item.labels))
+    def tokens(self, item: ScoringItem) -> int:
+        """What a pass reads for it once what its prompt begins with is kept: labels of several tokens take several rows."""
+        _, prefixes = self._ways[0]
+        return sum(prefixes.left(row) for row in rows_of(item.prompt, item.labels))
+
+    def warm_up(self) -> None:
+        """Run each lane once, with one text and with several, so that no request waits for what is compiled or laid out at the first use."""
+        token = int(self._model.tokenizer.eos_token_id or 0)
+        for model, _ in self._ways:
+            for count in (1, 2, 3):
+                wanted_hidden(model, [Row.ending((token,) * WARM_UP_TOKENS)] * count, [None] * count)
+
+    @property
+    def lanes(self) -> list[Callable[[Sequence[ScoringItem]], list[Scores]]]:
+        """Ways to `score` that may run at the same time, each once."""
+        return [partial(self._through, one, prefixes) for one, prefixes in self._ways]
 
     def score(self, items: Sequence[ScoringItem]) -> list[Scores]:
         """Log-probabilities over each item's labels, float32, shape (labels,)."""
-        return score(self._model, items, token_budget=self.token_budget, prefixes=self._prefixes)
+        return self.lanes[0](items)
+
+    def _through(self, model: LanguageModel, prefixes: Prefixes, items: Sequence[ScoringItem]) -> list[Scores]:
+        return score(model, items, token_budget=self.token_budget, prefixes=prefixes)

@@ -45,7 +45,15 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")
     threads: Annotated[int | None, Field(ge=1)] = Field(None, description="CPU threads; all cores by default")
-    compiled: bool = Field(False, description="compile parts of the model at their first use; needs a C++ compiler")
+    lanes: Annotated[int | None, Field(ge=1, le=64)] = Field(
+        None, description="forward passes at once, THREADS shared among them; by default a lane a thread on a CPU, 4 at the most"
+    )
+    prefix_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="what prompts of a task begin with, kept between requests; beyond, all is forgotten; 0 is off",
+    )
+    compiled: bool = Field(False, description="compile parts of the model before the service is ready; needs a C++ compiler")
     int8: bool = Field(False, description="hold the layers' weights in eight bits, with torchao; a close model, not the same")
 
     token_budget: Annotated[int | None, Field(ge=16)] = Field(

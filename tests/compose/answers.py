@@ -30,8 +30,6 @@ class Expected:
             device="cpu",
             dtype="float32",
             threads=1,
-            token_budget=None,
-            max_tokens=None,
             announce=lambda _: None,
         )
         self._admin, self._lock = admin, threading.Lock()

@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from ifed import errors, openapi
 from services.inference.app import create_app
 from services.inference.settings import Settings
 from tests.integration.inference.conftest import KEY, Running
@@ -64,3 +65,24 @@ def test_every_message_of_the_description_has_an_example() -> None:
                     if "example" not in body:
                         bare += parts(body["schema"], DESCRIPTION["components"]["schemas"], f"{method} {path} {side} {kind}")
     assert not bare, f"give these an example: {bare}"
+
+
+def test_every_refusal_is_the_error_body_with_an_example_for_each_of_its_names() -> None:
+    seen: set[str] = set()
+    for operation in openapi.operations(DESCRIPTION):
+        for status, answer in operation["responses"].items():
+            if status.startswith("4") or (status.startswith("5") and "Readiness" not in str(answer)):
+                ((kind, media),) = answer["content"].items()
+                assert kind == "application/json"
+                assert media["schema"]["$ref"].endswith("/ErrorBody")
+                assert list(media["examples"]) == answer["description"].split(" or ")
+                for name in media["examples"]:
+                    assert str(errors.IFedError.known[name].status) == status
+                seen |= media["examples"].keys()
+    assert {"QueueFull", "DeadlineExceeded", "OtherModel", "PairNotSupported", "Unauthenticated"} <= seen
+
+
+def test_metrics_and_readiness_show_what_this_service_says() -> None:
+    for path, said in (("/metrics", "ifed_inference_requests_total"), ("/readyz", "adapters")):
+        content = DESCRIPTION["paths"][path]["get"]["responses"]["200"]["content"]
+        assert any(said in str(media["example"]) for media in content.values())

@@ -119,3 +119,6 @@ def test_options_of_the_loaded_model_are_measured_or_their_refusal_is_told(tmp_p
     assert 0 < measured["int8 weights: largest change of a probability"] < 0.5
     plain, coarse = measured["int8 weights: bytes of the layers"]
     assert coarse < plain
+    plain, packed = measured["packed weights: bytes of the layers"]
+    assert packed == plain
+    assert measured["packed weights: largest change of a probability"] == 0

@@ -1,4 +1,4 @@
-"""One lane, a bounded queue, batches over several requests."""
+"""Lanes, a bounded queue, batches over several requests."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Model:
         return [np.array([item], np.float32) for item in items]
 
 
-def engine_of(model: Model, *, budget: int = 100, queue: int = 10, tokens: Callable[[int], int] = lambda _: 1) -> Engine[int]:
-    engine = Engine(model.score, tokens=tokens, token_budget=budget, gather_seconds=0.01, max_queue=queue)
+def engine_of(
+    model: Model, *, budget: int = 100, queue: int = 10, tokens: Callable[[int], int] = lambda _: 1, lanes: int = 1
+) -> Engine[int]:
+    engine = Engine([model.score] * lanes, tokens=tokens, token_budget=budget, gather_seconds=0.01, max_queue=queue)
     engine.start()
     return engine
 
@@ -77,6 +79,48 @@ async def test_the_model_runs_in_one_thread_that_is_not_the_event_loop() -> None
         await engine.run([number])
     assert len(model.threads) == 1
     assert threading.get_ident() not in model.threads
+    await engine.stop()
+
+
+async def test_lanes_that_are_idle_run_at_the_same_time_and_share_what_waits() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, lanes=2)
+    asked = [asyncio.create_task(engine.run([number])) for number in range(4)]
+    await asyncio.sleep(0.1)
+    assert engine.depth == 0, "both lanes have taken what waited"
+    model.free.set()
+    await asyncio.gather(*asked)
+    assert sorted(model.batches) == [[0, 1], [2, 3]]
+    assert len(model.threads) == 2
+    await engine.stop()
+
+
+async def test_an_idle_lane_takes_what_comes_while_the_other_one_runs() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, lanes=2)
+    first = asyncio.create_task(engine.run([0]))
+    await asyncio.sleep(0.05)
+    later = [asyncio.create_task(engine.run([number])) for number in (1, 2)]
+    await asyncio.sleep(0.05)
+    last = asyncio.create_task(engine.run([3]))
+    await asyncio.sleep(0.05)
+    assert engine.depth == 1, "no lane is left"
+    model.free.set()
+    await asyncio.gather(first, *later, last)
+    assert sorted(model.batches) == [[0], [1, 2], [3]]
+    await engine.stop()
+
+
+async def test_an_error_in_one_lane_leaves_the_others_to_run() -> None:
+    model = Model()
+    engine = engine_of(model, lanes=2, budget=1)
+    found = await asyncio.gather(*(numbers(engine.run([number])) for number in (-1, 1, 2)), return_exceptions=True)
+    assert isinstance(found[0], ValueError)
+    assert found[1:] == [[1], [2]]
+    for number in range(4):
+        assert await numbers(engine.run([number])) == [number]
     await engine.stop()
 
 
@@ -171,7 +215,7 @@ async def test_every_forward_pass_is_told_with_its_fill() -> None:
         def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None:
             told.append((items, tokens, budget))
 
-    engine = Engine(Model().score, tokens=lambda _: 3, token_budget=10, gather_seconds=0.01, max_queue=9, observer=Listener())
+    engine = Engine([Model().score], tokens=lambda _: 3, token_budget=10, gather_seconds=0.01, max_queue=9, observer=Listener())
     engine.start()
     ran = await engine.run([1, 2, 3, 4])
     assert told == [(3, 9, 10), (1, 3, 10)]

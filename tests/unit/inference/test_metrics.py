@@ -63,6 +63,15 @@ def test_a_task_that_is_let_go_or_unknown_leaves_no_version_and_makes_no_series(
     assert value(metrics, "requests_total", task="", outcome="UnknownTask") == 1
 
 
+def test_what_others_count_is_read_when_it_is_shown(metrics: Metrics) -> None:
+    counted = [3]
+    metrics.watch_count("prefix_hits", "Prompts whose beginning was kept", lambda: counted[0])
+    assert value(metrics, "prefix_hits_total") == 3
+    counted[0] = 5
+    assert value(metrics, "prefix_hits_total") == 5
+    assert "# TYPE ifed_inference_prefix_hits_total counter" in generate_latest(metrics.registry).decode()
+
+
 def test_drift_is_told_against_the_answers_after_the_promotion(metrics: Metrics) -> None:
     sure, unsure = np.array([0.9, 0.1]), np.array([0.45, 0.55])
     metrics.predicted("a", "one", ["no", "yes"], [sure] * REFERENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from ifed.bodies import AdapterBody
 from ifed.contracts import AdapterMeta
 from ifed.errors import BadTemplate
 from ifed.identity import identity_of
+from ifed.modeling.scoring import ScoringItem
 from ifed.tasks import Layout
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration
@@ -112,3 +114,40 @@ def test_what_a_few_shot_prompt_begins_with_is_read_once_for_all_requests() -> N
     assert max(texts) < 20
     assert np.array_equal(scores[0], scores[2])
     assert not np.array_equal(scores[0], scores[1])
+
+
+def test_what_a_prompt_begins_with_does_not_count_in_the_budget_once_it_is_kept() -> None:
+    scorer, tasks = scorer_of()
+    shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
+    item = prepared(scorer, shown, "the plot")
+    assert isinstance(item.item, ScoringItem)
+    assert scorer.tokens(item.item) == item.tokens - item.item.prompt.shared < 20
+
+
+def test_lanes_share_the_weights_and_what_is_kept() -> None:
+    scorer, tasks = scorer_of(lanes=2)
+    shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
+    item = prepared(scorer, shown, "the plot").item
+    scorer.warm_up()
+    one, other = scorer.lanes
+    assert np.array_equal(one([item])[0], other([item])[0])
+    assert (scorer.prefixes.misses, scorer.prefixes.hits) == (1, 1)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            mixed = [prepared(scorer, task, "the film").item for task in tasks]
+            expected = scorer.score(mixed)
+            for found in [running.result() for running in [pool.submit(lane, mixed) for lane in (one, other)]]:
+                np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_warming_up_runs_every_lane_with_one_text_and_with_several() -> None:
+    scorer, _ = scorer_of(lanes=2)
+    read: list[list[int]] = [[], []]
+    for seen, (model, _) in zip(read, scorer._ways, strict=True):
+        model.model.base_model.register_forward_pre_hook(
+            lambda _module, _arguments, keywords, seen=seen: seen.append(keywords["input_ids"].numel()), with_kwargs=True
+        )
+    scorer.warm_up()
+    assert [len(seen) for seen in read] == [3, 3]
+    assert read[0] == sorted(set(read[0])), "other sizes, so that nothing is compiled for one size alone"
+    assert scorer.prefixes.nbytes == 0

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ifed.errors import ProbeMismatch, UnknownModel, UnsupportedFamily
 from ifed.modeling.calibration import Calibrator
+from ifed.modeling.faster import Packed
 from ifed.modeling.folding import fold
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
 from ifed.modeling.probing import probe_of
 from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.twins import twin
 from ifed.probes import Probe
 from tests.unit.modeling.builders import (
     ALL,
@@ -111,3 +114,22 @@ def test_compiling_without_a_compiler_is_refused_before_the_first_text(folder: P
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UnknownModel, match=r"needs a C\+\+ compiler"):
         opened(folder, Options(compiled=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2"])
+def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
+    folder = saved(family, tmp_path / family)
+    plain, packed = (
+        load(str(folder), cache=folder, dtype="bfloat16", options=Options(packed_weights=chosen)) for chosen in (False, True)
+    )
+    kinds = [[module for layer in lm.family.layers(lm.model) for module in layer.modules()] for lm in (plain, packed)]
+    linear, left = (sum(isinstance(module, nn.Linear) for module in modules) for modules in kinds)
+    assert (left, sum(isinstance(module, Packed) for module in kinds[1])) == (0, linear)
+    np.testing.assert_array_equal(scores(packed), scores(plain))
+    assert (packed.fingerprint, packed.dtype) == (plain.fingerprint, torch.bfloat16)
+    np.testing.assert_array_equal(scores(twin(packed)), scores(plain))
+
+
+def test_weights_in_float32_are_left_as_they_are(folder: Path) -> None:
+    lm = opened(folder, Options(packed_weights=True))
+    assert not any(isinstance(module, Packed) for module in lm.model.modules())

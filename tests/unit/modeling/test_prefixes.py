@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from ifed.modeling.attention import Prefix
+from ifed.modeling.batching import Row
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.prefixes import Kept, Prefixes
 from ifed.modeling.scoring import ScoringItem, score
 from tests.unit.modeling.builders import (
     ALL,
@@ -116,6 +119,49 @@ def test_a_kept_prefix_is_run_once_for_each_injection_and_goes_with_it() -> None
     assert prefixes.nbytes == kept, "the other injection is gone, and its prefix with it"
 
 
+def test_prefixes_that_were_there_and_those_that_had_to_be_run_are_counted() -> None:
+    lm = build()
+    prefixes = Prefixes(lm, lasting=True)
+    given = items(lm, injection(lm))[:2]
+    for _ in range(3):
+        score(lm, given, prefixes=prefixes)
+    assert (prefixes.kept.misses, prefixes.kept.hits) == (1, 2), "rows of one call share what it found or ran"
+
+
+def test_another_thread_may_ask_how_much_is_kept_while_injections_come_and_go() -> None:
+    kept = Kept(2**30)
+    ended, problems = threading.Event(), list[Exception]()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                assert kept.nbytes >= 0
+            except RuntimeError as reason:  # a dictionary that changed while it was read
+                problems.append(reason)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    prefix, scale = Prefix(1, {0: torch.zeros(4)}, {}), torch.ones(1, 2, 4)
+    try:
+        for _ in range(20):
+            injections = [Injection((0,), scale, scale) for _ in range(200)]
+            for one in injections:
+                kept.keep((1,), one, prefix)
+            assert kept.nbytes >= len(injections) * prefix.nbytes
+    finally:
+        ended.set()
+        asking.join()
+    assert not problems
+
+
+def test_a_row_counts_with_what_is_left_of_it_once_its_prefix_is_kept() -> None:
+    lm = build()
+    row = Row((1,) * 20, (19,), shared=15)
+    assert Prefixes(lm, lasting=True).left(row) == 5
+    assert Prefixes(lm, lasting=True, least=16).left(row) == 20
+    assert Prefixes(plain(lm), lasting=True).left(row) == 20
+
+
 def test_no_more_is_kept_than_the_limit() -> None:
     lm = build()
     one = Prefixes(lm, lasting=True)
@@ -141,7 +187,7 @@ def test_a_kept_prefix_holds_no_more_memory_than_it_says(family: str) -> None:
     lm = build(family)
     prefixes = Prefixes(lm, lasting=True)
     score(lm, items(lm, None)[:1], prefixes=prefixes)
-    parts = [part for one in prefixes._bare.values() for kept in (one.keys, one.values) for part in kept.values()]
+    parts = [part for one in prefixes.kept._bare.values() for kept in (one.keys, one.values) for part in kept.values()]
     assert prefixes.used == (family != "gemma2")
     assert len(parts) == (6 if prefixes.used else 0)
     assert sum(part.untyped_storage().nbytes() for part in parts) == prefixes.nbytes

@@ -1,0 +1,91 @@
+"""Models that share one set of weights: what they have in common, what not, and that several threads may run them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from ifed.modeling.batching import Batch, Row
+from ifed.modeling.hooks import final_hidden, inject
+from ifed.modeling.injection import Injection, injection_of
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prefixes import Kept, Prefixes
+from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.twins import lanes_for, twin, twins
+from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
+
+LABELS = ["positive", "topic sport"]
+
+
+def injection(lm: LanguageModel, seed: int) -> Injection:
+    return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
+
+
+def items(lm: LanguageModel, given: Injection | None) -> list[ScoringItem]:
+    prompts = template(lm)
+    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS if text]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_twins_have_their_tensors_in_common_and_no_module(family: str) -> None:
+    lm = build(family)
+    other = twin(lm)
+    for one, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
+        assert all(mine is theirs for mine, theirs in zip(one, same, strict=True))
+    assert not set(map(id, lm.model.modules())) & set(map(id, other.model.modules()))
+    assert other.model.get_input_embeddings().weight is lm.model.get_input_embeddings().weight
+    assert (other.fingerprint, other.by_rows) == (lm.fingerprint, lm.by_rows)
+    assert len(twins(lm, 3)) == 3
+
+
+def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
+    lm = build()
+    other = twin(lm)
+    batch = Batch.of([Row.ending((1, 2, 3, 4))], layout="packed")
+    with torch.inference_mode():
+        bare = final_hidden(other, batch)
+        with inject(lm, injection(lm, 1)):
+            assert torch.equal(final_hidden(other, batch), bare)
+            with inject(other, injection(lm, 2)):
+                assert not torch.equal(final_hidden(other, batch), bare)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) -> None:
+    lm = build(family)
+    kept = Kept(2**20)
+    asked = [items(lm, given) for given in (injection(lm, 1), injection(lm, 2), None)]
+    expected = [np.stack(score(lm, one)) for one in asked]
+    both = twins(lm, 3)
+
+    def run(place: int) -> list[np.ndarray]:
+        one = both[place]
+        prefixes = Prefixes(one, lasting=True, kept=kept)
+        return [np.stack(score(one, asked[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(run, range(3)))
+    for place, scores in enumerate(found):
+        for turn, one in enumerate(scores):
+            np.testing.assert_allclose(one, expected[(place + turn) % 3], rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(one, scores[turn % 3] if turn > 2 else one)
+
+
+@pytest.mark.usefixtures("threads")
+def test_lanes_share_the_threads_there_are() -> None:
+    lm = build()
+    for lanes, whole, expected in ((None, 1, (1, 1)), (None, 2, (2, 1)), (None, 16, (4, 4)), (2, 8, (2, 4)), (3, 1, (3, 1))):
+        assert (lanes_for(lm, lanes, whole), torch.get_num_threads()) == expected
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 1
