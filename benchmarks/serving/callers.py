@@ -51,7 +51,7 @@ class Connection:
 async def closed_loop(url: str, body: Body, *, callers: int, seconds: float, patience: float) -> tuple[list[float], float]:
     """Latencies of `callers` that each ask again as soon as they are answered, and the seconds it took.
 
-    Goes on past `seconds` until there is an answer for each caller, no longer than `patience`.
+    Goes on past `seconds` until there is an answer for each caller, no longer than `patience` once one has come.
     """
     latencies: list[float] = []
     began = perf_counter()
@@ -66,6 +66,8 @@ async def closed_loop(url: str, body: Body, *, callers: int, seconds: float, pat
 
     tasks = [asyncio.create_task(caller()) for _ in range(callers)]
     done, left = await asyncio.wait(tasks, timeout=max(seconds, patience))
+    while not latencies and not done:
+        done, left = await asyncio.wait(left, timeout=1.0)
     for task in left:
         task.cancel()
         with suppress(asyncio.CancelledError):
