@@ -122,7 +122,7 @@ class Engine(Generic[Item]):
         self._running = asyncio.create_task(self._run(), name="engine")
 
     async def stop(self) -> None:
-        """End after the batch under way; what still waits is refused."""
+        """End: requests without their whole answer are refused, and the passes under way are waited for and dropped."""
         if self._running is not None:
             self._running.cancel()
             with suppress(asyncio.CancelledError):
@@ -162,9 +162,12 @@ class Engine(Generic[Item]):
 
     def _patience(self) -> int:
         """Whole seconds in which what waits now should be done, by the speed of late."""
-        waiting = sum(job.sizes[index] for job in self._jobs for index in job.waiting)
         speed = len(self._lanes) * self._tokens_per_second
-        return max(1, min(LONGEST_RETRY, math.ceil(waiting / speed))) if speed else 1
+        return max(1, min(LONGEST_RETRY, math.ceil(self._waiting_tokens() / speed))) if speed else 1
+
+    def _waiting_tokens(self) -> int:
+        """Without what a lane reads now."""
+        return sum(job.sizes[index] for job in self._jobs for index in job.waiting)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as answering:
@@ -196,7 +199,7 @@ class Engine(Generic[Item]):
         if oldest is None:
             return
         left = oldest.arrived + self._gather_seconds - monotonic()
-        if left > 0 and sum(sum(job.sizes) for job in self._jobs) < self._budget:
+        if left > 0 and self._waiting_tokens() < self._budget:
             await asyncio.sleep(left)
 
     def _in_turn(self) -> Iterator[tuple[_Job[Item], int]]:

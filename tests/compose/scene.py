@@ -17,7 +17,7 @@ from tests.compose.receipts import Ledger
 from tests.compose.report import Outcome
 from tests.compose.stack import AGENTS, ORGANISATIONS, TASK, Stack, run, until
 
-HOLDER = AGENTS[2]  # no fault strikes this one
+HOLDER, HELD = AGENTS[2], ORGANISATIONS[2]  # no fault strikes this one
 ENOUGH_SECONDS = 8.0
 
 
@@ -40,21 +40,6 @@ class Scene:
         place = self.admin.get(f"/v1/tasks/{TASK}").raise_for_status().json()["round"]
         return place if place is not None and place["state"] == "open" else None
 
-    def under_way(self) -> int:
-        """Wait for an open calibration round that has some of its contributions; its number."""
-        found: list[int] = []
-
-        def seen() -> bool:
-            place = self.open_round()
-            if place is None or place["kind"] != "calibration":
-                return False
-            came = sum(client["contributed_at"] is not None for client in self.round(place["number"])["clients"])
-            found.append(place["number"])
-            return 0 < came < len(ORGANISATIONS)
-
-        until("a calibration round has some of its contributions", seen)
-        return found[-1]
-
     def held_open(self) -> int:
         """Hold one agent, and wait for a calibration round that has everyone else's contribution and time left; its number.
 
@@ -68,13 +53,22 @@ class Scene:
             if place is None or place["kind"] != "calibration":
                 return False
             one = self.round(place["number"])
-            came = sum(client["contributed_at"] is not None for client in one["clients"])
+            waited_for = [client["client"] for client in one["clients"] if client["contributed_at"] is None]
             found.append(place["number"])
             left = datetime.fromisoformat(one["deadline"]).timestamp() - time.time()
-            return came == len(ORGANISATIONS) - 1 and left > ENOUGH_SECONDS
+            return waited_for == [HELD] and left > ENOUGH_SECONDS
 
-        until("a calibration round waits for the agent that is held", waits)
+        try:
+            until("a calibration round waits for the agent that is held alone", waits)
+        except BaseException:
+            self.let_go()
+            raise
         return found[-1]
+
+    def more_time(self, number: int) -> bool:
+        """Give an open round a quarter of an hour; false when it has closed meanwhile."""
+        answer = self.admin.post(f"/v1/tasks/{TASK}/rounds/{number}/extend", json={"seconds": 900})
+        return answer.status_code == httpx.codes.OK
 
     def let_go(self) -> None:
         """Let the held agent go on."""
@@ -103,7 +97,7 @@ class Blow:
     """What a fault's block says of it.
 
     Attributes:
-        release: lets the held agent go; None when it goes already.
+        release: lets the held agent go; None when it went.
         lost: from when to when what was acknowledged went with a volume.
     """
 
@@ -118,16 +112,15 @@ class Blow:
 
 
 @contextmanager
-def fault(scene: Scene, name: str, *, refuses: bool = True, held: bool = True) -> Iterator[Blow]:
+def fault(scene: Scene, name: str, *, refuses: bool = True) -> Iterator[Blow]:
     """Strike within the block and say that the blow `fell`, heal at its end; then all that must hold is held, and a row made.
 
     Args:
         refuses: whether classifications may be refused meanwhile; wrong they may never be.
-        held: whether a round is held open for the blow; else the block sees to it.
     """
-    scene.struck = scene.held_open() if held else scene.under_way()
+    scene.struck = scene.held_open()
     began = time.time()
-    blow = Blow(scene.let_go if held else None)
+    blow = Blow(scene.let_go)
     try:
         yield blow
     finally:

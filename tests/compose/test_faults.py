@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import httpx
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.compose.answers import Callers, since
 from tests.compose.receipts import Ledger, receipts
 from tests.compose.scene import Scene, fault
-from tests.compose.stack import AGENTS, ORGANISATIONS, PROJECT, TASK, Stack, run, until
+from tests.compose.stack import AGENTS, ORGANISATIONS, PROJECT, Stack, run, until
 
 
 @pytest.fixture
@@ -96,10 +97,12 @@ def _answers(scene: Scene, container: str) -> bool:
 
 def test_postgres_is_backed_up_destroyed_and_restored(scene: Scene) -> None:
     backup = scene.stack.folder / "backup"
-    with fault(scene, "Postgres' volume is destroyed and restored from a backup", refuses=False, held=False) as blow:
-        scene.struck = _held(scene)
+    with fault(scene, "Postgres' volume is destroyed and restored from a backup", refuses=False) as blow:
+        assert scene.more_time(scene.struck), "the round is open when its database is back"
         saving = time.time()
         scene.stack.make("backup", f"FILE={backup}")
+        assert not scene.over(scene.struck), "the backup holds an open round"
+        blow.fell()
         before = len(receipts(scene.stack))
         until("more was acknowledged after the backup", lambda: len(receipts(scene.stack)) > before + len(AGENTS))
         _still(scene)
@@ -112,19 +115,7 @@ def test_postgres_is_backed_up_destroyed_and_restored(scene: Scene) -> None:
         scene.stack.make("restore", f"FILE={backup}")
     again = scene.round(scene.struck)
     assert again["missing"] == [], f"the round that was open at the backup took everyone in: {again}"
-
-
-def _held(scene: Scene) -> int:
-    """An open round that has some of its contributions and time enough to be open when its database is back; its number."""
-    found: list[int] = []
-
-    def held() -> bool:
-        found.append(scene.under_way())
-        answer = scene.admin.post(f"/v1/tasks/{TASK}/rounds/{found[-1]}/extend", json={"seconds": 900})
-        return answer.status_code == httpx.codes.OK  # 409 when it has closed meanwhile
-
-    until("an open round has more time", held)
-    return found[-1]
+    assert datetime.fromisoformat(again["closed_at"]).timestamp() > blow.lost[1], "it closed after its database was back"
 
 
 def _still(scene: Scene) -> None:
@@ -134,10 +125,7 @@ def _still(scene: Scene) -> None:
 
     def waits() -> bool:
         place = scene.open_round()
-        if place is None:
-            return False
-        answer = scene.admin.post(f"/v1/tasks/{TASK}/rounds/{place['number']}/extend", json={"seconds": 900})
-        return answer.status_code == httpx.codes.OK
+        return place is not None and scene.more_time(place["number"])
 
     until("a round stays open", waits)
     moment = time.time() + 3  # inference hears of a promotion within a second

@@ -13,6 +13,8 @@ import pytest
 from tests.compose.stack import AGENTS, ORGANISATIONS, PROJECT, Stack, run, until
 
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3); print('reached')"
+LISTEN = "import socket, sys; s = socket.create_server(('0.0.0.0', int(sys.argv[1])))\nwhile True: s.accept()[0].close()"
+LISTENING = 9999
 FETCH = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--retries', '0', '--timeout', '8', '--dest', '/tmp/x', 'idna']).returncode)"
 TARGETS = {"postgres": ("data", 5432), "redis": ("data", 6379), "aggregator": ("control", 8080), "inference": ("serving", 8081)}
 
@@ -47,9 +49,13 @@ def test_the_same_attempt_succeeds_where_it_may(stack: Stack) -> None:
 
 def test_agents_do_not_reach_each_other(stack: Stack) -> None:
     for agent in AGENTS:
-        others = [(stack.containers(other)[0], other.removeprefix("agent-")) for other in AGENTS if other != agent]
-        for container, network in others:
-            assert not reaches(stack, stack.containers(agent)[0], stack.address(container, network), 8090)
+        listening = stack.containers(agent)[0]
+        address = stack.address(listening, agent.removeprefix("agent-"))
+        run("docker", "exec", "--detach", listening, "python", "-c", LISTEN, str(LISTENING))
+        until(f"{agent} listens at its own address", lambda at=address, to=listening: reaches(stack, to, at, LISTENING))
+        for other in AGENTS:
+            if other != agent:
+                assert not reaches(stack, stack.containers(other)[0], address, LISTENING), f"{other} reaches {agent}"
 
 
 @pytest.mark.parametrize("network", [*ORGANISATIONS, "outbound"])

@@ -33,9 +33,15 @@ class Model:
 
 
 def engine_of(
-    model: Model, *, budget: int = 100, queue: int = 10, tokens: Callable[[int], int] = lambda _: 1, lanes: int = 1
+    model: Model,
+    *,
+    budget: int = 100,
+    queue: int = 10,
+    tokens: Callable[[int], int] = lambda _: 1,
+    lanes: int = 1,
+    gather: float = 0.01,
 ) -> Engine[int]:
-    engine = Engine([model.score] * lanes, tokens=tokens, token_budget=budget, gather_seconds=0.01, max_queue=queue)
+    engine = Engine([model.score] * lanes, tokens=tokens, token_budget=budget, gather_seconds=gather, max_queue=queue)
     engine.start()
     return engine
 
@@ -113,6 +119,22 @@ async def test_an_idle_lane_takes_what_comes_while_the_other_one_runs() -> None:
     await engine.stop()
 
 
+async def test_what_another_lane_reads_does_not_end_the_wait_for_company() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, budget=10, tokens=lambda item: item, lanes=2, gather=0.3)
+    held = asyncio.create_task(engine.run([9]))
+    await asyncio.sleep(0.4)
+    first = asyncio.create_task(engine.run([2]))
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(engine.run([3]))
+    await asyncio.sleep(0.4)
+    model.free.set()
+    await asyncio.gather(held, first, second)
+    assert sorted(model.batches) == [[2, 3], [9]]
+    await engine.stop()
+
+
 async def test_an_error_in_one_lane_leaves_the_others_to_run() -> None:
     model = Model()
     engine = engine_of(model, lanes=2, budget=1)
@@ -186,7 +208,7 @@ async def test_an_error_reaches_its_callers_and_the_lane_goes_on() -> None:
     await engine.stop()
 
 
-async def test_stopping_refuses_what_still_waits() -> None:
+async def test_stopping_refuses_what_waits_and_what_is_under_way() -> None:
     model = Model()
     model.free.clear()
     engine = engine_of(model)
