@@ -77,6 +77,21 @@ async def closed_loop(url: str, body: Body, *, callers: int, seconds: float, pat
     return latencies, perf_counter() - began
 
 
+async def counted_loop(url: str, body: Body, *, callers: int, requests: int) -> tuple[list[float], float]:
+    """Latencies of so many requests, which `callers` ask one after the other each, and the seconds until all were answered."""
+    latencies: list[float] = []
+    left = iter(range(requests))
+    began = perf_counter()
+
+    async def caller() -> None:
+        connection = Connection(url)
+        latencies.extend([await connection.post(*body()) for _ in left])
+        connection.close()
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return latencies, perf_counter() - began
+
+
 async def open_loop(url: str, body: Body, *, rate: float, seconds: float, seed: int = 0) -> list[float]:
     """Latencies of requests that arrive at random, `rate` a second on average, whatever the service does."""
     chance = random.Random(seed)

@@ -9,7 +9,7 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.serving import adapters
-from benchmarks.serving.callers import Body, Connection, closed_loop, open_loop
+from benchmarks.serving.callers import Body, Connection, closed_loop, counted_loop, open_loop
 from ifed.cli.demo.stack import Service, Stack
 
 SHOTS = 12
@@ -25,6 +25,7 @@ PATIENCE = 40.0
 COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
 AT = 32  # callers at which the goals stand
 PAIRED = ", in pairs"
+PAIRED_REQUESTS = 96
 WARM_CALLERS = 32
 
 
@@ -68,13 +69,15 @@ class Bodies:
     """Requests in turn: the texts in one fixed random order, the tasks likewise."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        order = list(texts)
-        random.Random(0).shuffle(order)
-        self._texts = itertools.cycle(order)
+        self._order = list(texts)
+        random.Random(0).shuffle(self._order)
+        self._texts = itertools.cycle(self._order)
 
-    def ours(self, models: Sequence[str]) -> Body:
+    def ours(self, models: Sequence[str], *, first: int | None = None) -> Body:
+        """Requests for these tasks in turn, with the texts from the place `first` on; with what comes next unless told."""
         names = itertools.cycle(models)
-        return lambda: ("/v1/classify", {"model": next(names), "input": next(self._texts)})
+        texts = self._texts if first is None else itertools.islice(itertools.cycle(self._order), first, None)
+        return lambda: ("/v1/classify", {"model": next(names), "input": next(texts)})
 
     def plain(self, path: str) -> Body:
         return lambda: (path, {"text": next(self._texts)})
@@ -128,8 +131,8 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     }
     await _warm_up(service, [f"task-{number}" for number in range(many)])
     rows = await _in_turn(service, ways, options, repeats=options.repeats, callers=options.callers)
-    rows += await _in_pairs(service, {name: ways[name] for name in ("one task", "bare model")}, options)
-    full = next(row for row in rows if row.name == "one task" and row.callers == 32)
+    rows += await _in_pairs(service, bodies, options.pairs)
+    full = next(row for row in rows if row.name == "one task" and row.callers == AT)
     single = next(row for row in rows if row.name == "one task" and row.callers == 1)
     _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
     latencies = await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=max(20.0, 8 * options.seconds))
@@ -164,24 +167,27 @@ async def _in_turn(
         some = {name: Row(name, count) for name in ways}
         times = repeats if count in COMPARED else 1
         for _, (name, body) in itertools.product(range(times), ways.items()):
-            await _measure(service, some[name], body, options.seconds)
+            asking = closed_loop(service.url, body, callers=count, seconds=options.seconds, patience=PATIENCE)
+            await _measure(service, some[name], asking)
         rows += some.values()
     return rows
 
 
-async def _in_pairs(service: Service, ways: dict[str, Body], options: argparse.Namespace) -> list[Row]:
-    """Two ways that differ by little, in many short turns, each pair in the other order than the one before."""
-    rows = {name: Row(name + PAIRED, AT) for name in ways}
-    for pair in range(options.pairs):
-        for name in sorted(ways, reverse=bool(pair % 2)):
-            await _measure(service, rows[name], ways[name], options.seconds / 2)
+async def _in_pairs(service: Service, bodies: Bodies, pairs: int) -> list[Row]:
+    """The injected and the bare model, which differ by little, on the same texts in turns, each pair in the other order."""
+    models = {"one task": "task-0", "bare model": "task-0@bare"}
+    rows = {name: Row(name + PAIRED, AT) for name in models}
+    for pair in range(pairs):
+        for name in sorted(models, reverse=bool(pair % 2)):
+            body = bodies.ours([models[name]], first=pair * PAIRED_REQUESTS)
+            await _measure(service, rows[name], counted_loop(service.url, body, callers=AT, requests=PAIRED_REQUESTS))
     return list(rows.values())
 
 
-async def _measure(service: Service, row: Row, body: Body, seconds: float) -> None:
+async def _measure(service: Service, row: Row, asking: Coroutine[Any, Any, tuple[list[float], float]]) -> None:
     process = psutil.Process(service.process.pid)
     before = sum(process.cpu_times()[:2])
-    latencies, took = await closed_loop(service.url, body, callers=row.callers, seconds=seconds, patience=PATIENCE)
+    latencies, took = await asking
     used = sum(process.cpu_times()[:2]) - before
     row.rates.append(len(latencies) / took)
     row.latencies += latencies
