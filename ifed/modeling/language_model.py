@@ -23,7 +23,7 @@ class Options:
         by_rows: attention of packed rows one row at a time, where the family computes it with torch's kernel; else under a mask.
         share_prefix: tokens of the template in front of the text are run once for all rows of a task, not in each row; needs `by_rows`.
         last_at_wanted: the MLP of the last layer runs at the tokens whose hidden states are asked for, not at all.
-        compiled: the sub-layers and norms are compiled by `torch.compile` at their first use, which takes up to a minute; needs a C++ compiler.
+        compiled: the sub-layers and norms are compiled by `torch.compile` at their first use, which takes a minute or two; needs a C++ compiler.
         packed_weights: on a CPU in bfloat16, the weights of the layers lie as its kernels read them, and are not rearranged in every
             pass; for a model that is run and never trained or saved.
         int8: weights of the layers in eight bits, by torchao: another model, though a close one; half the memory.

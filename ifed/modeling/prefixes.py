@@ -24,7 +24,7 @@ class Kept:
     """Prefixes by the injection they were run under, gone with it. Any thread may look, keep and count.
 
     Attributes:
-        hits: rows whose prefix was there.
+        hits: times that a batch found a prefix kept.
         misses: prefixes that had to be run.
     """
 

@@ -18,7 +18,10 @@ MOST = 4
 
 
 def twin(lm: LanguageModel) -> LanguageModel:
-    """A model of the same weights, the very tensors, whose modules are its own: hooks on one are not on the other."""
+    """A model of the same weights, the very tensors, whose modules are its own: hooks on one are not on the other.
+
+    What `torch.compile` made of the inside of an MLP or a norm stays in common.
+    """
     shared = {id(tensor): tensor for tensors in (lm.model.parameters(), lm.model.buffers()) for tensor in tensors}
     return replace(lm, model=copy.deepcopy(lm.model, dict(shared)))
 

@@ -123,7 +123,9 @@ async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics
     parts.push_async_callback(engine.stop)
     metrics.watch("queue_items", "Texts that wait for the model", lambda: engine.depth)
     metrics.watch("prefix_bytes", "Bytes kept of what prompts begin with", lambda: scorer.prefixes.nbytes)
-    metrics.watch_count("prefix_hits", "Prompts whose beginning was kept", lambda: scorer.prefixes.hits)
+    metrics.watch_count(
+        "prefix_hits", "Times that a forward pass found a beginning of its prompts kept", lambda: scorer.prefixes.hits
+    )
     metrics.watch_count("prefix_misses", "Beginnings of prompts that had to be read", lambda: scorer.prefixes.misses)
     metrics.watch("tasks", "Tasks with an adapter at hand", lambda: len(adapters.current()))
     metrics.watch("adapter_bytes", "Bytes of adapters at hand", lambda: adapters.bytes_held)

@@ -65,7 +65,7 @@ def test_a_task_that_is_let_go_or_unknown_leaves_no_version_and_makes_no_series(
 
 def test_what_others_count_is_read_when_it_is_shown(metrics: Metrics) -> None:
     counted = [3]
-    metrics.watch_count("prefix_hits", "Prompts whose beginning was kept", lambda: counted[0])
+    metrics.watch_count("prefix_hits", "Times that a beginning was kept", lambda: counted[0])
     assert value(metrics, "prefix_hits_total") == 3
     counted[0] = 5
     assert value(metrics, "prefix_hits_total") == 5
@@ -88,4 +88,7 @@ def test_the_monitoring_page_names_every_metric(metrics: Metrics) -> None:
     page = Path("docs/how-to-monitor.md").read_text(encoding="utf-8")
     told = set(re.findall(r"(?:ifed_inference|…)_([a-z_]+)", page))
     shown = {family.name.removeprefix("ifed_inference_") for family in metrics.registry.collect()}
+    shown |= set(
+        re.findall(r'metrics\.watch(?:_count)?\(\s*"(\w+)"', Path("services/inference/app.py").read_text(encoding="utf-8"))
+    )
     assert not {name for name in shown if name not in told and f"{name}_total" not in told}
