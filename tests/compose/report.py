@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 HEADINGS = (
@@ -54,7 +55,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def keep(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
     """Put the table into its page, in place of the one that is there, and the figures beside it."""
-    figures.write_text(json.dumps([asdict(one) for one in outcomes], indent=2) + "\n", encoding="utf-8")
+    kept = {"at": datetime.now(UTC).date().isoformat(), "outcomes": [asdict(one) for one in outcomes]}
+    figures.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     replaced = re.sub(r"^\| fault \|.*?(?=^(?!\|))", lambda _: f"{table(outcomes)}\n", text, count=1, flags=re.M | re.S)
     page.write_text(replaced, encoding="utf-8")
@@ -62,4 +64,4 @@ def keep(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
 
 def read(figures: Path) -> list[Outcome]:
     """The outcomes that `keep` wrote."""
-    return [Outcome(**one) for one in json.loads(figures.read_text(encoding="utf-8"))]
+    return [Outcome(**one) for one in json.loads(figures.read_text(encoding="utf-8"))["outcomes"]]
