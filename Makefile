@@ -7,6 +7,7 @@ ARGS ?=
 SECRETS ?= secrets
 COMPOSE ?= docker compose
 AS_IFED := sh -c 'export PGHOST=127.0.0.1 PGUSER=ifed PGDATABASE=ifed PGPASSWORD="$$(cat /run/secrets/postgres-password)"; exec "$$@"' sh
+TABLES := SELECT count(*) FROM pg_tables WHERE schemaname = 'public'
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -47,26 +48,29 @@ secrets: ## make the secret files that are missing, random, in a folder that onl
 	done
 
 up: secrets ## build and start the services of docker-compose.yml (COMPOSE_PROFILES=demo,monitoring,gpu for more)
-	@$(COMPOSE) up --build --detach --wait $(ARGS)
+	@grep -qs '^STAY=' .env || export STAY="$${STAY:-true}"; $(COMPOSE) up --build --detach --wait $(ARGS)
 
 down: ## stop the services and remove their containers; volumes stay (ARGS=--volumes removes them)
 	@$(COMPOSE) --profile '*' down $(ARGS)
 
 logs: ## follow the services' logs (ARGS="aggregator inference" for some)
-	@$(COMPOSE) --profile '*' logs --follow --tail 100 $(ARGS)
+	@$(COMPOSE) --profile '*' logs --follow --tail 100 $(ARGS) || [ $$? -eq 130 ]
 
 ps: ## list the services' containers and their health
 	@$(COMPOSE) --profile '*' ps --all $(ARGS)
 
 backup: FILE := backups/$(shell date -u +%Y%m%dT%H%M%SZ).dump
 backup: ## write Postgres' data to a file, while everything runs (FILE=backups/….dump)
-	@umask 077; mkdir -p "$(dir $(FILE))" && $(COMPOSE) exec -T postgres $(AS_IFED) pg_dump --format custom > '$(FILE).part'
+	@umask 077; mkdir -p "$(dir $(FILE))" && $(COMPOSE) exec -T postgres $(AS_IFED) pg_dump --format custom > '$(FILE).part' || { rm -f '$(FILE).part'; exit 1; }
 	@mv '$(FILE).part' '$(FILE)' && echo "$(FILE) holds the database"
 
 restore: ## put a backup into an empty Postgres and start everything again: make restore FILE=backups/….dump
-	@[ -s '$(FILE)' ] || { echo 'Say which: make restore FILE=backups/….dump'; exit 1; }
-	@$(COMPOSE) stop aggregator proxy
+	@[ -n '$(FILE)' ] || { echo 'Say which: make restore FILE=backups/….dump'; exit 1; }
+	@[ -s '$(FILE)' ] || { echo 'There is no backup in $(FILE), or an empty one'; exit 1; }
 	@$(COMPOSE) up --detach --wait postgres
+	@[ "$$($(COMPOSE) exec -T postgres $(AS_IFED) psql --dbname ifed --tuples-only --no-align --command "$(TABLES)")" = 0 ] || { \
+	  echo 'This Postgres is not empty, and nothing was changed. To replace what it holds: make down; docker volume rm ifed_postgres; make restore FILE=$(FILE)'; exit 1; }
+	@$(COMPOSE) stop aggregator proxy
 	@$(COMPOSE) exec -T postgres $(AS_IFED) pg_restore --dbname ifed --exit-on-error --no-owner < '$(FILE)'
 	@$(COMPOSE) up --detach --wait $(ARGS)
 

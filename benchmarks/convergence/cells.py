@@ -24,11 +24,11 @@ class Plan:
 
     clients: int = 10
     alpha: float = 0.5
-    rounds: int = 8
-    local_steps: int = 5
+    rounds: int = 6
+    local_steps: int = 3
     batch_size: int = 8
-    training: int = 800
-    test: int = 250
+    training: int = 600
+    test: int = 200
     seed: int = 0
 
 
