@@ -11,26 +11,21 @@ from matplotlib.figure import Figure
 
 from benchmarks.convergence.cells import BASE
 from benchmarks.convergence.report import AXES
+from benchmarks.federated.drawing import GRID, STYLE, save
 from benchmarks.federated.texts import SOURCES
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
-INK, GRID = "#1f2933", "#d9dee4"
 COLOURS = ("#0b6e4f", "#c8553d", "#2f6690", "#8f6bb1", "#d49a00", "#5c8001", "#b23a6f", "#4a5568", "#00a0a0", "#7a4419")
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     """One figure an axis: a column a data set, rounds above, bytes below. Yields the paths that were written."""
-    with mpl.rc_context({"svg.hashsalt": "ifed", "font.size": 8, "axes.edgecolor": INK, "text.color": INK}):
+    with mpl.rc_context(STYLE):
         for axis in AXES:
             runs = [run for run in found["runs"] if run["axis"] == axis or run["cell"] == BASE]
             if not any(run["axis"] == axis for run in runs):
                 continue
-            figure = _figure(runs)
-            for kind in ("png", "svg"):
-                path = folder / f"convergence-{axis}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(path, dpi=130, metadata=metadata)
-                yield path
+            yield from save(_figure(runs), folder, f"convergence-{axis}", f"{AXES[axis]}: accuracy against rounds and bytes")
 
 
 def _figure(runs: list[Mapping[str, Any]]) -> Figure:

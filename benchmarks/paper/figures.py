@@ -10,12 +10,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.federated.drawing import GRID, STYLE, save
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper.methods import TITLES
 from benchmarks.paper.summary import Data, bytes_until, over_seeds
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
-INK, GRID = "#1f2933", "#d9dee4"
 WORDS = {
     "paper-accuracy": "Accuracy by round and by bytes, for each data set and method",
     "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round",
@@ -34,14 +34,10 @@ COLOURS = {
 def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     """Accuracy by round and by bytes, and global against local coefficients by round. Yields the paths that were written."""
     data = found["data"]
-    with mpl.rc_context({"svg.hashsalt": "ifed", "font.size": 8, "axes.edgecolor": INK, "text.color": INK}):
-        for name, figure in (("accuracy", _by_round(data)), ("local", _local(data))):
-            if figure is None:
-                continue
-            for kind in ("png", "svg"):
-                path = folder / f"paper-{name}.{kind}"
-                figure.savefig(path, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-                yield path
+    with mpl.rc_context(STYLE):
+        for name, figure in (("paper-accuracy", _by_round(data)), ("paper-local", _local(data))):
+            if figure is not None:
+                yield from save(figure, folder, name, WORDS[name])
 
 
 def _by_round(data: Data) -> Figure | None:
