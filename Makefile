@@ -8,6 +8,8 @@ SECRETS ?= secrets
 COMPOSE ?= docker compose
 AS_IFED := sh -c 'export PGHOST=127.0.0.1 PGUSER=ifed PGDATABASE=ifed PGPASSWORD="$$(cat /run/secrets/postgres-password)"; exec "$$@"' sh
 TABLES := SELECT count(*) FROM pg_tables WHERE schemaname = 'public'
+# `up --wait` takes an agent that ends with its task for one that failed.
+STAYING := grep -qs '^STAY=' .env || export STAY="$${STAY:-true}";
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -48,7 +50,7 @@ secrets: ## make the secret files that are missing, random, in a folder that onl
 	done
 
 up: secrets ## build and start the services of docker-compose.yml (COMPOSE_PROFILES=demo,monitoring,gpu for more)
-	@grep -qs '^STAY=' .env || export STAY="$${STAY:-true}"; $(COMPOSE) up --build --detach --wait $(ARGS)
+	@$(STAYING) $(COMPOSE) up --build --detach --wait $(ARGS)
 
 down: ## stop the services and remove their containers; volumes stay (ARGS=--volumes removes them)
 	@$(COMPOSE) --profile '*' down $(ARGS)
@@ -72,7 +74,7 @@ restore: ## put a backup into an empty Postgres and start everything again: make
 	  echo 'This Postgres is not empty, and nothing was changed. To replace what it holds: make down; docker volume rm ifed_postgres; make restore FILE=$(FILE)'; exit 1; }
 	@$(COMPOSE) stop aggregator proxy
 	@$(COMPOSE) exec -T postgres $(AS_IFED) pg_restore --dbname ifed --exit-on-error --no-owner < '$(FILE)'
-	@$(COMPOSE) up --detach --wait $(ARGS)
+	@$(STAYING) $(COMPOSE) up --detach --wait $(ARGS)
 
 enroll: ## enrol an organisation and print its token, this once: make enroll CLIENT=hospital-a (ARGS="--role reader --quiet")
 	@[ -n '$(CLIENT)' ] || { echo 'Say whom: make enroll CLIENT=hospital-a'; exit 1; }

@@ -103,6 +103,7 @@ class Stack:
             "MODEL": "/models/tiny",
             "DTYPE": "float32",
             "TASK": TASK,
+            "STAY": "true",  # as `make up` and `make restore` say; another value would make the agents anew, without their logs
             "TASK_FILE": self.folder / "task.json",
             "POSTGRES_IMAGE": _postgres_image(),
             "AGGREGATOR_PORT": self.aggregator_port,

@@ -113,6 +113,7 @@ def test_postgres_is_backed_up_destroyed_and_restored(scene: Scene) -> None:
         for agent in AGENTS:
             run("docker", "unpause", scene.stack.containers(agent)[0])
         scene.stack.make("restore", f"FILE={backup}")
+    assert len(receipts(scene.stack)) > before, "the agents, and their logs, are the same as before"
     again = scene.round(scene.struck)
     assert again["missing"] == [], f"the round that was open at the backup took everyone in: {again}"
     assert datetime.fromisoformat(again["closed_at"]).timestamp() > blow.lost[1], "it closed after its database was back"
