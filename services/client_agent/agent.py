@@ -83,6 +83,7 @@ class Agent:
             if assignment.kind is AssignmentKind.DONE:
                 if assignment.state is TaskState.FINISHED and not self._stay:
                     self._status.begin(Activity.DONE)
+                    log.info("the task has finished; STAY=true would wait for a later start", task=self._task)
                     return assignment.state
                 await self._ended(assignment)
             elif assignment.kind is AssignmentKind.WAIT:

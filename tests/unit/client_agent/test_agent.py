@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from ifed.bodies import ContextBody, UpdateBody
 from ifed.contracts import Assignment, JoinRequest, LocalWork, Member, Receipt, TaskBrief
@@ -283,6 +284,13 @@ async def test_kept_work_is_not_sent_for_another_assignment(tmp_path: Path) -> N
     other = Setting(tmp_path, [changed, DONE])
     await other.agent.run()
     assert other.worker.condensed == [3]
+
+
+async def test_an_agent_says_why_it_ends(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, [DONE])
+    with structlog.testing.capture_logs() as logged:
+        await setting.agent.run()
+    assert [line["task"] for line in logged if "has finished" in line["event"]] == ["sentiment"]
 
 
 async def test_an_unreachable_aggregator_is_asked_again(tmp_path: Path) -> None:
