@@ -15,7 +15,8 @@ from ifed.tasks import Message
 from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
 
 TENSORS = "application/vnd.safetensors"
-UPDATE_TENSORS = ("confusion", "coefficients", "gradient", "change", "scales", "label_scores")
+UPDATE_TENSORS = ("confusion", "coefficients", "gradient", "change", "scales", "label_probabilities")
+SUM_TOLERANCE = 1e-3
 Meta = TypeVar("Meta", bound=Message)
 
 
@@ -37,8 +38,8 @@ class ContextBody:
 class UpdateBody:
     """Body of `PUT …/update`: `confusion` (truth, prediction) int64 of the round's version, and in calibration what the mode asks for.
 
-    `coefficients` or `gradient`, float32 (layer, site, coefficient, group); or `change` in float16 or int8, with `scales`. Where the task's policy asks for it `label_scores`, float32
-    (labels,): the mean log-score of each label on the held-out texts under the round's version.
+    `coefficients` or `gradient`, float32 (layer, site, coefficient, group); or `change` in float16 or int8, with `scales`. Where the task's policy asks for it `label_probabilities`, float32
+    (labels,): the mean probability of each label on the held-out texts under the round's version.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class UpdateBody:
         *,
         gradient: Gradient | None = None,
         change: Change | None = None,
-        label_scores: Float32 | None = None,
+        label_probabilities: Float32 | None = None,
     ) -> None:
         self.coefficients, self.confusion, self.meta = coefficients, confusion, meta
-        self.gradient, self.change, self.label_scores = gradient, change, label_scores
+        self.gradient, self.change, self.label_probabilities = gradient, change, label_probabilities
 
     def to_bytes(self) -> bytes:
         tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion}
@@ -62,8 +63,8 @@ class UpdateBody:
             tensors["gradient"] = self.gradient.values
         if self.change is not None:
             tensors |= self.change.tensors()
-        if self.label_scores is not None:
-            tensors["label_scores"] = self.label_scores
+        if self.label_probabilities is not None:
+            tensors["label_probabilities"] = self.label_probabilities
         return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
 
     @classmethod
@@ -78,7 +79,7 @@ class UpdateBody:
             _meta(ContributionMeta, parsed),
             gradient=read_gradient(parsed) if "gradient" in parsed.tensors else None,
             change=Change.read(parsed) if {"change", "scales"} & set(parsed.tensors) else None,
-            label_scores=read_label_scores(parsed) if "label_scores" in parsed.tensors else None,
+            label_probabilities=read_label_probabilities(parsed) if "label_probabilities" in parsed.tensors else None,
         )
 
 
@@ -134,19 +135,22 @@ def read_gradient(body: TensorBody) -> Gradient:
     return Gradient(body.tensor("gradient", np.float32))
 
 
-def read_label_scores(body: TensorBody) -> Float32:
-    """The tensor `label_scores` of a body, float32, shape (labels,): mean log-probabilities.
+def read_label_probabilities(body: TensorBody) -> Float32:
+    """The tensor `label_probabilities` of a body, float32, shape (labels,): numbers from 0 whose sum is 1.
 
     Raises:
         LayoutMismatch: it is not there, or of another dtype or number of axes.
         NonFinite: it holds NaN or Inf.
+        Malformed: a number below 0, or a sum that is not 1.
     """
-    scores = body.tensor("label_scores", np.float32)
-    if scores.ndim != 1:
-        raise LayoutMismatch(f"label scores have one axis, the labels, got shape {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise NonFinite("label scores that are NaN or infinite say nothing of a prior; send finite numbers")
-    return scores
+    means = body.tensor("label_probabilities", np.float32)
+    if means.ndim != 1:
+        raise LayoutMismatch(f"label probabilities have one axis, the labels, got shape {means.shape}")
+    if not np.isfinite(means).all():
+        raise NonFinite("label probabilities that are NaN or infinite say nothing of a prior; send finite numbers")
+    if (means < 0).any() or abs(float(means.sum(dtype=np.float64)) - 1) > SUM_TOLERANCE:
+        raise Malformed("label probabilities are the mean over the held-out texts: numbers from 0 whose sum is 1")
+    return means
 
 
 def _meta(kind: type[Meta], parsed: TensorBody) -> Meta:

@@ -203,5 +203,7 @@ class AdapterMeta(Message):
     identity: ModelIdentity
     layout: Layout
     evaluation: Evaluation | None = None
-    label_bias: list[float] | None = Field(None, description="mean log-score of each label, to be subtracted from a text's scores")
+    label_bias: list[float] | None = Field(
+        None, description="log of each label's mean probability, to be subtracted from a text's log-scores"
+    )
     created_at: datetime

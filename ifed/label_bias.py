@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ifed.errors import LayoutMismatch
 from ifed.tensors import Float32
 
+LEAST = 1e-6  # a label that no text made likely is raised by no more than this lets it
+
+
+def bias_of(probabilities: npt.NDArray[np.floating]) -> tuple[float, ...]:
+    """The prior that stands for itself in the scores: the logarithm of each label's mean probability over many texts.
+
+    Batch calibration, arXiv 2309.17249. The mean of the logarithms in its place would hold it against a label that it is told apart clearly.
+
+    Args:
+        probabilities: float, (labels,); below 1e-6 they count as that.
+    """
+    return tuple(float(one) for one in np.log(np.maximum(probabilities, LEAST)))
+
 
 def without_bias(scores: Float32, bias: Sequence[float] | None) -> Float32:
-    """Log-probabilities of the labels without the mean log-score each label has anyway: `score - bias`, normalised again.
+    """Log-probabilities of the labels without the prior each label has anyway: `score - bias`, normalised again.
 
     Batch calibration, arXiv 2309.17249, equation 5, with the mean over many texts told beforehand instead of one over the batch.
 
     Args:
         scores: float32, (labels,).
-        bias: mean log-score of each label; None leaves the scores as they are.
+        bias: of each label, as `bias_of` gives it; None leaves the scores as they are.
 
     Raises:
         LayoutMismatch: another number of labels.

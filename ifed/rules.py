@@ -56,7 +56,7 @@ class AggregationPolicy(BaseModel):
     server_adaptivity: float = Field(1e-3, gt=0, le=1, description="τ of fedadam and fedyogi")
     label_bias: bool = Field(
         False,
-        description="clients tell the mean score of each label on their held-out texts, and serving subtracts it "
+        description="clients tell the mean probability of each label on their held-out texts, and serving divides by it "
         "(batch calibration, arXiv 2309.17249)",
     )
 

@@ -43,7 +43,9 @@ def counted(truths: Int64, scores: Float32, labels: int) -> Measure:
 
 def bias(federation: Federation, found: Sequence[Measured]) -> Float32:
     """The aggregator's estimate of the label prior under these coefficients, (C,)."""
-    bodies = [federation.wire.update(None, one, int(one.confusion.sum()), 0) for one in found if one.label_scores is not None]
+    bodies = [
+        federation.wire.update(None, one, int(one.confusion.sum()), 0) for one in found if one.label_probabilities is not None
+    ]
     evaluation = federation.wire.evaluation(Policy(label_bias=True), bodies).evaluation
     assert evaluation is not None, "some client holds examples out"
     assert evaluation.label_bias is not None

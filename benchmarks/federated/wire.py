@@ -24,10 +24,10 @@ ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a client found of the version a round starts from: confusion counts and mean label scores on its held-out examples."""
+    """What a client found of the version a round starts from: confusion counts and mean label probabilities on its held-out examples."""
 
     confusion: Int64
-    label_scores: Float32 | None
+    label_probabilities: Float32 | None
 
 
 class Wire:
@@ -62,8 +62,10 @@ class Wire:
         coefficients = work.coefficients if isinstance(work, LocalResult) and change is None else None
         gradient = Gradient(work.values) if isinstance(work, LocalGradient) else None
         meta = self._meta(examples, version=version, loss=None if work is None else work.loss)
-        scores = measured.label_scores
-        return UpdateBody(coefficients, measured.confusion, meta, gradient=gradient, change=change, label_scores=scores).to_bytes()
+        scores = measured.label_probabilities
+        return UpdateBody(
+            coefficients, measured.confusion, meta, gradient=gradient, change=change, label_probabilities=scores
+        ).to_bytes()
 
     def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
         """The global context vector, and the bytes of its body."""

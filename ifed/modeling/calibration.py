@@ -164,7 +164,7 @@ class Calibrator:
         return self.measure(coefficients)[0]
 
     def measure(self, coefficients: Coefficients) -> tuple[Int64, Float32 | None]:
-        """What `evaluate` gives, and the mean log-score of each label on the held-out examples, float32, (C,); None without any."""
+        """What `evaluate` gives, and the mean probability of each label on the held-out examples, float32, (C,); None without any."""
         injection = injection_of(self._context, coefficients, self._layers, device=self._lm.device, dtype=self._lm.dtype)
         return self._held_out.measure(injection)
 

@@ -101,12 +101,12 @@ class HeldOut:
         return self.measure(injection)[0]
 
     def measure(self, injection: Injection) -> tuple[Int64, Float32 | None]:
-        """Confusion counts, and the mean log-score of each label, float32, (C,); None without examples."""
+        """Confusion counts, and the mean probability of each label, float32, (C,); None without examples."""
         scores = self.scores(injection)
         counts = confusion(self._truths, list(scores), len(self._labels.names))
         if not self._truths:
             return counts, None
-        return counts, np.asarray(np.mean(scores, axis=0, dtype=np.float64), dtype=np.float32)
+        return counts, np.asarray(np.exp(scores, dtype=np.float64).mean(axis=0), dtype=np.float32)
 
     def scores(self, injection: Injection) -> Float32:
         """Log-probabilities of the labels of each example, normalised over the labels: float32, (n, C)."""

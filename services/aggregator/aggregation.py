@@ -18,7 +18,7 @@ class Measure:
     """How one version did on the clients' held-out examples, all of them together.
 
     Attributes:
-        label_bias: mean log-score of each label there, where the clients told it.
+        label_bias: log of each label's mean probability there, where the clients told it.
     """
 
     accuracy: float

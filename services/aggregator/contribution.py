@@ -76,7 +76,7 @@ class Contribution:
     gradient: Gradient | None = None
     change: Change | None = None
     confusion: Int64 | None = None
-    label_scores: Float32 | None = None
+    label_probabilities: Float32 | None = None
 
     def check(self, kind: RoundKind, form: Form) -> None:
         """Refuse what a round of this kind cannot add up.
@@ -110,7 +110,7 @@ class Contribution:
         if self.confusion is None:
             raise LayoutMismatch("an update carries the confusion counts of the version it started from")
         check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")
-        if self.label_scores is not None:
-            check_layout(self.label_scores, (form.labels,), what="the mean label scores")
+        if self.label_probabilities is not None:
+            check_layout(self.label_probabilities, (form.labels,), what="the mean label probabilities")
         if self.confusion.max() > form.holdout or self.confusion.sum() > form.holdout:
             raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")

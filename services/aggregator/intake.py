@@ -41,7 +41,7 @@ def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
         gradient=parsed.gradient,
         change=parsed.change,
         confusion=parsed.confusion,
-        label_scores=parsed.label_scores,
+        label_probabilities=parsed.label_probabilities,
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ifed.bodies import read_coefficients, read_context, read_gradient, read_label_scores
+from ifed.bodies import read_coefficients, read_context, read_gradient, read_label_probabilities
 from ifed.compact import Change
+from ifed.label_bias import bias_of
 from ifed.states import RoundKind
 from ifed.tasks import Policy
 from ifed.tensors import Coefficients, ContextVector, Float32, Int64, TensorBody
@@ -103,7 +104,7 @@ class Tally:
 
     def __init__(self, round_: Round, labels: int, policy: Policy, start: Start | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
-        self._confusion, self._label_scores = ConfusionTotal(labels), WeightedMean()
+        self._confusion, self._label_probabilities = ConfusionTotal(labels), WeightedMean()
         self._from = None if start is None else _values(start.coefficients)
         self.combination = Combination(policy, self._origin())
 
@@ -118,8 +119,8 @@ class Tally:
         parsed = TensorBody.from_bytes(body)
         counts: Int64 = parsed.tensors["confusion"]
         self._confusion.add(counts)
-        if "label_scores" in parsed.tensors:
-            self._label_scores.add(read_label_scores(parsed), int(counts.sum()))
+        if "label_probabilities" in parsed.tensors:
+            self._label_probabilities.add(read_label_probabilities(parsed), int(counts.sum()))
         if self._round.kind is RoundKind.CALIBRATION:
             self.combination.add(self._update(parsed), weight)
 
@@ -163,9 +164,9 @@ class Tally:
 
     def _evaluation(self) -> Measure | None:
         found = self._confusion.measure()
-        if found is None or self._label_scores.weight == 0:
+        if found is None or self._label_probabilities.weight == 0:
             return found
-        return replace(found, label_bias=tuple(float(score) for score in self._label_scores.value()))
+        return replace(found, label_bias=bias_of(self._label_probabilities.value()))
 
     def _said(self) -> dict[str, object]:
         return {"task": self._round.task, "round": self._round.number, "examples": self.combination.examples}

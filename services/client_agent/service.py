@@ -40,10 +40,10 @@ class Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A version on the held-out examples: confusion counts, and the mean log-score of each label, float32, shape (labels,)."""
+    """A version on the held-out examples: confusion counts, and the mean probability of each label, float32, shape (labels,)."""
 
     confusion: Int64
-    label_scores: Float32 | None = None
+    label_probabilities: Float32 | None = None
 
 
 class Worker(Protocol):
@@ -215,16 +215,18 @@ class Participation:
         start = await self._aggregator.coefficients(task.name, version=assignment.version)
         self._status.begin(Activity.EVALUATING, round_=assignment.round)
         found = await asyncio.to_thread(self._worker.evaluate, start, self._status.progress)
-        scores = found.label_scores if task.policy.label_bias else None
+        scores = found.label_probabilities if task.policy.label_bias else None
         if assignment.kind is AssignmentKind.EVALUATION:
             meta = self._meta(assignment, began, examples=len(self._split.holdout))
-            return UpdateBody(None, found.confusion, meta, label_scores=scores).to_bytes()
+            return UpdateBody(None, found.confusion, meta, label_probabilities=scores).to_bytes()
         self._status.begin(Activity.CALIBRATING, round_=assignment.round)
         seed = self._seed(assignment)
         mine = await asyncio.to_thread(self._worker.calibrate, assignment, start, seed, self._status.progress)
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=mine.loss)
         values, change = self._feedback.compact(mine.coefficients, start, assignment)
-        return UpdateBody(values, found.confusion, meta, gradient=mine.gradient, change=change, label_scores=scores).to_bytes()
+        return UpdateBody(
+            values, found.confusion, meta, gradient=mine.gradient, change=change, label_probabilities=scores
+        ).to_bytes()
 
     def _seed(self, assignment: Assignment) -> int:
         """The task's seed of the round with this client's name mixed in, so that clients draw different batches."""

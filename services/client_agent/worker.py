@@ -127,7 +127,7 @@ class ModelWorker:
         return Calibrated(None, found.loss, Gradient(found.values))
 
     def evaluate(self, coefficients: Coefficients, progress: Progress) -> Evaluated:
-        """Confusion counts on the held-out examples, int64, shape (truth, prediction), and the mean log-score of each label."""
+        """Confusion counts on the held-out examples, int64, shape (truth, prediction), and the mean probability of each label."""
         progress(0, 0)
         return Evaluated(*self._ready().measure(coefficients))
 

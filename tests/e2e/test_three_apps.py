@@ -172,7 +172,9 @@ async def answers_as_served(inference: Service, task: TaskInfo, tokens: Mapping[
         assert pinned.data[0].probs == bare.data[0].probs, "version 0 starts from the bare model"
 
 
-async def test_agents_send_gradients_and_label_scores_where_the_policy_asks_for_them(tmp_path: Path, tiny_model: Path) -> None:
+async def test_agents_send_gradients_and_label_probabilities_where_the_policy_asks_for_them(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     with Stack(tmp_path / "logs") as stack:
         federation = Federation(stack, tmp_path, tiny_model, {})
         await federation.enrol()

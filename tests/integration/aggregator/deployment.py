@@ -46,7 +46,8 @@ class SimulatedClient(AggregatorClient):
         super().__init__("http://aggregator", token, transport=httpx.ASGITransport(app))
         self.name, self.value, self.examples = name, value, examples
         self.confusion = np.array([[3, 1], [1, 3]])
-        self.label_scores = [-0.25 * value, -1.0]
+        first = min(0.25 * abs(value), 1.0)
+        self.label_probabilities = [first, 1 - first]
 
     async def join_task(self, task: str = TASK) -> None:
         await self.join(task, join_request(examples=self.examples))
@@ -68,11 +69,11 @@ class SimulatedClient(AggregatorClient):
         if made is not None and dtype != "float32":
             made, change = None, Change.of(made.values - given.values, dtype)
         slope = Gradient(np.full_like(given.values, -self.value)) if calibrates and gradient else None
-        scores = np.array(self.label_scores, np.float32) if assignment.task.policy.label_bias else None
+        scores = np.array(self.label_probabilities, np.float32) if assignment.task.policy.label_bias else None
         meta = ContributionMeta(
             fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
         )
-        return UpdateBody(made, self.confusion, meta, gradient=slope, change=change, label_scores=scores).to_bytes()
+        return UpdateBody(made, self.confusion, meta, gradient=slope, change=change, label_probabilities=scores).to_bytes()
 
     async def run(self, task: str = TASK) -> Assignment:
         """Take part until the task is done."""

@@ -101,7 +101,7 @@ class RemoteClient(SimulatedClient):
 
     def __init__(self, url: str, token: str) -> None:
         AggregatorClient.__init__(self, url, token)
-        self.value, self.examples, self.confusion, self.label_scores = 1.0, 1, np.array([[3, 1], [1, 3]]), [-0.25, -1.0]
+        self.value, self.examples, self.confusion, self.label_probabilities = 1.0, 1, np.array([[3, 1], [1, 3]]), [0.25, 0.75]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def gradient_body(value: float, scores: list[float] | None = None) -> bytes:
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
     gradient = Gradient(np.full_like(coefficients().values, value))
     told = None if scores is None else np.array(scores, np.float32)
-    return UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, gradient=gradient, label_scores=told).to_bytes()
+    return UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, gradient=gradient, label_probabilities=told).to_bytes()
 
 
 def test_in_gradient_mode_the_server_steps_against_the_mean_gradient() -> None:
@@ -197,10 +197,10 @@ def test_a_robust_rule_holds_through_a_whole_round(rule: AggregationRule, mode: 
     assert calibrated(rules, start(1.0), *honest, *poison)[0] == pytest.approx(clean, abs=0.02)
 
 
-def test_label_scores_are_averaged_over_held_out_examples() -> None:
+def test_label_probabilities_are_averaged_over_held_out_examples() -> None:
     tally = Tally(round_(kind=RoundKind.CALIBRATION), 2, policy(mode="gradient"), start())
-    tally.add(10, gradient_body(0.1, [-1.0, -3.0]))
-    tally.add(99, gradient_body(0.1, [-2.0, -1.0]))
+    tally.add(10, gradient_body(0.1, [0.5, 0.5]))
+    tally.add(99, gradient_body(0.1, [0.25, 0.75]))
     evaluation = tally.summed().evaluation
     assert evaluation is not None
-    assert evaluation.label_bias == (-1.5, -2.0)
+    assert evaluation.label_bias == pytest.approx(np.log([0.375, 0.625]))

@@ -148,7 +148,7 @@ class FakeWorker:
 
     def evaluate(self, coefficients: Coefficients, progress: Progress) -> Evaluated:
         self.evaluated += 1
-        return Evaluated(np.array([[0, 0], [0, 1]], np.int64), np.array([-0.5, -1.0], np.float32))
+        return Evaluated(np.array([[0, 0], [0, 1]], np.int64), np.array([0.25, 0.75], np.float32))
 
 
 class Setting:
@@ -196,14 +196,14 @@ async def test_in_gradient_mode_the_gradient_travels_instead_of_coefficients(tmp
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_label_scores_travel_where_the_policy_asks_for_them(tmp_path: Path, wanted: bool) -> None:
+async def test_label_probabilities_travel_where_the_policy_asks_for_them(tmp_path: Path, wanted: bool) -> None:
     brief = TASK.model_copy(update={"policy": Policy(max_demonstrations=3, label_bias=wanted)})
     setting = Setting(tmp_path, [one.model_copy(update={"task": brief}) for one in WHOLE_TASK])
     await setting.agent.run()
     for _, body in setting.aggregator.sent[1:]:
-        scores = UpdateBody.from_bytes(body).label_scores
+        scores = UpdateBody.from_bytes(body).label_probabilities
         assert (scores is not None) is wanted
-        assert scores is None or scores.tolist() == [-0.5, -1.0]
+        assert scores is None or scores.tolist() == [0.25, 0.75]
 
 
 async def compact_changes(folder: Path, script: Sequence[Assignment], **refused: Sequence[IFedError]) -> list[float]:

@@ -17,7 +17,7 @@ from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.objective import Objective
 from ifed.modeling.prompts import Example
-from ifed.modeling.scoring import evaluate
+from ifed.modeling.scoring import ScoringItem, evaluate, score
 from ifed.tensors import Coefficients
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, build, examples, random_coefficients, random_context, template
 
@@ -154,6 +154,11 @@ def test_held_out_counts_equal_a_plain_evaluation(layers: tuple[int, ...], names
     plain = evaluate(lm, prompts, prompts.labels(names), examples(15, labels=len(names))[8:], given)
     assert client.evaluate(coefficients).tolist() == plain.tolist()
     assert client.evaluate(coefficients).tolist() == plain.tolist(), "the second time from what was kept"
+    _, told = client.measure(coefficients)
+    items = [ScoringItem(prompts.prompt(one.text), prompts.labels(names), given) for one in examples(15, labels=len(names))[8:]]
+    each = np.exp(score(lm, items))
+    assert told is not None
+    assert told == pytest.approx(each.mean(axis=0), abs=1e-5)
 
 
 def test_nothing_held_out_is_an_empty_table() -> None:

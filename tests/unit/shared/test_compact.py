@@ -66,7 +66,9 @@ def test_what_was_lost_under_another_layout_is_forgotten() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1800), ("int8", 1400)])
 def test_a_compact_body_of_nine_layers_and_four_labels_is_at_most_1800_bytes(dtype: UpdateDType, most: int) -> None:
     change = Change.of(np.random.default_rng(0).normal(size=(9, 2, 2, 16)).astype(np.float32), dtype)
-    body = UpdateBody(None, np.ones((4, 4), np.int64), META, change=change, label_scores=np.ones(4, np.float32)).to_bytes()
+    body = UpdateBody(
+        None, np.ones((4, 4), np.int64), META, change=change, label_probabilities=np.full(4, 0.25, np.float32)
+    ).to_bytes()
     assert len(body) <= most
     back = UpdateBody.from_bytes(body)
     assert back.coefficients is None
@@ -88,7 +90,7 @@ def tensors(**changed: np.ndarray | None) -> TensorBody:
         (tensors(change=np.ones((1, 2, 2, 3), np.float16)), "float16 without"),
         (tensors(scales=np.ones((1, 2, 2, 3), np.float32)), "has scales of shape"),
         (tensors(scales=np.ones((1, 2, 2), np.float64)), "float64"),
-        (tensors(change=np.ones((4, 3), np.int8), scales=np.ones(4, np.float32)), "4 dimensions|has scales|dimensions"),
+        (tensors(change=np.ones((4, 3), np.int8), scales=np.full(4, 0.25, np.float32)), "4 dimensions|has scales|dimensions"),
         (tensors(change=np.ones((1, 3, 2, 3), np.int8), scales=np.ones((1, 3, 2), np.float32)), r"\(layers, 2, 2, groups\)"),
     ],
 )

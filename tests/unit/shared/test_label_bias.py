@@ -8,13 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ifed.errors import LayoutMismatch
-from ifed.label_bias import without_bias
+from ifed.label_bias import bias_of, without_bias
 
 
 def test_a_label_that_is_always_likely_no_longer_wins_by_that() -> None:
     scores = np.log(np.array([0.7, 0.3], np.float32))
     corrected = without_bias(scores, [float(np.log(0.9)), float(np.log(0.1))])
     assert np.exp(corrected) == pytest.approx([(7 / 9) / (7 / 9 + 3), 3 / (7 / 9 + 3)])
+
+
+def test_a_label_told_apart_clearly_is_not_raised_for_that() -> None:
+    scores = np.log(np.array([[0.999, 0.001], [0.3, 0.7]]))  # the mean of the logarithms, -0.6 and -3.6, would raise the second
+    assert bias_of(np.exp(scores).mean(axis=0)) == pytest.approx(np.log([0.6495, 0.3505]))
+
+
+def test_a_label_that_is_never_likely_has_a_finite_bias() -> None:
+    assert bias_of(np.array([1.0, 0.0])) == pytest.approx([0.0, np.log(1e-6)])
 
 
 def test_without_a_bias_scores_are_as_they_were() -> None:
