@@ -76,7 +76,8 @@ class Engine(Generic[Item]):
     """Runs batches gathered from waiting requests, one at a time in each lane.
 
     A large request does not hold up the small ones: each forward pass takes one text of every request in turn while the budget lasts.
-    Lanes that are idle share what waits, so that few texts are not read one after the other while a lane does nothing.
+    Each lane takes its share of what waits: few texts are not read one after the other while a lane does nothing, and a text that comes
+    to a service that is not full finds short passes. Where much waits, a share is the whole budget.
 
     Args:
         lanes: each is what the model does with a list of items; blocking; answers in the same order. None is called while it runs.
@@ -183,11 +184,11 @@ class Engine(Generic[Item]):
                     self._arrived.clear()
 
     def _next(self) -> list[tuple[_Job[Item], int]]:
-        """What one lane reads next, taken from what waits; the other idle lanes get as much."""
+        """What one lane reads next, taken from what waits: a part of it for each idle lane, or where all others are busy for each lane."""
         places = list(islice(self._in_turn(), LOOK_AHEAD))
         sizes = [job.sizes[index] for job, index in places]
-        others = self._idle.qsize()
-        budget = min(self._budget, math.ceil(sum(sizes) / (1 + others))) if others else self._budget
+        sharing = 1 + self._idle.qsize() if self._idle.qsize() else len(self._lanes)
+        budget = min(self._budget, math.ceil(sum(sizes) / sharing))
         batch = [places[place] for place in choose(sizes, budget, padded=self._padded)]
         for job, index in batch:
             del job.waiting[index]

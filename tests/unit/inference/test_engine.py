@@ -112,10 +112,27 @@ async def test_an_idle_lane_takes_what_comes_while_the_other_one_runs() -> None:
     await asyncio.sleep(0.05)
     last = asyncio.create_task(engine.run([3]))
     await asyncio.sleep(0.05)
-    assert engine.depth == 1, "no lane is left"
+    assert engine.depth == 2, "the idle lane took one of two, and no lane is left"
     model.free.set()
     await asyncio.gather(first, *later, last)
-    assert sorted(model.batches) == [[0], [1, 2], [3]]
+    assert sorted(number for batch in model.batches for number in batch) == [0, 1, 2, 3]
+    assert [0] in model.batches
+    assert [1] in model.batches
+    await engine.stop()
+
+
+async def test_a_lane_leaves_the_busy_ones_their_share_of_a_short_queue() -> None:
+    model = Model()
+    model.free.clear()
+    engine = engine_of(model, lanes=2)
+    first = [asyncio.create_task(engine.run([number])) for number in (0, 1)]
+    await asyncio.sleep(0.05)
+    later = [asyncio.create_task(engine.run([number])) for number in range(2, 6)]
+    await asyncio.sleep(0.05)
+    assert engine.depth == 4
+    model.free.set()
+    await asyncio.gather(*first, *later)
+    assert max(len(batch) for batch in model.batches) == 2, "none read all four one after the other"
     await engine.stop()
 
 
