@@ -144,11 +144,11 @@ async def test_what_another_lane_reads_does_not_end_the_wait_for_company() -> No
     await asyncio.sleep(0.4)
     first = asyncio.create_task(engine.run([2]))
     await asyncio.sleep(0.05)
-    second = asyncio.create_task(engine.run([3]))
+    later = [asyncio.create_task(engine.run([tokens])) for tokens in (1, 3)]
     await asyncio.sleep(0.4)
     model.free.set()
-    await asyncio.gather(held, first, second)
-    assert sorted(model.batches) == [[2, 3], [9]]
+    await asyncio.gather(held, first, *later)
+    assert sorted(model.batches) == [[2, 1], [3], [9]], "2 waited for the others and took 1, the busy lane's share left"
     await engine.stop()
 
 
