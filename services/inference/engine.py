@@ -187,7 +187,8 @@ class Engine(Generic[Item]):
         """What one lane reads next, taken from what waits: a part of it for each idle lane, or where all others are busy for each lane."""
         places = list(islice(self._in_turn(), LOOK_AHEAD))
         sizes = [job.sizes[index] for job, index in places]
-        sharing = 1 + self._idle.qsize() if self._idle.qsize() else len(self._lanes)
+        idle = self._idle.qsize()
+        sharing = 1 + idle if idle else len(self._lanes)
         budget = min(self._budget, math.ceil(sum(sizes) / sharing))
         batch = [places[place] for place in choose(sizes, budget, padded=self._padded)]
         for job, index in batch:
