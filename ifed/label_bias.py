@@ -10,13 +10,13 @@ import numpy.typing as npt
 from ifed.errors import LayoutMismatch
 from ifed.tensors import Float32
 
-LEAST = 1e-6  # a label that no text made likely is raised by no more than this lets it
+LEAST = 1e-6  # keeps the bias of a label that no text made likely finite
 
 
 def bias_of(probabilities: npt.NDArray[np.floating]) -> tuple[float, ...]:
     """The prior that stands for itself in the scores: the logarithm of each label's mean probability over many texts.
 
-    Batch calibration, arXiv 2309.17249. The mean of the logarithms in its place would hold it against a label that it is told apart clearly.
+    Batch calibration, arXiv 2309.17249. The mean of the logarithms is lowest for a label that is told apart clearly, and would raise it for that.
 
     Args:
         probabilities: float, (labels,); below 1e-6 they count as that.

@@ -62,9 +62,9 @@ class Wire:
         coefficients = work.coefficients if isinstance(work, LocalResult) and change is None else None
         gradient = Gradient(work.values) if isinstance(work, LocalGradient) else None
         meta = self._meta(examples, version=version, loss=None if work is None else work.loss)
-        scores = measured.label_probabilities
+        means = measured.label_probabilities
         return UpdateBody(
-            coefficients, measured.confusion, meta, gradient=gradient, change=change, label_probabilities=scores
+            coefficients, measured.confusion, meta, gradient=gradient, change=change, label_probabilities=means
         ).to_bytes()
 
     def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:

@@ -103,12 +103,12 @@ def _update(spec: TaskSpec, identity: ModelIdentity, asked: Assignment, start: C
     dtype, labels = spec.policy.update_dtype, len(spec.labels)
     change = None if dtype == "float32" else Change.of(step, dtype)
     values = Coefficients(start.values + step) if change is None else None
-    scores = np.full(labels, 1 / labels, np.float32) if spec.policy.label_bias else None
+    means = np.full(labels, 1 / labels, np.float32) if spec.policy.label_bias else None
     meta = ContributionMeta(
         fingerprint=identity.fingerprint, examples=54, version=asked.version, loss=float(np.log(2)), seconds=12.345
     )
     counts = np.eye(labels, dtype=np.int64)
-    return UpdateBody(values, counts, meta, change=change, label_probabilities=scores).to_bytes()
+    return UpdateBody(values, counts, meta, change=change, label_probabilities=means).to_bytes()
 
 
 def of_lora(weights: Weights) -> dict[str, Any]:

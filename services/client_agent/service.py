@@ -215,17 +215,17 @@ class Participation:
         start = await self._aggregator.coefficients(task.name, version=assignment.version)
         self._status.begin(Activity.EVALUATING, round_=assignment.round)
         found = await asyncio.to_thread(self._worker.evaluate, start, self._status.progress)
-        scores = found.label_probabilities if task.policy.label_bias else None
+        means = found.label_probabilities if task.policy.label_bias else None
         if assignment.kind is AssignmentKind.EVALUATION:
             meta = self._meta(assignment, began, examples=len(self._split.holdout))
-            return UpdateBody(None, found.confusion, meta, label_probabilities=scores).to_bytes()
+            return UpdateBody(None, found.confusion, meta, label_probabilities=means).to_bytes()
         self._status.begin(Activity.CALIBRATING, round_=assignment.round)
         seed = self._seed(assignment)
         mine = await asyncio.to_thread(self._worker.calibrate, assignment, start, seed, self._status.progress)
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=mine.loss)
         values, change = self._feedback.compact(mine.coefficients, start, assignment)
         return UpdateBody(
-            values, found.confusion, meta, gradient=mine.gradient, change=change, label_probabilities=scores
+            values, found.confusion, meta, gradient=mine.gradient, change=change, label_probabilities=means
         ).to_bytes()
 
     def _seed(self, assignment: Assignment) -> int:
