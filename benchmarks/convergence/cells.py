@@ -37,7 +37,7 @@ class Cell:
     """One setting.
 
     Attributes:
-        axis: what it varies: the algorithm, the groups, the start or the layers.
+        axis: what it varies: the algorithm, the groups, the start or the layers, or several of them.
         groups: G; None is the hidden size, one coefficient a channel.
     """
 
@@ -56,7 +56,8 @@ class Cell:
             self.policy
         )
         every = self.rounds_between(plan)
-        return Policy(clients_expected=plan.clients, rounds=plan.rounds * every, local_steps=plan.local_steps // every, **said)
+        size = {"clients_expected": plan.clients, "rounds": plan.rounds * every, "local_steps": plan.local_steps // every}
+        return Policy.model_validate(size | said)
 
     def rounds_between(self, plan: Plan) -> int:
         """Rounds between two evaluations."""
@@ -96,4 +97,16 @@ def cells() -> list[Cell]:
         replace(base, name="start-0.1", axis="start", title="λ₀ = 0.1", context_weight=0.1),
         replace(base, name="layers-upper-third", axis="layers", title="upper third", layers="upper_third"),
         replace(base, name="layers-all", axis="layers", title="all layers", layers="all"),
+        *_together(base),
+    ]
+
+
+def _together(base: Cell) -> list[Cell]:
+    """Candidates for a task's default, which change several things."""
+    longer = {"rounds": 4, "local_steps": 12}
+    return [
+        replace(base, name="all-64", axis="together", title="all layers, G = 64", layers="all", groups=64),
+        replace(base, name="all-d", axis="together", title="all layers, G = d", layers="all", groups=None),
+        replace(base, name="longer-64", axis="together", title="G = 64, 4 rounds of 12 steps", groups=64, policy=longer),
+        replace(base, name="longer-d", axis="together", title="G = d, 4 rounds of 12 steps", groups=None, policy=longer),
     ]

@@ -17,6 +17,7 @@ AXES = {
     "groups": "Coefficient groups",
     "start": "Where λ starts",
     "layers": "The injected layers",
+    "together": "Candidates for the default",
 }
 
 

@@ -21,8 +21,14 @@ def measured(federation: Federation, coefficients: Coefficients) -> list[Measure
 
 
 def tested(federation: Federation, scores: Float32, found: Sequence[Measured]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of scores of the test set, both also with the label prior of `found` subtracted."""
-    return both_ways(federation.truths, scores, bias(federation, found))
+    """Accuracy and macro-F1 of scores of the test set, both also with the label prior of `found` subtracted, and replaced by the
+    shares that the labels have among the held-out examples."""
+    prior, shares = bias(federation, found), label_shares(found)
+    matched = counted(federation.truths, scores - prior + np.log(shares), scores.shape[1])
+    return both_ways(federation.truths, scores, prior) | {
+        "accuracy_prior_matched": matched.accuracy,
+        "macro_f1_prior_matched": matched.macro_f1,
+    }
 
 
 def both_ways(truths: Int64, scores: Float32, prior: Float32) -> dict[str, Any]:
@@ -39,6 +45,12 @@ def both_ways(truths: Int64, scores: Float32, prior: Float32) -> dict[str, Any]:
 def counted(truths: Int64, scores: Float32, labels: int) -> Measure:
     """Accuracy and macro-F1 of the most probable labels."""
     return measure(confusion(truths.tolist(), list(scores), labels))
+
+
+def label_shares(found: Sequence[Measured]) -> Float32:
+    """Share of each label among all held-out examples, (C,), each counted once more than it is there."""
+    counts = np.sum([one.confusion.sum(axis=1) for one in found], axis=0) + 1
+    return np.asarray(counts / counts.sum(), dtype=np.float32)
 
 
 def bias(federation: Federation, found: Sequence[Measured]) -> Float32:
