@@ -204,6 +204,6 @@ class AdapterMeta(Message):
     layout: Layout
     evaluation: Evaluation | None = None
     label_bias: list[float] | None = Field(
-        None, description="log of each label's mean probability, to be subtracted from a text's log-scores"
+        None, description="log of each label's mean probability over that of its share, to be subtracted from a text's log-scores"
     )
     created_at: datetime

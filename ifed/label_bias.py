@@ -13,21 +13,25 @@ from ifed.tensors import Float32
 LEAST = 1e-6  # keeps the bias of a label that no text made likely finite
 
 
-def bias_of(probabilities: npt.NDArray[np.floating]) -> tuple[float, ...]:
-    """The prior that stands for itself in the scores: the logarithm of each label's mean probability over many texts.
+def bias_of(probabilities: npt.NDArray[np.floating], counts: npt.NDArray[np.integer]) -> tuple[float, ...]:
+    """How much too likely each label is: the logarithm of its mean probability over many texts, less that of its share among them.
 
-    Batch calibration, arXiv 2309.17249. The mean of the logarithms is lowest for a label that is told apart clearly, and would raise it for that.
+    With equal shares that is batch calibration, arXiv 2309.17249, but for a constant. Where a label is truly more frequent it stays
+    so: the model's prior is replaced by that of the texts (arXiv 2007.07314 has it in training). The mean of the logarithms is
+    lowest for a label that is told apart clearly, and would raise it for that.
 
     Args:
         probabilities: float, (labels,); below 1e-6 they count as that.
+        counts: how many of the texts carry each label, (labels,); each counts once more, so that none has a share of zero.
     """
-    return tuple(float(one) for one in np.log(np.maximum(probabilities, LEAST)))
+    shares = (counts + 1) / (counts + 1).sum()
+    return tuple(float(one) for one in np.log(np.maximum(probabilities, LEAST)) - np.log(shares))
 
 
 def without_bias(scores: Float32, bias: Sequence[float] | None) -> Float32:
-    """Log-probabilities of the labels without the prior each label has anyway: `score - bias`, normalised again.
+    """Log-probabilities of the labels less what makes each too likely anyway: `score - bias`, normalised again.
 
-    Batch calibration, arXiv 2309.17249, equation 5, with the mean over many texts told beforehand instead of one over the batch.
+    As in batch calibration, arXiv 2309.17249, equation 5, with a bias told beforehand instead of one over the batch.
 
     Args:
         scores: float32, (labels,).

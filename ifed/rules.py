@@ -56,8 +56,8 @@ class AggregationPolicy(BaseModel):
     server_adaptivity: float = Field(1e-3, gt=0, le=1, description="τ of fedadam and fedyogi")
     label_bias: bool = Field(
         False,
-        description="clients tell the mean probability of each label on their held-out texts, and serving divides by it "
-        "(batch calibration, arXiv 2309.17249)",
+        description="clients tell the mean probability of each label on their held-out texts, and serving divides by it and multiplies "
+        "by the label's share among them (after batch calibration, arXiv 2309.17249)",
     )
 
     @model_validator(mode="after")

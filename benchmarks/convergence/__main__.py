@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.convergence.cells import Cell, Plan, cells
 from benchmarks.convergence.plots import draw
-from benchmarks.convergence.report import collect, tables
+from benchmarks.convergence.report import collect, page, tables
 from benchmarks.convergence.study import run
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.texts import SOURCES, Source, dirichlet_split, read
+from benchmarks.replicas.report import write_into
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
@@ -43,6 +44,8 @@ def main() -> None:
     print(tables(found))
     for path in draw(found, given.out):
         _tell(f"drew {path.name}")
+    if given.page is not None:
+        write_into(given.page, page(found, given.out.name))
 
 
 def _federations(
@@ -81,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with {subj,agnews,emoc}.{train,test}.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder of one JSON file a cell, the tables' JSON and the plots")
+    parser.add_argument("--page", type=Path, default=None, help="takes tables and figures between its marks; lies beside --out")
     parser.add_argument("--model", default="gemma-3-270m", help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
     parser.add_argument("--cells", nargs="+", default=None, help="names of settings; all unless told")

@@ -19,7 +19,7 @@ COLOURS = ("#0b6e4f", "#c8553d", "#2f6690", "#8f6bb1", "#d49a00", "#5c8001", "#b
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
-    """One figure an axis: a column a data set, rounds above, bytes below. Yields the paths that were written."""
+    """One figure an axis: a column a data set, local steps above, bytes below. Yields the paths that were written."""
     with mpl.rc_context(STYLE):
         for axis in AXES:
             runs = [run for run in found["runs"] if run["axis"] == axis or run["cell"] == BASE]
@@ -38,12 +38,11 @@ def _figure(runs: list[Mapping[str, Any]]) -> Figure:
             rows = run["rows"]
             accuracy = [100 * row["accuracy"] for row in rows]
             look = {"color": COLOURS[titles.index(run["title"]) % len(COLOURS)], "linewidth": 2.2 if run["cell"] == BASE else 1.3}
-            steps = range(len(rows))
-            panels[0][column].plot(steps, accuracy, label=run["title"], marker="o", markersize=2.5, **look)
+            panels[0][column].plot(run["steps"], accuracy, label=run["title"], marker="o", markersize=2.5, **look)
             sent = [(row["bytes_up"] + row["bytes_down"]) / 1000 for row in rows]
             panels[1][column].plot(sent, accuracy, marker="o", markersize=2.5, **look)
         panels[0][column].set_title(SOURCES[key].title)
-        panels[0][column].set_xlabel("rounds of local work")
+        panels[0][column].set_xlabel("local steps of a client")
         panels[1][column].set_xlabel("kB up and down, one client, context vector included")
         panels[1][column].set_xscale("log")
     for panel in panels.flat:

@@ -22,7 +22,7 @@ AXES = {
 
 
 def collect(folder: Path, plan: Plan) -> dict[str, Any]:
-    """All cells of a folder that ran under `plan`, in the study's order, data set by data set."""
+    """All cells of a folder that ran under `plan`, in the study's order, data set by data set, with a client's steps before each row."""
     found = []
     for key in SOURCES:
         for cell in cells():
@@ -30,13 +30,25 @@ def collect(folder: Path, plan: Plan) -> dict[str, Any]:
             if path.exists():
                 run = json.loads(path.read_text(encoding="utf-8"))
                 if run["plan"] == asdict(plan):
-                    found.append(run)
+                    each = cell.policy_for(plan).local_steps
+                    found.append(run | {"steps": [each * row["round"] for row in run["rows"]]})
     return {"plan": asdict(plan), "runs": found}
 
 
 def tables(found: Mapping[str, Any]) -> str:
     """A table for each axis; the base setting stands in each."""
     return "\n".join(line for axis, title in AXES.items() for line in _table(found["runs"], axis, title))
+
+
+def page(found: Mapping[str, Any], folder: str) -> str:
+    """The tables, each above its figure, which lies in `folder` as seen from the page."""
+    parts = []
+    for axis, title in AXES.items():
+        if lines := list(_table(found["runs"], axis, title)):
+            parts.append(
+                "\n".join(lines) + f"\n![Accuracy against rounds and bytes: {title.lower()}]({folder}/convergence-{axis}.png)"
+            )
+    return "\n\n".join(parts)
 
 
 def last(rows: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -56,8 +68,11 @@ def _table(runs: Sequence[Mapping[str, Any]], axis: str, title: str) -> Iterator
     chosen = [run for run in runs if run["axis"] == axis or run["cell"] == BASE]
     yield f"### {title}"
     yield ""
-    yield "| data | setting | bare | last | best | late swing | last, prior subtracted | late swing | macro-F1 | bytes up a round |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield (
+        "| data | setting | bare | last | best | late swing | last, prior flat | late swing | last, prior matched | late swing "
+        "| macro-F1 | bytes up a round |"
+    )
+    yield "|---|---|" + "---:|" * 10
     for run in chosen:
         rows = run["rows"]
         up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
@@ -68,13 +83,20 @@ def _table(runs: Sequence[Mapping[str, Any]], axis: str, title: str) -> Iterator
             _percent(last(rows, "accuracy")),
             _percent(max(row["accuracy"] for row in rows[1:])),
             f"{100 * late_swing(rows):.1f}",
-            _percent(last(rows, "accuracy_without_prior")),
-            f"{100 * late_swing(rows, 'accuracy_without_prior'):.1f}",
+            *_reading(rows, "accuracy_without_prior"),
+            *_reading(rows, "accuracy_prior_matched"),
             f"{100 * last(rows, 'macro_f1'):.1f}",
             f"{up:,.0f}",
         ]
         yield f"| {' | '.join(cells_)} |"
     yield ""
+
+
+def _reading(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
+    """The last value and the late swing; dashes where the cell was run without it."""
+    if any(name not in row for row in rows):
+        return "–", "–"
+    return _percent(last(rows, name)), f"{100 * late_swing(rows, name):.1f}"
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""What a version of the coefficients does on the common test set, also with the label prior that the clients tell. Runs no rounds."""
+"""What a version of the coefficients does on the common test set, also by the label prior that the clients tell. Runs no rounds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.wire import Measured
+from ifed.label_bias import bias_of
 from ifed.modeling.scoring import confusion
 from ifed.tasks import Policy
 from ifed.tensors import Coefficients, Float32, Int64
@@ -21,25 +22,30 @@ def measured(federation: Federation, coefficients: Coefficients) -> list[Measure
 
 
 def tested(federation: Federation, scores: Float32, found: Sequence[Measured]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of scores of the test set, both also with the label prior of `found` subtracted, and replaced by the
-    shares that the labels have among the held-out examples."""
-    prior, shares = bias(federation, found), label_shares(found)
-    matched = counted(federation.truths, scores - prior + np.log(shares), scores.shape[1])
-    return both_ways(federation.truths, scores, prior) | {
-        "accuracy_prior_matched": matched.accuracy,
-        "macro_f1_prior_matched": matched.macro_f1,
+    """Accuracy and macro-F1 of scores of the test set three ways, the label prior and its shares taken from `found`."""
+    told = bias(federation, found)
+    return three_ways(federation.truths, scores, told, label_shares(found))
+
+
+def three_ways(truths: Int64, scores: Float32, told: Float32, shares: Float32) -> dict[str, Any]:
+    """Accuracy and macro-F1 of scores (n, C): as they are, with the label prior flat, and with it matched to `shares`.
+
+    Args:
+        told: bias of each label, (C,), as the aggregator gives it; it matches the prior.
+        shares: of each label among the texts it was taken from, (C,).
+    """
+    ways = {"": scores, "_without_prior": scores - told - np.log(shares), "_prior_matched": scores - told}
+    found = {name: counted(truths, one, scores.shape[1]) for name, one in ways.items()}
+    return {f"accuracy{name}": one.accuracy for name, one in found.items()} | {
+        f"macro_f1{name}": one.macro_f1 for name, one in found.items()
     }
 
 
-def both_ways(truths: Int64, scores: Float32, prior: Float32) -> dict[str, Any]:
-    """Accuracy and macro-F1 of scores (n, C), both also with a label prior (C,) subtracted."""
-    plain, adjusted = (counted(truths, part, scores.shape[1]) for part in (scores, scores - prior))
-    return {
-        "accuracy": plain.accuracy,
-        "macro_f1": plain.macro_f1,
-        "accuracy_without_prior": adjusted.accuracy,
-        "macro_f1_without_prior": adjusted.macro_f1,
-    }
+def bias_from(scores: Float32, truths: Int64) -> tuple[Float32, Float32]:
+    """Bias (C,) and label shares (C,) from the log-probabilities (n, C) of held-out texts, as a federation would find them."""
+    counts = np.bincount(truths, minlength=scores.shape[1])
+    told = np.array(bias_of(np.exp(scores).mean(axis=0), counts), dtype=np.float32)
+    return told, _shares(counts)
 
 
 def counted(truths: Int64, scores: Float32, labels: int) -> Measure:
@@ -49,8 +55,11 @@ def counted(truths: Int64, scores: Float32, labels: int) -> Measure:
 
 def label_shares(found: Sequence[Measured]) -> Float32:
     """Share of each label among all held-out examples, (C,), each counted once more than it is there."""
-    counts = np.sum([one.confusion.sum(axis=1) for one in found], axis=0) + 1
-    return np.asarray(counts / counts.sum(), dtype=np.float32)
+    return _shares(np.sum([one.confusion.sum(axis=1) for one in found], axis=0))
+
+
+def _shares(counts: Int64) -> Float32:
+    return np.asarray((counts + 1) / (counts + 1).sum(), dtype=np.float32)
 
 
 def bias(federation: Federation, found: Sequence[Measured]) -> Float32:

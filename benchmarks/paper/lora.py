@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.federated.clock import now
 from benchmarks.federated.parties import held_back
 from benchmarks.federated.rounds import plan_of, seed_of
-from benchmarks.federated.testing import both_ways
+from benchmarks.federated.testing import bias_from, three_ways
 from benchmarks.federated.texts import Source
 from benchmarks.paper.methods import OURS, Plan
 from benchmarks.paper.runs import Told, as_served
@@ -129,7 +129,7 @@ def federated(
     labels = template.labels(source.labels)
     held = [example for part in parts for example in part[: held_back(part)]]
     items = [ScoringItem(template.prompt(example.text), labels, None) for example in (*test, *held)]
-    truths = np.array([example.label for example in test])
+    truths, own = (np.array([example.label for example in some]) for some in (test, held))
     rows: list[dict[str, Any]] = []
     with adapted(lm, plan.lora_rank, seed) as parameters:
         current, spent = weights_of(parameters), []
@@ -142,11 +142,11 @@ def federated(
             if (index + 1) % plan.lora_every == 0 or index + 1 == policy.rounds:
                 put(parameters, current)
                 scores, body = np.stack(score(lm, items)), len(body_of(current))
-                both = both_ways(truths, scores[: len(test)], scores[len(test) :].mean(axis=0))
+                both = three_ways(truths, scores[: len(test)], *bias_from(scores[len(test) :], own))
                 row = as_served(both, prior=False) | {"round": index + 1, "loss": loss, "seconds": sum(spent)}
                 rows.append(row | {"body_up": body, "body_down": body})
                 spent.clear()
-                ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_without_prior']:.1%} with the prior subtracted"
+                ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_prior_matched']:.1%} with the prior matched"
                 told(f"accuracy after round {index + 1}: {ways}")
     return {"rate": rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
 

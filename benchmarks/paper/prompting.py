@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.federated.clock import now
-from benchmarks.federated.testing import both_ways, counted
+from benchmarks.federated.testing import bias_from, counted, three_ways
 from benchmarks.federated.texts import Source
 from benchmarks.paper.runs import as_served
 from ifed.errors import BadTemplate
@@ -21,12 +21,12 @@ from ifed.tensors import Float32
 
 
 def zero_shot(lm: LanguageModel, source: Source, held: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of the bare model; the accuracy also with the mean scores of the clients' held-out texts subtracted."""
+    """Accuracy and macro-F1 of the bare model; also with the label prior matched to the clients' held-out texts."""
     began, template = now(lm), PromptTemplate.of(lm, source.template)
     scores = _scores(lm, source, template, test)
     seconds = (now(lm) - began) / len(test)
-    prior = _scores(lm, source, template, held).mean(axis=0)
-    both = both_ways(np.array([example.label for example in test]), scores, prior)
+    told = bias_from(_scores(lm, source, template, held), np.array([example.label for example in held]))
+    both = three_ways(np.array([example.label for example in test]), scores, *told)
     return as_served(both, prior=False) | {"seconds_a_text": seconds}
 
 

@@ -22,7 +22,7 @@ from benchmarks.paper.summary import (
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
-READINGS = ("accuracy_plain", "accuracy_without_prior")
+READINGS = ("accuracy_plain", "accuracy_prior_matched")
 NONE = "–"
 
 
@@ -63,7 +63,7 @@ def _accuracy(data: Data) -> str:
         "accuracy %",
         "macro-F1 %",
         "prior kept",
-        "prior subtracted",
+        "prior matched",
         "seeds",
         "paper: accuracy",
         "paper: macro-F1",

@@ -59,10 +59,10 @@ def _row(federation: Federation, policy: Policy, coefficients: Coefficients, fou
 
 
 def as_served(both: dict[str, Any], *, prior: bool) -> dict[str, Any]:
-    """What was measured both ways, with `accuracy` and `macro_f1` those of a method that subtracts the label prior, or does not."""
-    served = "_without_prior" if prior else ""
+    """What was measured both ways, with `accuracy` and `macro_f1` those of a method that matches the label prior, or does not."""
+    served = "_prior_matched" if prior else ""
     named = {"accuracy": both[f"accuracy{served}"], "macro_f1": both[f"macro_f1{served}"]}
-    return named | {"accuracy_plain": both["accuracy"], "accuracy_without_prior": both["accuracy_without_prior"]}
+    return named | {"accuracy_plain": both["accuracy"], "accuracy_prior_matched": both["accuracy_prior_matched"]}
 
 
 def _alone(federation: Federation, versions: Sequence[Coefficients]) -> float:

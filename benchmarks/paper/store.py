@@ -55,7 +55,7 @@ class Store:
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
         """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
 
-        Of the accuracies with and without the label prior subtracted the higher one counts.
+        Of the accuracies with and without the label prior matched the higher one counts.
         """
         tried = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
         if any(found is None for found in tried.values()):
@@ -88,4 +88,4 @@ class Store:
 
 
 def _higher(row: Mapping[str, Any]) -> float:
-    return max(float(row["accuracy_plain"]), float(row["accuracy_without_prior"]))
+    return max(float(row["accuracy_plain"]), float(row["accuracy_prior_matched"]))

@@ -135,7 +135,7 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     full = next(row for row in rows if row.name == "one task" and row.callers == AT)
     single = next(row for row in rows if row.name == "one task" and row.callers == 1)
     _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
-    latencies = await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=max(20.0, 8 * options.seconds))
+    latencies = await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=max(60.0, 20 * options.seconds))
     half = Row("half load", 0, [full.rate / 2], latencies)
     figures = {"requests_per_second": full.rate / 2, "single_request_ms": 1000 * single.quantile(0.5)}
     figures |= {f"p{share}_ms": 1000 * half.quantile(share / 100) for share in (50, 95, 99)}

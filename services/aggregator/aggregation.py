@@ -18,7 +18,7 @@ class Measure:
     """How one version did on the clients' held-out examples, all of them together.
 
     Attributes:
-        label_bias: log of each label's mean probability there, where the clients told it.
+        label_bias: how much too likely each label is there, in log-scores, where the clients told it.
     """
 
     accuracy: float

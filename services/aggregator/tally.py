@@ -104,7 +104,7 @@ class Tally:
 
     def __init__(self, round_: Round, labels: int, policy: Policy, start: Start | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
-        self._confusion, self._label_probabilities = ConfusionTotal(labels), WeightedMean()
+        self._confusion, self._told_of, self._label_probabilities = ConfusionTotal(labels), ConfusionTotal(labels), WeightedMean()
         self._from = None if start is None else _values(start.coefficients)
         self.combination = Combination(policy, self._origin())
 
@@ -120,6 +120,7 @@ class Tally:
         counts: Int64 = parsed.tensors["confusion"]
         self._confusion.add(counts)
         if "label_probabilities" in parsed.tensors:
+            self._told_of.add(counts)
             self._label_probabilities.add(read_label_probabilities(parsed), int(counts.sum()))
         if self._round.kind is RoundKind.CALIBRATION:
             self.combination.add(self._update(parsed), weight)
@@ -166,7 +167,7 @@ class Tally:
         found = self._confusion.measure()
         if found is None or self._label_probabilities.weight == 0:
             return found
-        return replace(found, label_bias=bias_of(self._label_probabilities.value()))
+        return replace(found, label_bias=bias_of(self._label_probabilities.value(), self._told_of.counts.sum(axis=1)))
 
     def _said(self) -> dict[str, object]:
         return {"task": self._round.task, "round": self._round.number, "examples": self.combination.examples}

@@ -28,13 +28,13 @@ def test_every_setting_runs_its_rounds_and_measures_each_version(cell: Cell) -> 
     made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), cell.layers)
     heard: list[str] = []
     found = run(made, cell, PLAN, heard.append)
-    rounds = 4 if cell.name == "gradient-fedadam" else 2
-    assert [row["round"] for row in found["rows"]] == [0, rounds // 2, rounds]
+    rounds = 4 if cell.name == "gradient-fedadam" else cell.policy_for(PLAN).rounds
+    assert [row["round"] for row in found["rows"]] == list(range(0, rounds + 1, cell.rounds_between(PLAN)))
     assert found["groups"] == (cell.groups or 32)
-    assert len(heard) == 2
+    assert len(heard) == len(found["rows"]) - 1
     up = [row["bytes_up"] for row in found["rows"]]
     assert up == sorted(up)
-    assert all(0 <= row["accuracy_without_prior"] <= 1 for row in found["rows"])
+    assert all(0 <= row[f"accuracy_{way}"] <= 1 for row in found["rows"] for way in ("without_prior", "prior_matched"))
 
 
 def test_all_that_is_to_be_compared_is_there_once() -> None:
@@ -57,7 +57,7 @@ def row(number: int, accuracy: float) -> dict[str, Any]:
         "round": number,
         "accuracy": accuracy,
         "macro_f1": accuracy,
-        "accuracy_without_prior": accuracy,
+        "accuracy_without_prior": accuracy - 0.1,
         "bytes_up": 100.0 * (number + 1),
         "bytes_down": 100.0 * (number + 1),
     }
@@ -72,11 +72,12 @@ def test_tables_and_plots_hold_what_was_found(tmp_path: Path) -> None:
             "title": cell.title,
             "data": "subj",
             "rows": [row(0, 0.6), row(1, 0.7), row(2, 0.912)],
+            "steps": [0, 2, 4],
         }
         for cell in shown
     ]
     text = tables({"runs": runs})
-    assert "| SUBJ | FedAvg | 60.0 % | 91.2 % |" in text
+    assert "| SUBJ | FedAvg | 60.0 % | 91.2 % | 91.2 % | 21.2 | 81.2 % | 21.2 | – | – | 91.2 | 100 |" in text
     assert text.count("FedAvg, logit adjustment") == 2
     drawn = [path.name for path in draw({"runs": runs}, tmp_path)]
     assert drawn == [f"convergence-{axis}.{kind}" for axis in ("algorithm", "groups") for kind in ("png", "svg")]
@@ -112,8 +113,11 @@ def test_a_killed_run_goes_on_with_the_cells_that_are_missing(
     first = (data / "cells" / "subj" / f"{BASE}.json").read_bytes()
     start(monkeypatch, data, "--cells", BASE, "fedavg")
     assert (data / "cells" / "subj" / f"{BASE}.json").read_bytes() == first
-    assert [run["cell"] for run in collect(data, PLAN)["runs"]] == [BASE, "fedavg"]
-    start(monkeypatch, data, "--cells", BASE, "fedavg")
+    assert [(run["cell"], run["steps"]) for run in collect(data, PLAN)["runs"]] == [(BASE, [0, 2, 4]), ("fedavg", [0, 2, 4])]
+    page = data.parent / "page.md"
+    page.write_text("Before.\n<!-- figures -->\n<!-- end of figures -->\nAfter.\n", encoding="utf-8")
+    start(monkeypatch, data, "--cells", BASE, "fedavg", "--page", str(page))
+    assert f"]({data.name}/convergence-algorithm.png)" in page.read_text(encoding="utf-8")
     assert len(loaded) == 2
     assert capsys.readouterr().out.count("### The algorithm") == 3
     assert not collect(data, Plan())["runs"]

@@ -24,7 +24,7 @@ RATES = (0.001, 0.01)
 
 
 def row(number: int, accuracy: float, **more: float) -> dict[str, Any]:
-    ways = {"accuracy_plain": accuracy - 0.1, "accuracy_without_prior": accuracy}
+    ways = {"accuracy_plain": accuracy - 0.1, "accuracy_prior_matched": accuracy}
     sizes = {"seconds": 2.0 if number else 0.0, "loss": 0.5, "body_up": 1000, "body_down": 2000}
     return {"round": number, "accuracy": accuracy, "macro_f1": accuracy, **ways, **sizes, **more}
 

@@ -19,11 +19,22 @@ def test_a_label_that_is_always_likely_no_longer_wins_by_that() -> None:
 
 def test_a_label_told_apart_clearly_is_not_raised_for_that() -> None:
     scores = np.log(np.array([[0.999, 0.001], [0.3, 0.7]]))  # the mean of the logarithms, -0.6 and -3.6, would raise the second
-    assert bias_of(np.exp(scores).mean(axis=0)) == pytest.approx(np.log([0.6495, 0.3505]))
+    assert bias_of(np.exp(scores).mean(axis=0), np.array([5, 5])) == pytest.approx(np.log([2 * 0.6495, 2 * 0.3505]))
 
 
 def test_a_label_that_is_never_likely_has_a_finite_bias() -> None:
-    assert bias_of(np.array([1.0, 0.0])) == pytest.approx([0.0, np.log(1e-6)])
+    assert bias_of(np.array([1.0, 0.0]), np.array([7, 7])) == pytest.approx([np.log(2), np.log(2e-6)])
+
+
+def test_a_label_as_likely_as_it_is_frequent_has_no_bias_and_one_that_no_text_carries_a_finite_one() -> None:
+    assert bias_of(np.array([0.8, 0.2]), np.array([7, 1])) == pytest.approx([0.0, 0.0])
+    assert bias_of(np.array([0.8, 0.2]), np.array([3, 0])) == pytest.approx([0.0, 0.0])
+
+
+def test_scores_matched_to_the_shares_keep_a_frequent_label_frequent() -> None:
+    scores = np.log(np.array([0.5, 0.5], np.float32))  # a model that favours neither, where three of four texts carry the first
+    corrected = without_bias(scores, bias_of(np.array([0.5, 0.5]), np.array([74, 24])))
+    assert np.exp(corrected) == pytest.approx([0.75, 0.25])
 
 
 def test_without_a_bias_scores_are_as_they_were() -> None:
