@@ -55,7 +55,7 @@ class AggregationPolicy(BaseModel):
     server_second_momentum: float = Field(0.99, ge=0, lt=1, description="β₂ of fedadam and fedyogi")
     server_adaptivity: float = Field(1e-3, gt=0, le=1, description="τ of fedadam and fedyogi")
     label_bias: bool = Field(
-        False,
+        True,
         description="clients tell the mean probability of each label on their held-out texts, and serving divides by it and multiplies "
         "by the label's share among them (after batch calibration, arXiv 2309.17249)",
     )

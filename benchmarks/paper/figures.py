@@ -26,8 +26,9 @@ COLOURS = {
     "lora": "#c8553d",
     "published": "#2f6690",
     "ours": "#0b6e4f",
-    "ours-float16": "#00a0a0",
-    "ours-int8": "#5c8001",
+    "compact": "#d49a00",
+    "compact-float16": "#00a0a0",
+    "compact-int8": "#5c8001",
 }
 
 

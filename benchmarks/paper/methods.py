@@ -52,8 +52,8 @@ class Setting:
         policy: what differs from the product's defaults; the size of the run comes from the plan.
     """
 
-    groups: int = 16
-    layers: LayerChoice = "upper_half"
+    groups: int = TaskSpec.model_fields["groups"].default
+    layers: LayerChoice = TaskSpec.model_fields["layers"].default
     policy: Mapping[str, Any] = field(default_factory=dict)
 
     def policy_for(self, plan: Plan) -> Policy:
@@ -62,8 +62,7 @@ class Setting:
         return Policy.model_validate(size | {"clients_expected": plan.clients} | dict(self.policy))
 
 
-# The configuration that stands for this software: the product's defaults for layers, λ₀, logit adjustment and learning rate.
-OURS = Setting(groups=16, layers=TaskSpec.model_fields["layers"].default, policy={"label_bias": True})
+OURS = Setting()  # the product's defaults, which stand for this software
 
 PUBLISHED = Setting(
     groups=1,
@@ -71,22 +70,27 @@ PUBLISHED = Setting(
     policy={
         "initial_context_weight": 0.1,
         "logit_adjustment": 0.0,
+        "label_bias": False,
         "learning_rate": 0.01,
         "learning_rate_schedule": "constant",
     },
 )
 
 
+COMPACT = replace(OURS, groups=16)
+
+
 def compact(dtype: str) -> Setting:
-    """Ours with updates in another number format."""
-    return replace(OURS, policy={**OURS.policy, "update_dtype": dtype})
+    """The compact setting with updates in another number format."""
+    return replace(COMPACT, policy={**COMPACT.policy, "update_dtype": dtype})
 
 
 SETTINGS: dict[str, Setting] = {
     "published": PUBLISHED,
     "ours": OURS,
-    "ours-float16": compact("float16"),
-    "ours-int8": compact("int8"),
+    "compact": COMPACT,
+    "compact-float16": compact("float16"),
+    "compact-int8": compact("int8"),
 }
 TITLES = {
     "zero-shot": "zero-shot",
@@ -94,8 +98,9 @@ TITLES = {
     "lora": "FedAvg-LoRA",
     "published": "IFed-ICL as published",
     "ours": "ours",
-    "ours-float16": "ours, float16 updates",
-    "ours-int8": "ours, int8 updates",
+    "compact": "compact",
+    "compact-float16": "compact, float16 updates",
+    "compact-int8": "compact, int8 updates",
 }
 
 

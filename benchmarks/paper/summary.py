@@ -107,6 +107,6 @@ def goals(found: Mapping[str, Any]) -> list[Goal]:
             times = times_fewer(wire, "ours")
             said, met = ("–", None) if times is None else (f"{times:.0f} times", times >= 100)
             made.append(Goal(f"{title}: 100 times fewer bytes a round than FedAvg-LoRA", said, met))
-            body = max(wire[method]["bodies"]["update"] for method in ("ours-float16", "ours-int8"))
+            body = max(wire[method]["bodies"]["update"] for method in ("compact-float16", "compact-int8"))
             made.append(Goal(f"{title}: compact update bodies of at most 1,800 bytes", f"{body:,} bytes", body <= 1800))
     return made

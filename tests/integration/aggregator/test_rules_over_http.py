@@ -117,7 +117,7 @@ async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployme
 
 
 async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Deployment) -> None:
-    await aggregator.started(rounds=1, label_bias=True)
+    await aggregator.started(rounds=1)
     one, two = await aggregator.clients("a", "b")
     two.confusion = np.array([[1, 1], [0, 0]])
     await asyncio.gather(one.run(), two.run())
@@ -128,7 +128,7 @@ async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Depl
 
 
 async def test_without_the_option_an_adapter_carries_no_bias(embedded: Deployment) -> None:
-    await embedded.started(rounds=1, clients_expected=1)
+    await embedded.started(rounds=1, clients_expected=1, label_bias=False)
     (one,) = await embedded.clients("a")
     await one.run()
     fetched = await one.adapter(TASK)

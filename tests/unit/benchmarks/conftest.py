@@ -2,4 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.paper.methods import SETTINGS
+from tests.unit.modeling.builders import HIDDEN
 from tests.unit.modeling.conftest import one_thread as one_thread
+
+
+@pytest.fixture(autouse=True)
+def groups_of_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more coefficient groups than divide the hidden size of a random model."""
+    for name, setting in SETTINGS.items():
+        monkeypatch.setitem(SETTINGS, name, replace(setting, groups=min(setting.groups, HIDDEN)))

@@ -160,7 +160,7 @@ def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_wh
     assert not any(party.calibrator._lower._kept for party in kept.parties)
     assert kept.keep_lower_layers() > 0
     assert all(len(party.calibrator._lower._kept) == party.examples for party in kept.parties)
-    ends = [calibrated(one, OURS, PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
+    ends = [calibrated(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
     assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
     assert made("all").keep_lower_layers() == 0.0
 
@@ -168,8 +168,10 @@ def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_wh
 def test_ours_is_what_the_product_does_unless_told() -> None:
     policy = OURS.policy_for(Plan())
     said = policy.model_dump(exclude_defaults=True)
-    assert set(said) <= {"rounds", "local_steps", "batch_size", "clients_expected", "label_bias"}
-    assert compact("int8").policy_for(Plan()).model_dump(exclude_defaults=True) == said | {"update_dtype": "int8"}
+    assert set(said) <= {"rounds", "local_steps", "batch_size", "clients_expected"}
+    small = compact("int8")
+    assert small.policy_for(Plan()).model_dump(exclude_defaults=True) == said | {"update_dtype": "int8"}
+    assert (OURS.groups, small.groups) == (64, 16)
     published = PUBLISHED.policy_for(Plan())
     assert (published.initial_context_weight, published.logit_adjustment, published.label_bias) == (0.1, 0.0, False)
     assert plan_of(published, 5, 0).learning_rate_end == published.learning_rate
@@ -180,7 +182,7 @@ def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
         made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers)
         return dict(calibrated(made, setting, PLAN, 0, quietly, local=False)["rows"][-1])
 
-    whole, half, eighth = last(OURS), last(compact("float16")), last(compact("int8"))
+    whole, half, eighth = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
     assert whole["body_up"] > half["body_up"] > eighth["body_up"]
     for other in (half, eighth):
         assert other["loss"] == pytest.approx(whole["loss"], rel=1e-2)
@@ -245,7 +247,7 @@ def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
     for parts in found.values():
         assert parts["context"]["up"] > parts["bodies"]["context"] + 300
         assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
-    ups = [found[name]["round"]["up"] for name in ("ours", "ours-float16", "ours-int8")]
+    ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
     assert ups == sorted(ups, reverse=True)
     with lora.adapted(build("llama"), 8, 0) as parameters:
         sent = traffic.of_lora(lora.weights_of(parameters))
