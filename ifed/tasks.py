@@ -41,7 +41,7 @@ class ModelIdentity(Message):
 class Policy(AggregationPolicy, Message):
     """How a task runs its rounds."""
 
-    rounds: int = Field(4, ge=1, le=10_000, description="calibration rounds at the most")
+    rounds: int = Field(6, ge=1, le=10_000, description="calibration rounds at the most")
     clients_expected: int = Field(1, ge=1, le=1_000_000, description="the first round opens when so many have joined")
     quorum: int | None = Field(
         None,
@@ -67,7 +67,7 @@ class Policy(AggregationPolicy, Message):
     )
     retries: int = Field(0, ge=0, le=100, description="times a failed round is opened again before the task fails")
     deadline_seconds: float = Field(3600.0, gt=0, le=31_536_000, description="how long a round stays open")
-    local_steps: int = Field(12, ge=1, le=100_000, description="optimiser steps a client takes in a calibration round")
+    local_steps: int = Field(8, ge=1, le=100_000, description="optimiser steps a client takes in a calibration round")
     batch_size: int = Field(8, ge=1, le=4096)
     learning_rate: float = Field(0.04, gt=0, le=10)
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
