@@ -28,8 +28,8 @@ class Plan:
 
     clients: int = 10
     alpha: float = 0.5
-    rounds: int = 6
-    local_steps: int = 4
+    rounds: int = Policy.model_fields["rounds"].default
+    local_steps: int = Policy.model_fields["local_steps"].default
     batch_size: int = 8
     training: int = 600
     test: int = 250
@@ -40,7 +40,7 @@ class Plan:
     lora_rank: int = 8
 
 
-QUICK = Plan(clients=4, rounds=3, training=200, test=100, shots=4, few=30)
+QUICK = Plan(clients=4, rounds=3, local_steps=3, training=200, test=100, shots=4, few=30)
 QUICK_RATES = (0.001, 0.003)
 
 
