@@ -106,8 +106,6 @@ def _together(base: Cell) -> list[Cell]:
     longer, more = {"rounds": 4, "local_steps": 12}, {"rounds": 6, "local_steps": 8}
     return [
         replace(base, name="all-64", axis="together", title="all layers, G = 64", layers="all", groups=64),
-        replace(base, name="all-d", axis="together", title="all layers, G = d", layers="all", groups=None),
         replace(base, name="longer-64", axis="together", title="G = 64, 4 rounds of 12 steps", groups=64, policy=longer),
         replace(base, name="more-64", axis="together", title="G = 64, 6 rounds of 8 steps", groups=64, policy=more),
-        replace(base, name="longer-d", axis="together", title="G = d, 4 rounds of 12 steps", groups=None, policy=longer),
     ]

@@ -31,7 +31,7 @@ class Plan:
     rounds: int = Policy.model_fields["rounds"].default
     local_steps: int = Policy.model_fields["local_steps"].default
     batch_size: int = 8
-    training: int = 600
+    training: int = 1500
     test: int = 250
     shots: int = 8
     few: int = 60
