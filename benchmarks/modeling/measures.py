@@ -58,9 +58,6 @@ def speeds(setting: Setting) -> dict[str, float]:
     }
     works = theirs | _ours(setting, context)
     counted = {name: EPOCHS if name.endswith("4 epochs") else 1 for name in works}
-    for name, work in works.items():
-        if "published" not in name:
-            work()  # the first batches of each shape are slower
     seconds = median_seconds(works, repetitions=setting.repetitions)
     return {name: 1000 * found / counted[name] / len(setting.examples) for name, found in seconds.items()}
 
