@@ -27,6 +27,7 @@ AT = 32  # callers at which the goals stand
 PAIRED = ", in pairs"
 PAIRED_REQUESTS = 96
 WARM_CALLERS = 32
+HALF_LOAD_TURNS = 3
 
 
 @dataclass
@@ -135,10 +136,17 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     full = next(row for row in rows if row.name == "one task" and row.callers == AT)
     single = next(row for row in rows if row.name == "one task" and row.callers == 1)
     _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
-    latencies = await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=max(60.0, 20 * options.seconds))
-    half = Row("half load", 0, [full.rate / 2], latencies)
+    seconds = max(40.0, 15 * options.seconds)
+    turns = [
+        Row(
+            "half load", 0, latencies=await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=seconds, seed=seed)
+        )
+        for seed in range(HALF_LOAD_TURNS)
+    ]
     figures = {"requests_per_second": full.rate / 2, "single_request_ms": 1000 * single.quantile(0.5)}
-    figures |= {f"p{share}_ms": 1000 * half.quantile(share / 100) for share in (50, 95, 99)}
+    for share in (50, 95, 99):
+        each = [1000 * turn.quantile(share / 100) for turn in turns]
+        figures |= {f"p{share}_ms": statistics.median(each), f"p{share}_ms_lowest": min(each), f"p{share}_ms_highest": max(each)}
     few_shot = {f"few-shot, {SHOTS}": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
     await _warm_up(service, [f"task-0@few-shot:{SHOTS}"])
     rows += await _in_turn(service, few_shot, options, repeats=1, callers=options.callers)

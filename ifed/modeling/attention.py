@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ifed.modeling.scripted import attended
+
 NAME = "ifed_rows"
 
 
@@ -58,6 +60,17 @@ class Rows:
         return self._masks[before, length, reach]
 
 
+class Projected(Exception):  # no error: the way out of an attention module before it attends
+    """What an attention module hands to `attend`: queries, keys and values with their positions in them, and how it would attend."""
+
+    def __init__(self, states: tuple[Tensor, Tensor, Tensor], told: dict[str, Any]) -> None:
+        super().__init__()
+        self.states, self.told = states, told
+
+
+ONLY_PROJECTED = Rows((), ())  # as `rows`: `attend` raises what it was handed
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -77,7 +90,12 @@ def attend(
 
     Returns:
         (1, tokens, heads, size), and no weights.
+
+    Raises:
+        Projected: where that is all that was asked for.
     """
+    if rows is ONLY_PROJECTED:
+        raise Projected((query, key, value), {"scaling": scaling, "sliding_window": sliding_window})
     if rows is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
@@ -87,18 +105,14 @@ def attend(
     if rows.keep is not None:
         # Copies, since a family that projects all three at once gives views, and they would keep the queries too.
         rows.keep.keys[layer], rows.keep.values[layer] = key.clone(), value.clone()
-    grouped, outputs = query.shape[1] != key.shape[1], []
-    parts = (part.split(rows.lengths, 2) for part in (query, key, value))
-    for before, one, keys, values in zip(rows.before, *parts, strict=True):
-        mask = rows.mask(before.length if before else 0, one.shape[2], sliding_window, one.device)
-        if before is not None:
-            keys, values = torch.cat([before.keys[layer], keys], 2), torch.cat([before.values[layer], values], 2)
-        outputs.append(
-            nn.functional.scaled_dot_product_attention(
-                one, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-            )
-        )
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+    keys_before = [None if before is None else before.keys[layer] for before in rows.before]
+    values_before = [None if before is None else before.values[layer] for before in rows.before]
+    masks = [
+        rows.mask(before.length if before else 0, length, sliding_window, query.device)
+        for before, length in zip(rows.before, rows.lengths, strict=True)
+    ]
+    grouped = query.shape[1] != key.shape[1]
+    return attended(query, key, value, list(rows.lengths), keys_before, values_before, masks, scaling, grouped), None
 
 
 def attend_by_rows(model: PreTrainedModel) -> None:

@@ -55,7 +55,7 @@ class Batch:
         input_ids: int64, (B, W).
         position_ids: int64, (B, W).
         attention_mask: int64, (B, W), 1 on real tokens; None when packed.
-        row_of: int64, (B, W), the row each token belongs to.
+        row_of: int64, (B, W), the row each token belongs to; the last one for what a packed batch is filled up with.
         wanted: int64, (n,), places in the flattened B·W of all wanted positions, row after row.
         lengths: tokens of each row.
         before: what each row follows, if anything.
@@ -70,8 +70,18 @@ class Batch:
     before: tuple[Prefix | None, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, layout: Layout, pad: int = 0, device: torch.device | str = "cpu") -> Batch:
-        """Lay out `rows` in the given order."""
+    def of(
+        cls, rows: Sequence[Row], *, layout: Layout, pad: int = 0, device: torch.device | str = "cpu", multiple: int = 1
+    ) -> Batch:
+        """Lay out `rows` in the given order.
+
+        Args:
+            multiple: a packed batch is filled up to a multiple of so many tokens, by a row at the end that asks for nothing; `arrange` and
+                `split` then count it too.
+        """
+        given = len(rows)
+        if layout == "packed" and (missing := -sum(len(row.ids) for row in rows) % multiple):
+            rows = [*rows, Row((pad,) * missing, ())]
         lengths = tuple(len(row.ids) for row in rows)
         ids = [torch.tensor(row.ids) for row in rows]
         before = tuple(row.before for row in rows)
@@ -79,7 +89,7 @@ class Batch:
         if layout == "packed":
             starts = [sum(lengths[:index]) for index in range(len(rows))]
             input_ids, position_ids, mask = torch.cat(ids)[None], torch.cat(positions)[None], None
-            row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))[None]
+            row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))[None].clamp(max=given - 1)
         else:
             starts = [index * max(lengths) for index in range(len(rows))]
             input_ids, mask = pad_sequence(ids, True, pad), pad_sequence([torch.ones_like(row) for row in ids], True, 0)

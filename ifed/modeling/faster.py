@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from ifed.errors import UnknownModel, UnsupportedFamily
 from ifed.modeling.families import Family
 from ifed.modeling.language_model import Options
+from ifed.modeling.scripted import packed_product
+from ifed.modeling.tracing import trace
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 PACKED_FOR = 256  # tokens of a pass for which the weights are laid out; any number may be read
@@ -29,6 +31,8 @@ def apply(options: Options, model: PreTrainedModel, family: Family) -> None:
         _packed(model, family)
     if options.compiled:
         _compiled(model, family)
+    elif options.traced and not options.int8 and model.device.type == "cpu":
+        trace(model, family)
 
 
 def _in_eight_bits(model: PreTrainedModel, family: Family) -> None:
@@ -67,8 +71,7 @@ class Packed(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")  # noqa: SLF001  # as above
-        return result
+        return packed_product(hidden, self.weight, self.bias)
 
 
 def _packs(model: PreTrainedModel) -> bool:

@@ -26,6 +26,7 @@ class Options:
         compiled: the sub-layers and norms are compiled by `torch.compile` at their first use, which takes a minute or two; needs a C++ compiler.
         packed_weights: on a CPU in bfloat16, the weights of the layers lie as its kernels read them, and are not rearranged in every
             pass; for a model that is run and never trained or saved.
+        traced: on a CPU, the sub-layers and norms run as one piece each, so that passes in several threads wait less for Python's lock.
         int8: weights of the layers in eight bits, by torchao: another model, though a close one; half the memory.
     """
 
@@ -35,6 +36,7 @@ class Options:
     last_at_wanted: bool = True
     compiled: bool = False
     packed_weights: bool = False
+    traced: bool = False
     int8: bool = False
 
 

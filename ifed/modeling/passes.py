@@ -14,6 +14,10 @@ from ifed.modeling.injection import Injection, side_by_side
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefixes import Prefixes
 
+FILLED_UP = 16
+"""Tokens: batches have a multiple of them. oneDNN makes a kernel for each number of tokens of each product, which takes time and half a megabyte
+the first time; AMX multiplies 16 tokens at once whether they are there or not."""
+
 
 class LowerLayers:
     """What enters the first injected layer, for a fixed set of rows: computed once, since no coefficient changes it.
@@ -78,10 +82,11 @@ def wanted_hidden(
         one (wanted, d) per row, in the order of the rows, on the model's device.
     """
     layout = layout_for(lm)
+    multiple = FILLED_UP if lm.by_rows and lower is None else 1
     found: dict[int, Tensor] = {}
 
     def run(group: list[int]) -> None:
-        batch = Batch.of([cut[index] for index in group], layout=layout, device=lm.device)
+        batch = Batch.of([cut[index] for index in group], layout=layout, device=lm.device, multiple=multiple)
         replayed = contextlib.nullcontext() if lower is None else lower.standing_in(batch, group)
         with replayed, _injected(lm, batch, [injections[index] for index in group]):
             states = wanted_states(lm, batch)

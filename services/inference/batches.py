@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+
+def share(waiting: int, *, idle: int, lanes: int, budget: int, short: int) -> int:
+    """Tokens that a lane takes of those that wait: a part for each idle lane; where all others are busy, for each lane, or a short pass.
+
+    Args:
+        waiting: tokens.
+        idle: lanes that do nothing, this one not counted.
+        lanes: all of them.
+        budget: the most.
+        short: tokens up to which a pass costs little more than for one text, so that a lane leaves none of them to others that are busy.
+    """
+    part = math.ceil(waiting / (1 + idle)) if idle else max(short, math.ceil(waiting / lanes))
+    return min(budget, part)
 
 
 def choose(sizes: Sequence[int], budget: int, *, padded: bool) -> list[int]:

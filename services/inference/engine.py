@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ifed.errors import Unavailable
-from services.inference.batches import choose
+from services.inference.batches import choose, share
 from services.inference.errors import DeadlineExceeded, QueueFull
 
 Item = TypeVar("Item")
@@ -83,6 +83,7 @@ class Engine(Generic[Item]):
         lanes: each is what the model does with a list of items; blocking; answers in the same order. None is called while it runs.
         tokens: length of an item, for the budget.
         token_budget: tokens of one forward pass, unless one item alone is larger.
+        short_pass: tokens that a lane takes without sharing them with lanes that are busy.
         padded: whether items of a batch are filled up to the longest.
         gather_seconds: how long the first of a batch waits for others, counted from its arrival.
         max_queue: items that may wait.
@@ -94,13 +95,15 @@ class Engine(Generic[Item]):
         *,
         tokens: Callable[[Item], int],
         token_budget: int,
+        short_pass: int = 0,
         gather_seconds: float,
         max_queue: int,
         padded: bool = False,
         observer: BatchObserver | None = None,
     ) -> None:
         self._lanes, self._tokens, self._observer = lanes, tokens, observer
-        self._budget, self._padded, self._gather_seconds, self._max_queue = token_budget, padded, gather_seconds, max_queue
+        self._budget, self._short_pass, self._padded = token_budget, short_pass, padded
+        self._gather_seconds, self._max_queue = gather_seconds, max_queue
         self._jobs: dict[_Job[Item], None] = {}
         self._tokens_per_second = 0.0
         self._arrived = asyncio.Event()
@@ -184,12 +187,10 @@ class Engine(Generic[Item]):
                     self._arrived.clear()
 
     def _next(self) -> list[tuple[_Job[Item], int]]:
-        """What one lane reads next, taken from what waits: a part of it for each idle lane, or where all others are busy for each lane."""
+        """What one lane reads next: its share of what waits."""
         places = list(islice(self._in_turn(), LOOK_AHEAD))
         sizes = [job.sizes[index] for job, index in places]
-        idle = self._idle.qsize()
-        sharing = 1 + idle if idle else len(self._lanes)
-        budget = min(self._budget, math.ceil(sum(sizes) / sharing))
+        budget = share(sum(sizes), idle=self._idle.qsize(), lanes=len(self._lanes), budget=self._budget, short=self._short_pass)
         batch = [places[place] for place in choose(sizes, budget, padded=self._padded)]
         for job, index in batch:
             del job.waiting[index]

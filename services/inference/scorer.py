@@ -30,6 +30,7 @@ from services.inference.errors import EmptyText, TextTooLong
 
 Item = ScoringItem
 PACKED_PASS = 2  # budgets of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
+SHORT_PASS = 192  # tokens: on a CPU, three texts of 58 take twice as long as one, of which the weights are read as often
 WARM_UP_TOKENS = 16
 LEAST_SHARED = 16  # tokens of a template's beginning that are worth keeping: demonstrations, instructions, not a word
 
@@ -65,7 +66,7 @@ class Scorer:
         self._model, self._max_tokens = model, max_tokens
         self.prefixes = Kept(prefix_bytes)
         self._ways = [(one, Prefixes(one, lasting=True, least=LEAST_SHARED, kept=self.prefixes)) for one in twins(model, lanes)]
-        self.padded = layout_for(model) == "padded"
+        self.padded, self.short_pass = layout_for(model) == "padded", SHORT_PASS
         self.token_budget = token_budget or model.token_budget * (1 if self.padded else PACKED_PASS)
 
     @classmethod
@@ -92,7 +93,7 @@ class Scorer:
             UnsupportedFamily: an architecture whose residual stream we do not know.
             DownloadFailed: it could not be fetched.
         """
-        options = Options(compiled=compiled, int8=int8, packed_weights=True, share_prefix=prefix_bytes > 0)
+        options = Options(compiled=compiled, int8=int8, packed_weights=True, traced=True, share_prefix=prefix_bytes > 0)
         model = load(
             name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
         )

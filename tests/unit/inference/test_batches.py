@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.batches import choose
+from services.inference.batches import choose, share
 
 
 def test_packed_texts_are_taken_in_turn_while_they_fit() -> None:
@@ -33,3 +33,19 @@ def test_the_first_always_runs_and_the_budget_always_holds(sizes: list[int], bud
     taken = [sizes[index] for index in chosen]
     cost = max(taken) * len(taken) if padded else sum(taken)
     assert len(chosen) == 1 or cost <= budget
+
+
+def test_idle_lanes_have_a_part_each() -> None:
+    assert share(90, idle=1, lanes=2, budget=512, short=64) == 45
+    assert share(91, idle=2, lanes=4, budget=512, short=0) == 31
+
+
+def test_a_lane_takes_a_short_pass_whole_where_the_others_are_busy() -> None:
+    assert share(90, idle=0, lanes=2, budget=512, short=64) == 64
+    assert share(300, idle=0, lanes=2, budget=512, short=64) == 150
+    assert share(90, idle=0, lanes=1, budget=512, short=64) == 90
+
+
+def test_no_share_is_over_the_budget() -> None:
+    assert share(9000, idle=0, lanes=2, budget=512, short=64) == 512
+    assert share(9000, idle=1, lanes=2, budget=512, short=9000) == 512

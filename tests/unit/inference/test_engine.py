@@ -136,6 +136,27 @@ async def test_a_lane_leaves_the_busy_ones_their_share_of_a_short_queue() -> Non
     await engine.stop()
 
 
+@pytest.mark.parametrize(("short", "taken"), [(0, 2), (4, 4)])
+async def test_a_lane_leaves_busy_ones_nothing_of_a_short_pass(short: int, taken: int) -> None:
+    busy, soon = Model(), Model()
+    busy.free.clear()
+    soon.free.clear()
+    engine = Engine(
+        [busy.score, soon.score], tokens=lambda _: 1, token_budget=100, short_pass=short, gather_seconds=0.01, max_queue=10
+    )
+    engine.start()
+    first = [asyncio.create_task(engine.run([number])) for number in (0, 1)]
+    await asyncio.sleep(0.05)
+    later = [asyncio.create_task(engine.run([number])) for number in range(2, 6)]
+    await asyncio.sleep(0.05)
+    soon.free.set()
+    await asyncio.gather(*later)
+    assert len(soon.batches[1]) == taken
+    busy.free.set()
+    await asyncio.gather(*first)
+    await engine.stop()
+
+
 async def test_what_another_lane_reads_does_not_end_the_wait_for_company() -> None:
     model = Model()
     model.free.clear()

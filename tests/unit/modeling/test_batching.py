@@ -122,3 +122,22 @@ def test_kept_lower_layers_are_not_computed_again() -> None:
     counter.remove()
     attention.remove()
     assert 2 not in calls
+
+
+def test_a_packed_batch_is_filled_up_by_a_row_that_asks_for_nothing() -> None:
+    batch = Batch.of([Row.ending((5, 6, 7)), Row.ending((8, 9))], layout="packed", pad=1, multiple=4)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 1, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert batch.lengths == (3, 2, 3)
+    assert batch.row_of.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    assert batch.wanted.tolist() == [2, 4]
+
+
+def test_a_packed_batch_that_is_full_is_left_alone() -> None:
+    batch = Batch.of([Row.ending((5, 6, 7, 8))], layout="packed", multiple=4)
+    assert batch.lengths == (4,)
+
+
+def test_a_padded_batch_is_not_filled_up() -> None:
+    batch = Batch.of([Row.ending((5, 6, 7))], layout="padded", multiple=4)
+    assert batch.input_ids.shape == (1, 3)

@@ -20,6 +20,7 @@ from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.passes import FILLED_UP
 from ifed.modeling.prefixes import Kept, Prefixes
 from ifed.modeling.scoring import ScoringItem, score
 from tests.unit.modeling.builders import (
@@ -98,7 +99,8 @@ def test_what_rows_share_is_run_once() -> None:
     prefix = found[0].prompt.shared
     assert prefix > 15
     assert {item.prompt.shared for item in found} == {prefix}
-    assert shared == [prefix, every[0] - len(texts) * prefix]
+    left = every[0] - len(texts) * prefix
+    assert shared == [prefix, left + -left % FILLED_UP]
 
 
 def test_a_kept_prefix_is_run_once_for_each_injection_and_goes_with_it() -> None:

@@ -1,0 +1,62 @@
+"""A simulated queue before lanes that share by the service's own rule, for passes of a given length. Measures nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.inference.batches import choose, share
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Milliseconds of a pass: `fixed` and so much `a_token`."""
+
+    fixed: float
+    a_token: float
+
+    def of(self, tokens: int) -> float:
+        return self.fixed + self.a_token * tokens
+
+
+def fitted(tokens: Sequence[float], milliseconds: Sequence[float]) -> Cost:
+    """The straight line through measured passes, by least squares."""
+    count = len(tokens)
+    mean, mean_ms = sum(tokens) / count, sum(milliseconds) / count
+    slope = sum((at - mean) * (ms - mean_ms) for at, ms in zip(tokens, milliseconds, strict=True))
+    slope /= sum((at - mean) ** 2 for at in tokens)
+    return Cost(mean_ms - slope * mean, slope)
+
+
+def waits(
+    sizes: Sequence[int], cost: Cost, *, rate: float, lanes: int, budget: int, short: int, texts: int, seed: int = 0
+) -> list[float]:
+    """Milliseconds from arrival to answer of so many texts that arrive at random, sorted.
+
+    Args:
+        sizes: tokens of the texts, of which each arrival draws one.
+        rate: texts a second.
+        short: tokens of a short pass; `services.inference.batches.share` says what it does.
+    """
+    chance = random.Random(seed)
+    arrivals: list[tuple[float, int]] = []
+    at = 0.0
+    for _ in range(texts):
+        at += 1000 * chance.expovariate(rate)
+        arrivals.append((at, chance.choice(sizes)))
+    free, queue, coming, found = [0.0] * lanes, list[tuple[float, int]](), 0, list[float]()
+    while coming < texts or queue:
+        lane = min(range(lanes), key=free.__getitem__)
+        begins = max(free[lane], queue[0][0] if queue else arrivals[coming][0])
+        while coming < texts and arrivals[coming][0] <= begins:
+            queue.append(arrivals[coming])
+            coming += 1
+        idle = sum(end <= begins for end in free) - 1
+        tokens = [size for _, size in queue]
+        most = share(sum(tokens), idle=idle, lanes=lanes, budget=budget, short=short)
+        batch = choose(tokens, most, padded=False)
+        free[lane] = begins + cost.of(sum(tokens[index] for index in batch))
+        found += [free[lane] - queue[index][0] for index in batch]
+        queue = [one for index, one in enumerate(queue) if index not in set(batch)]
+    return sorted(found)
