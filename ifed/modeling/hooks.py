@@ -72,9 +72,8 @@ def mlp_at_wanted(lm: LanguageModel, batch: Batch, layer: int) -> Iterator[None]
 
     def at_wanted(hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        given = whole(flat[None, batch.wanted])[
-            0
-        ]  # of three axes, as in every other pass: what was traced may take no other number
+        # Of three axes, as in every other pass: what was traced may take no other number.
+        given = whole(flat[None, batch.wanted])[0]
         return torch.zeros_like(flat).index_copy(0, batch.wanted, given).view_as(hidden)
 
     pays = lm.options.last_at_wanted and 2 * len(batch.wanted) <= batch.input_ids.numel()
