@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,8 @@ class Cost:
 
 def fitted(tokens: Sequence[float], milliseconds: Sequence[float]) -> Cost:
     """The straight line through measured passes, by least squares."""
-    count = len(tokens)
-    mean, mean_ms = sum(tokens) / count, sum(milliseconds) / count
-    slope = sum((at - mean) * (ms - mean_ms) for at, ms in zip(tokens, milliseconds, strict=True))
-    slope /= sum((at - mean) ** 2 for at in tokens)
-    return Cost(mean_ms - slope * mean, slope)
+    slope, fixed = statistics.linear_regression(tokens, milliseconds)
+    return Cost(fixed, slope)
 
 
 def waits(
@@ -55,8 +53,8 @@ def waits(
         idle = sum(end <= begins for end in free) - 1
         tokens = [size for _, size in queue]
         most = share(sum(tokens), idle=idle, lanes=lanes, budget=budget, short=short)
-        batch = choose(tokens, most, padded=False)
+        batch = set(choose(tokens, most, padded=False))
         free[lane] = begins + cost.of(sum(tokens[index] for index in batch))
         found += [free[lane] - queue[index][0] for index in batch]
-        queue = [one for index, one in enumerate(queue) if index not in set(batch)]
+        queue = [one for index, one in enumerate(queue) if index not in batch]
     return sorted(found)

@@ -15,8 +15,8 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefixes import Prefixes
 
 FILLED_UP = 16
-"""Tokens: batches have a multiple of them. oneDNN makes a kernel for each number of tokens of each product, which takes time and half a megabyte
-the first time; AMX multiplies 16 tokens at once whether they are there or not."""
+"""Tokens: batches have a multiple of them. oneDNN makes a kernel for each number of tokens of each product, which takes time the first time
+and memory from then on; AMX multiplies 16 tokens at once whether they are there or not."""
 
 
 class LowerLayers:

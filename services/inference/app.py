@@ -145,7 +145,7 @@ async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics
 
 
 def _settle() -> None:
-    """Spare the garbage collector what is there by now and stays: looking through it stopped all threads for 100 to 200 ms at a time."""
+    """Spare the garbage collector what is there by now and stays: looking through all of it stops every thread."""
     gc.collect()
     gc.freeze()
 

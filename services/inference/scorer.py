@@ -30,7 +30,7 @@ from services.inference.errors import EmptyText, TextTooLong
 
 Item = ScoringItem
 PACKED_PASS = 2  # budgets of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
-SHORT_PASS = 192  # tokens: on a CPU, three texts of 58 take twice as long as one, of which the weights are read as often
+SHORT_PASS = 192  # tokens: on a CPU, three texts of 58 take less than twice as long as one
 WARM_UP_TOKENS = 16
 LEAST_SHARED = 16  # tokens of a template's beginning that are worth keeping: demonstrations, instructions, not a word
 
