@@ -1,4 +1,4 @@
-"""`python -m benchmarks.lanes`: a pass in one thread and in two at once, its parts traced or not; and what a short pass does to waiting."""
+"""`python -m benchmarks.lanes`: forward passes in one thread and in two at once, and what follows for texts that wait."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.federated.texts import SOURCES
+from benchmarks.lanes.injected import compared
 from benchmarks.lanes.queue import fitted, waits
 from benchmarks.serving.report import machine
 from ifed.modeling.language_model import LanguageModel, Options
@@ -30,6 +31,7 @@ from ifed.paths import cache_folder
 from services.inference.scorer import SHORT_PASS
 
 LANES = 2
+SOME = 72  # texts of which passes are made
 SIMULATED = 40_000
 Work = Callable[[], None]
 
@@ -46,15 +48,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark-lanes.json"))
     given = parser.parse_args()
     texts = [json.loads(line)["text"] for line in given.texts.read_text().splitlines()]
-    measured, sizes, budget = _passes(given, texts)
+    measured, injected, sizes, budget = _passes(given, texts)
     queue = _queue(measured, sizes, budget)
-    found = {"machine": machine(), "model": given.model, "passes": measured, "queue": queue}
+    found = {"machine": machine(), "model": given.model, "passes": measured, "injected": injected, "queue": queue}
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(_table(measured), _queue_table(queue), f"Figures in {given.out}.", sep="\n\n")
+    print(_table(measured), _injected_table(injected), _queue_table(queue), f"Figures in {given.out}.", sep="\n\n")
 
 
-def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[int], int]:
-    """A row for each number of texts, parts traced or not: medians over the turns; then the texts' tokens and the budget of a pass."""
+def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int], int]:
+    """A row for each number of texts, parts traced or not: medians over the turns; then what injection adds, the texts' tokens and the
+    budget of a pass."""
     source, ways = SOURCES["agnews"], {}
     for traced in (False, True):
         options = Options(packed_weights=True, traced=traced)
@@ -75,7 +78,11 @@ def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[
             _say(
                 f"{count} texts, traced {traced}: alone {alone:.1f} ms, two at once {together:.1f} ms, {switches:.0f} waits a pass"
             )
-    return found, [len(row.ids) for row in rows], 2 * ways[True].token_budget
+    injected = []
+    for count in given.a_pass:
+        _say(f"{count} texts, injected or not, {LANES} threads at once")
+        injected += compared(twins(ways[True], LANES), rows[:SOME], count, 2 * given.repeats * given.seconds)
+    return found, injected, [len(row.ids) for row in rows], 2 * ways[True].token_budget
 
 
 def _turn(lm: LanguageModel, rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float, float]:
@@ -134,6 +141,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         parts = "traced" if row["traced"] else "operator by operator"
         lines.append(f"| {row['texts']} | {parts} | {row['alone_ms']:.0f} | {row['two_at_once_ms']:.0f} | {row['waits']:.0f} |")
+    return "\n".join(lines)
+
+
+def _injected_table(rows: Sequence[dict[str, Any]]) -> str:
+    heads = "| texts a pass | injected | turns | CPU over the bare model's: quartiles | by the clock: quartiles |"
+    lines = [heads, "|--:|---|--:|---|---|"]
+    for row in rows:
+        told = [", ".join(f"{value:.3f}" for value in row[kind]) for kind in ("cpu", "clock")]
+        lines.append(f"| {row['texts']} | {row['injected']} | {row['turns']} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 

@@ -61,9 +61,9 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
         threads=given.threads,
         announce=_tell,
     )
-    store.keep(
-        "", "machine", machine() | {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), "loaded": lm.name}
-    )
+    told = machine()
+    store.machine = {name: told[name] for name in ("cpu", "amx", "cores", "torch")}
+    store.machine |= {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
     for seed, key in todo:
         Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
 

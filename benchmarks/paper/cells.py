@@ -58,7 +58,7 @@ class Work:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        if not self._store.has(self._source.key, "wire"):
+        if not set(SETTINGS) <= set(self._store.read(self._source.key, "wire") or ()):
             self._store.keep(self._source.key, "wire", self._bytes())
 
     def _lora(self) -> None:

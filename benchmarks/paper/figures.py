@@ -26,6 +26,7 @@ COLOURS = {
     "lora": "#c8553d",
     "published": "#2f6690",
     "ours": "#0b6e4f",
+    "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",
     "compact-int8": "#5c8001",

@@ -50,15 +50,17 @@ class Setting:
 
     Attributes:
         policy: what differs from the product's defaults; the size of the run comes from the plan.
+        times: so many times the rounds of the plan.
     """
 
     groups: int = TaskSpec.model_fields["groups"].default
     layers: LayerChoice = TaskSpec.model_fields["layers"].default
     policy: Mapping[str, Any] = field(default_factory=dict)
+    times: int = 1
 
     def policy_for(self, plan: Plan) -> Policy:
         """The task's policy."""
-        size = {"rounds": plan.rounds, "local_steps": plan.local_steps, "batch_size": plan.batch_size}
+        size = {"rounds": self.times * plan.rounds, "local_steps": plan.local_steps, "batch_size": plan.batch_size}
         return Policy.model_validate(size | {"clients_expected": plan.clients} | dict(self.policy))
 
 
@@ -77,6 +79,7 @@ PUBLISHED = Setting(
 )
 
 
+LONG = replace(OURS, groups=128, policy={"update_dtype": "int8"}, times=2)
 COMPACT = replace(OURS, groups=16)
 
 
@@ -88,6 +91,7 @@ def compact(dtype: str) -> Setting:
 SETTINGS: dict[str, Setting] = {
     "published": PUBLISHED,
     "ours": OURS,
+    "long": LONG,
     "compact": COMPACT,
     "compact-float16": compact("float16"),
     "compact-int8": compact("int8"),
@@ -98,6 +102,7 @@ TITLES = {
     "lora": "FedAvg-LoRA",
     "published": "IFed-ICL as published",
     "ours": "ours",
+    "long": "ours, G = 128, int8, twice the rounds",
     "compact": "compact",
     "compact-float16": "compact, float16 updates",
     "compact-int8": "compact, int8 updates",

@@ -34,15 +34,17 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def _machine(found: Mapping[str, Any]) -> str:
-    plan, machine = found["plan"], found["machine"]
+    plan = found["plan"]
     seeds = max((len(runs) for one in found["data"].values() for runs in one["runs"].values()), default=0)
     words = (
         f"{found['model']}; {plan['clients']} clients, Dirichlet {plan['alpha']}, {plan['training']} training and {plan['test']} test examples, "
         f"{plan['rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} examples, up to {seeds} seeds."
     )
-    if machine is None:
-        return words
-    return f"{words} Measured on {machine['cpu']}, {machine['cores']} cores, on {machine['device']} in {machine['dtype']}, torch {machine['torch']}."
+    told = [
+        f"{one['cpu']}{' with AMX' if one['amx'] else ''}, {one['cores']} cores, on {one['device']} in {one['dtype']}, torch {one['torch']}"
+        for one in found["machines"]
+    ]
+    return f"{words} Measured on {'; and on '.join(told)}." if told else words
 
 
 def _accuracy(data: Data) -> str:

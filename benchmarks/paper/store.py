@@ -17,10 +17,15 @@ class OtherRun(Exception):
 
 
 class Store:
-    """The cells of one plan and one model under a folder."""
+    """The cells of one plan and one model under a folder.
+
+    Attributes:
+        machine: what cells run on from now on; each keeps it, since a folder may travel from one machine to the next.
+    """
 
     def __init__(self, folder: Path, plan: Plan, model: str) -> None:
         self.folder, self._made = folder, {"plan": asdict(plan), "model": model}
+        self.machine: dict[str, Any] | None = None
 
     def has(self, key: str, name: str) -> bool:
         """Whether a cell is there.
@@ -49,7 +54,9 @@ class Store:
         path = self._path(key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(found | self._made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(found | self._made | {"machine": self.machine}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         part.rename(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
@@ -71,9 +78,7 @@ class Store:
             sweep = [one for rate in rates if (one := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
             if any(runs.values()) or sweep:
                 data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.read(key, "wire")}
-        machine = self._path("", "machine")
-        ran_on = json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else None
-        return self._made | {"machine": ran_on, "data": data}
+        return self._made | {"machines": _machines(data), "data": data}
 
     def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:
         if method == "lora" and best is None:
@@ -85,6 +90,13 @@ class Store:
 
     def _path(self, key: str, name: str) -> Path:
         return self.folder / "cells" / key / f"{name}.json"
+
+
+def _machines(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the cells ran on, each once."""
+    cells = [cell for one in data.values() for runs in (*one["runs"].values(), one["sweep"]) for cell in runs]
+    told = {json.dumps(cell["machine"], sort_keys=True): cell["machine"] for cell in cells if cell.get("machine")}
+    return list(told.values())
 
 
 def _higher(row: Mapping[str, Any]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import mean, stdev
@@ -10,7 +10,9 @@ from typing import Any
 
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import reported
+from benchmarks.paper.methods import TITLES
 
+CLAIMING = ("ours", "long")  # the methods that the goals are held against
 NEAR = 0.95  # of the best accuracy
 Data = Mapping[str, Any]
 
@@ -89,24 +91,31 @@ class Goal:
 
 
 def goals(found: Mapping[str, Any]) -> list[Goal]:
-    """Every goal, data set by data set. Against LoRA counts the better of its two readings."""
+    """Every goal, data set by data set, of the product's defaults and of the longer calibration."""
     made: list[Goal] = []
     for key, data in found["data"].items():
-        title, ours = SOURCES[key].title, over_seeds(data, "ours", "accuracy")
-        paper = reported.accuracy("published", key)
-        if ours is None or paper is None:
-            continue
-        least = paper - (3 if key == "agnews" else 0)
-        words = "within 3 points of the paper's 8B" if key == "agnews" else "above the paper's 8B"
-        made.append(Goal(f"{title}: {words}", f"{100 * ours.mean:.1f} against {paper}", 100 * ours.mean >= least))
-        ways = [over_seeds(data, "lora", name) for name in ("accuracy_plain", "accuracy_prior_matched")]
-        gap = min((100 * (ours.mean - lora.mean) for lora in ways if lora is not None), default=None)
-        said = "–" if gap is None else f"{gap:+.1f} points"
-        made.append(Goal(f"{title}: at most 2 points below tuned FedAvg-LoRA", said, None if gap is None else gap >= -2))
+        title = SOURCES[key].title
+        for method in CLAIMING:
+            made += _of_method(f"{title}, {TITLES[method]}", key, data, method)
         if (wire := data["wire"]) is not None:
-            times = times_fewer(wire, "ours")
-            said, met = ("–", None) if times is None else (f"{times:.0f} times", times >= 100)
-            made.append(Goal(f"{title}: 100 times fewer bytes a round than FedAvg-LoRA", said, met))
             body = max(wire[method]["bodies"]["update"] for method in ("compact-float16", "compact-int8"))
             made.append(Goal(f"{title}: compact update bodies of at most 1,800 bytes", f"{body:,} bytes", body <= 1800))
     return made
+
+
+def _of_method(name: str, key: str, data: Data, method: str) -> Iterator[Goal]:
+    """Against LoRA counts the better of its two readings."""
+    ours, paper = over_seeds(data, method, "accuracy"), reported.accuracy("published", key)
+    if ours is None or paper is None:
+        return
+    within = 3 if key == "agnews" else 0
+    words = f"within {within} points of the paper's 8B" if within else "above the paper's 8B"
+    yield Goal(f"{name}: {words}", f"{100 * ours.mean:.1f} against {paper}", 100 * ours.mean >= paper - within)
+    ways = [over_seeds(data, "lora", way) for way in ("accuracy_plain", "accuracy_prior_matched")]
+    gap = min((100 * (ours.mean - lora.mean) for lora in ways if lora is not None), default=None)
+    said = "–" if gap is None else f"{gap:+.1f} points"
+    yield Goal(f"{name}: at most 2 points below tuned FedAvg-LoRA", said, None if gap is None else gap >= -2)
+    if (wire := data["wire"]) is not None and method in wire:
+        times = times_fewer(wire, method)
+        said, met = ("–", None) if times is None else (f"{times:.0f} times", times >= 100)
+        yield Goal(f"{name}: 100 times fewer bytes a round than FedAvg-LoRA", said, met)

@@ -25,7 +25,7 @@ PATIENCE = 40.0
 COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
 AT = 32  # callers at which the goals stand
 PAIRED = ", in pairs"
-PAIRED_REQUESTS = 96
+PAIRED_REQUESTS = 192
 WARM_CALLERS = 32
 HALF_LOAD_TURNS = 3
 

@@ -79,6 +79,7 @@ def machine() -> dict[str, Any]:
     load = psutil.getloadavg()[0]
     return {
         "cpu": names[0] if names else platform.processor(),
+        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load_average_at_the_end": round(load, 1),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch
+from ifed.modeling.rescaling import Rescaling, Runs
 from ifed.tensors import ACTIVATION, CONTEXT, SITES, Coefficients, ContextVector
 
+ALIKE = 3  # axes, where all rows take the same: layer, site, channel
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+
+@dataclass(frozen=True, eq=False)
 class Injection:
     """What replaces the outputs `a` of the sites: `scale · a + shift`, with `scale` = β and `shift` = λ · v.
 
@@ -39,6 +43,24 @@ class Injection:
     @property
     def hidden_size(self) -> int:
         return int(self.scale.shape[-1])
+
+    def changes(self, rows: Tensor | None = None) -> list[Rescaling]:
+        """What each site does, layer after layer and site after site; for a whole batch the same objects each time, so that an injection
+        that is to have gradients is not used without them first.
+
+        Args:
+            rows: int64, (B, W): which row each token takes, where rows differ. Otherwise row i is for row i of the batch.
+        """
+        return self._everywhere if self.scale.ndim == ALIKE else self._site_by_site(rows)
+
+    @cached_property
+    def _everywhere(self) -> list[Rescaling]:
+        return self._site_by_site(None)
+
+    def _site_by_site(self, rows: Tensor | None) -> list[Rescaling]:
+        runs = None if rows is None else Runs.that_pay(rows)
+        each = (tensor.flatten(-3, -2).unbind(-2) for tensor in (self.scale, self.shift))
+        return [Rescaling(scale, shift, rows, runs) for scale, shift in zip(*each, strict=True)]
 
 
 def affine(coefficients: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,8 +50,8 @@ def found(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str,
     counted["lora"]["bodies"] = {"update": 199_000}
     sweep = [run("lora", lora, rate=rate) for rate in RATES]
     data = {"subj": {"runs": runs, "sweep": sweep, "rate": 0.01, "wire": counted}}
-    machine = {"cpu": "a CPU", "cores": 2, "device": "cpu", "dtype": "float32", "torch": "2"}
-    return {"plan": Plan().__dict__, "model": "tiny", "machine": machine, "data": data}
+    machine = {"cpu": "a CPU", "amx": True, "cores": 2, "device": "cpu", "dtype": "float32", "torch": "2"}
+    return {"plan": Plan().__dict__, "model": "tiny", "machines": [machine, machine | {"amx": False}], "data": data}
 
 
 def test_the_accuracy_table_has_mean_and_deviation_beside_the_paper() -> None:
@@ -61,6 +61,7 @@ def test_the_accuracy_table_has_mean_and_deviation_beside_the_paper() -> None:
     assert "| SUBJ | local ICL | 55.0 | 50.0 | – | – | 1 | 70.0 | – |" in text
     for title in TITLES.values():
         assert f"| {title} |" in text
+    assert "Measured on a CPU with AMX, 2 cores, on cpu in float32, torch 2; and on a CPU, 2 cores, on" in text
 
 
 def test_seconds_and_bytes_add_up_to_the_row_that_reaches_the_target() -> None:
@@ -92,19 +93,25 @@ def test_global_coefficients_stand_beside_local_ones() -> None:
     ],
 )
 def test_goals_are_held_against_the_paper_and_the_better_reading_of_lora(changes: dict[str, Any], met: list[bool]) -> None:
-    assert [one.met for one in goals(found(**changes))] == met
+    assert [one.met for one in goals(found(**changes)) if TITLES["long"] not in one.words] == met
+
+
+def test_the_longer_calibration_is_held_against_the_same_goals() -> None:
+    told = [one for one in goals(found()) if TITLES["long"] in one.words]
+    assert [one.met for one in told] == [False, False, True]
+    assert told[0].words == f"SUBJ, {TITLES['long']}: above the paper's 8B"
 
 
 def test_what_was_not_measured_is_left_out_and_meets_no_goal() -> None:
     bare = found()
     one = bare["data"]["subj"]
-    one["runs"] |= {"lora": [], "zero-shot": []}
+    one["runs"] |= {"lora": [], "zero-shot": [], "long": []}
     one |= {"wire": None, "sweep": []}
     assert [goal.met for goal in goals(bare)] == [True, None]
     text = tables(bare)
     assert "| FedAvg-LoRA |" not in text
     assert "Bytes of one client" not in text
-    assert tables({"plan": Plan().__dict__, "model": "tiny", "machine": None, "data": {}}).startswith("tiny; 10 clients")
+    assert tables({"plan": Plan().__dict__, "model": "tiny", "machines": [], "data": {}}).startswith("tiny; 10 clients")
 
 
 def test_a_model_that_lora_does_not_fit_has_the_bytes_of_the_other_methods() -> None:
@@ -113,7 +120,7 @@ def test_a_model_that_lora_does_not_fit_has_the_bytes_of_the_other_methods() -> 
     one["runs"]["lora"], one["sweep"] = [], []
     del one["wire"]["lora"]
     assert "| SUBJ | ours | 5 | 5 | 40 | 50 | 1,701 | 10 | 1,700 | – |" in tables(bare)
-    assert [goal.met for goal in goals(bare)] == [True, None, None, True]
+    assert [goal.met for goal in goals(bare) if TITLES["long"] not in goal.words] == [True, None, None, True]
 
 
 def test_figures_are_drawn_by_round_by_bytes_and_for_local_coefficients(tmp_path: Path) -> None:
@@ -204,7 +211,8 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     }
     assert len([name for name in names if name.startswith("lora") and name.endswith("-1")]) == 1
     kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
-    assert (kept["machine"]["device"], kept["machine"]["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
+    (ran_on,) = kept["machines"]
+    assert (ran_on["device"], ran_on["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
     assert len(kept["data"]["subj"]["runs"]["ours"]) == 2
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     page = tmp_path / "page.md"

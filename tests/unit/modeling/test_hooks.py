@@ -74,7 +74,7 @@ def test_an_injected_layer_gives_exactly_the_equation(family: str) -> None:
         final_hidden(lm, batch)
     for site in (0, 1):
         assert torch.equal(after.outputs[0, site], bare.outputs[0, site]), "the layer below is untouched"
-        expected = given.scale[0, site] * before.outputs[layer, site] + given.shift[0, site]
+        expected = torch.addcmul(given.shift[0, site], before.outputs[layer, site], given.scale[0, site])
         assert torch.equal(after.outputs[layer, site], expected)
     assert torch.equal(before.outputs[layer, 0], bare.outputs[layer, 0]), "what enters the first site is untouched"
     assert not torch.allclose(after.outputs[2, 0], bare.outputs[2, 0]), "what comes after has changed"

@@ -1,0 +1,70 @@
+"""What injection adds to a pass while another thread runs passes too: the same texts with and without, in turn. Prints nothing."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter, thread_time
+from typing import Any
+
+import torch
+
+from ifed.modeling.batching import Row
+from ifed.modeling.injection import Injection
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.passes import wanted_hidden
+from ifed.modeling.prefixes import Prefixes
+from ifed.tensors import SITES
+
+BARE, ONE, SEVERAL = "the bare model", "one task", "a task for each text"
+WARM = 2  # passes whose times do not count
+Turn = dict[str, tuple[float, float]]
+
+
+def compared(models: Sequence[LanguageModel], rows: Sequence[Row], count: int, seconds: float) -> list[dict[str, Any]]:
+    """Over the bare model, by thread time and by the clock: quartiles over turns, in each of which every way reads the same texts once.
+
+    Args:
+        models: one a thread; all run at once.
+        rows: of which a pass reads neighbouring ones, at least `count`.
+        count: texts of a pass.
+        seconds: how long every thread goes on.
+    """
+    tasks = _tasks(models[0], count)
+    given: dict[str, Sequence[Injection | None]] = {BARE: [None] * count, ONE: [tasks[0]] * count, SEVERAL: tasks}
+
+    def run(lm: LanguageModel, seed: int) -> list[Turn]:
+        torch.set_num_threads(1)
+        chance, own, prefixes, ends = random.Random(seed), list[Turn](), Prefixes(lm), perf_counter() + seconds
+        while perf_counter() < ends or len(own) <= WARM:
+            first = chance.randrange(len(rows) - count + 1)
+            turn: Turn = {}
+            for name in chance.sample(sorted(given), len(given)):
+                spent, began = thread_time(), perf_counter()
+                wanted_hidden(lm, rows[first : first + count], given[name], token_budget=1 << 20, prefixes=prefixes)
+                turn[name] = thread_time() - spent, perf_counter() - began
+            own.append(turn)
+        return own[WARM:]
+
+    with ThreadPoolExecutor(len(models)) as threads:
+        turns = [turn for found in threads.map(run, models, range(len(models))) for turn in found]
+    return [{"texts": count, "injected": name, "turns": len(turns)} | _over_bare(turns, name) for name in (ONE, SEVERAL)]
+
+
+def _over_bare(turns: Sequence[Turn], name: str) -> dict[str, list[float]]:
+    found = {}
+    for place, kind in enumerate(("cpu", "clock")):
+        ratios = [turn[name][place] / turn[BARE][place] for turn in turns]
+        found[kind] = [round(value, 4) for value in statistics.quantiles(ratios, n=4)] if len(ratios) > 1 else ratios * 3
+    return found
+
+
+def _tasks(lm: LanguageModel, count: int) -> list[Injection]:
+    """Near the bare model, in the upper half of the layers."""
+    layers = tuple(range(lm.num_layers // 2, lm.num_layers))
+    chance = torch.Generator().manual_seed(0)
+    shape = (len(layers), len(SITES), lm.hidden_size)
+    draws = [[0.05 * torch.randn(shape, generator=chance) for _ in range(2)] for _ in range(count)]
+    return [Injection(layers, 1 + scale, shift) for scale, shift in draws]

@@ -1,0 +1,53 @@
+"""What an injection makes of one site's output: one formula, whatever the order in which it is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ifed.modeling.rescaling import Rescaling, Runs
+
+
+def one_formula(activation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift.expand_as(activation), activation.to(scale.dtype), scale.expand_as(activation)).to(activation.dtype)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("lengths", [(64,), (40, 30, 26), (47, 1, 16), (3, 1, 2, 5)])
+@pytest.mark.parametrize("channels", [8, 101, 576])
+def test_a_site_gives_the_bits_of_one_formula_however_it_computes_them(
+    channels: int, lengths: tuple[int, ...], dtype: torch.dtype, gradients: bool
+) -> None:
+    chance = torch.Generator().manual_seed(3)
+    activation = torch.randn(1, sum(lengths), channels, generator=chance).to(dtype)
+    scale, shift = (torch.randn(3, channels, generator=chance) for _ in range(2))
+    rows = torch.repeat_interleave(torch.arange(len(lengths)) % 3, torch.tensor(lengths))[None]
+    before, runs = activation.clone(), Runs.that_pay(rows)
+    assert (runs is None) == (sum(lengths) < 16 * len(lengths))
+    expected = one_formula(activation, scale[rows], shift[rows])
+    with torch.set_grad_enabled(gradients):
+        for given in (runs, None):
+            assert torch.equal(Rescaling(scale, shift, rows, given).of(activation), expected)
+        assert torch.equal(Rescaling(scale[0], shift[0]).of(activation), one_formula(activation, scale[0], shift[0]))
+        padded = activation.expand(3, -1, -1)
+        assert torch.equal(Rescaling(scale, shift).of(padded), one_formula(padded, scale[:, None], shift[:, None]))
+    assert torch.equal(activation, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_formula_is_the_exact_one_but_for_rounding(dtype: torch.dtype) -> None:
+    chance = torch.Generator().manual_seed(4)
+    activation = torch.randn(1, 50, 24, generator=chance).to(dtype)
+    scale, shift = (torch.randn(24, generator=chance) for _ in range(2))
+    exact = activation.double() * scale.double() + shift.double()
+    with torch.no_grad():
+        found = Rescaling(scale, shift).of(activation)
+    torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_runs_are_neighbouring_tokens_of_one_row_in_their_order() -> None:
+    rows = torch.tensor([[1] * 20 + [0] * 30 + [1] * 10])
+    assert Runs.that_pay(rows) == Runs((1, 0, 1), (20, 30, 10))
+    assert Runs.that_pay(rows.view(2, 30)) is None
