@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
@@ -14,6 +14,13 @@ DEADLINE_HEADER = "X-Request-Timeout"
 
 def _absent(value: object) -> bool:
     return value is None
+
+
+def whole_characters(texts: Iterable[str]) -> None:
+    """Half a character, a lone surrogate, is a ValueError, and so a 422 for whoever sent it."""
+    for text in texts:
+        if not text.isascii():
+            text.encode()
 
 
 class ClassifyRequest(BaseModel):
@@ -32,9 +39,7 @@ class ClassifyRequest(BaseModel):
     @field_validator("input")
     @classmethod
     def _whole_characters(cls, given: str | list[str]) -> str | list[str]:
-        for text in [given] if isinstance(given, str) else given:
-            if not text.isascii():
-                text.encode()  # half a character (a lone surrogate) is a ValueError here, and so a 422 for the caller
+        whole_characters([given] if isinstance(given, str) else given)
         return given
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import islice
@@ -58,7 +59,7 @@ def classify(
 
             async def work() -> None:
                 async with InferenceClient(inference, token) as service:
-                    source = _Remembering(islice(given, done, None))
+                    source = _Remembering(write.rest_of(given) if write is not None else given)
                     async for one, answer in service.classify_all(task, source, batch=BATCH):
                         text = source.next_text()
                         write.add(text, one, answer) if write is not None else rows.append((text, one))
@@ -92,9 +93,20 @@ class _Rows:
     """JSON lines, in a file or on standard output. A file that has some already is gone on with, a torn last line dropped."""
 
     def __init__(self, parts: ExitStack, out: Path | None, model: str) -> None:
-        self.done = 0 if out is None else _whole_lines(out, task=model.partition("@")[0])
+        self._out, self._model = out, model
+        self.done, self._last = (0, None) if out is None else _whole_lines(out, model)
         self._file: IO[str] = sys.stdout if out is None else parts.enter_context(out.open("a", encoding="utf-8"))
         self.count = self.done
+
+    def rest_of(self, texts: Iterator[str]) -> Iterator[str]:
+        """The texts whose answers are not there yet.
+
+        Raises:
+            BadData: the last one that is there was for another text.
+        """
+        if self.done and deque(islice(texts, self.done), maxlen=1) != deque([self._last]):
+            raise BadData(f"{self._out} holds answers for other texts than these; name another file, or move this one away")
+        return texts
 
     def add(self, text: str, one: Classification, answer: ClassifyResponse) -> None:
         row: dict[str, object] = {"row": self.count, "text": text, "label": one.label}
@@ -102,36 +114,37 @@ class _Rows:
             row["probabilities"] = dict(zip(answer.labels, one.probs, strict=True))
         else:
             row["error"] = one.error.error
-        row |= {"task": answer.task, "version": answer.adapter_version}
+        row |= {"task": answer.task, "version": answer.adapter_version, "model": self._model}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         self.count += 1
 
 
-def _whole_lines(out: Path, *, task: str) -> int:
-    """Lines of an earlier run for the same task; what a kill left of a last one is cut off.
+def _whole_lines(out: Path, model: str) -> tuple[int, str | None]:
+    """How many lines an earlier run for the same model name wrote, and the text of the last; what a kill left of one more is cut off.
 
     Raises:
         BadData: the file holds something else, which stays as it is.
     """
     if not out.exists():
-        return 0
+        return 0, None
     with out.open("rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
         torn, last = content[end:], content[:end].splitlines()[-1:]
-        if not torn.startswith(BEGINNING[: len(torn)]) or (last and _task_of(last[0]) != task):
-            raise BadData(f"{out} does not hold an earlier run for the task {task!r}; name another file, or move this one away")
+        named, text = _told_by(last[0]) if last else (model, None)
+        if not torn.startswith(BEGINNING[: len(torn)]) or named != model:
+            raise BadData(f"{out} does not hold an earlier run for {model!r}; name another file, or move this one away")
         file.truncate(end)
-        return content[:end].count(b"\n")
+        return content[:end].count(b"\n"), text
 
 
-def _task_of(line: bytes) -> str | None:
-    """The task of a row as `_Rows` writes it."""
+def _told_by(line: bytes) -> tuple[str | None, str | None]:
+    """The model name and the text of a row as `_Rows` writes it."""
     with suppress(ValueError):
         row = json.loads(line)
-        return row.get("task") if isinstance(row, dict) else None
-    return None
+        return (row.get("model"), row.get("text")) if isinstance(row, dict) else (None, None)
+    return None, None
 
 
 def _standard_input() -> Iterator[str]:

@@ -5,42 +5,58 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ifed.errors import BadData
 
 READ_AT_ONCE = 1024
+ENCODING = "utf-8-sig"  # what Excel writes begins with a mark; other files begin without
 
 
 def read_texts(path: Path, column: str) -> Iterator[str]:
     """The texts of a file, by its ending: .csv, .jsonl, .parquet with the named column; any other has a text on each line.
 
     Raises:
-        BadData: a row without a text in that column, by its number; or no reader for Parquet installed.
+        BadData: a row without a text in that column, by its number; a file in another encoding than UTF-8, or no CSV; or no reader for
+            Parquet installed.
     """
-    if path.suffix == ".csv":
+    with _told(path):
+        yield from _texts(path, column)
+
+
+def _texts(path: Path, column: str) -> Iterator[str]:
+    if _kind(path) == ".csv":
         return _csv(path, column)
-    if path.suffix == ".jsonl":
+    if _kind(path) == ".jsonl":
         return _jsonl(path, column)
-    if path.suffix == ".parquet":
+    if _kind(path) == ".parquet":
         return _parquet(path, column)
     return _lines(path)
 
 
 def count_texts(path: Path) -> int | None:
-    """How many texts a file holds, where that can be told without reading them all; None where no reader is installed."""
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+    """How many texts a file holds, where that can be told without reading them all; None where no reader is installed.
+
+    Raises:
+        BadData: a file in another encoding than UTF-8, or no CSV.
+    """
+    with _told(path):
+        return _count(path)
+
+
+def _count(path: Path) -> int | None:
+    if _kind(path) == ".csv":
+        with path.open(encoding=ENCODING, newline="") as file:
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)
-    if path.suffix == ".parquet":
+    if _kind(path) == ".parquet":
         return _parquet_rows(path)
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
 
 def _csv(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=ENCODING, newline="") as file:
         rows = csv.DictReader(file)
         if column not in (rows.fieldnames or ()):
             raise BadData(f"{path.name} has no column {column!r}; it has {', '.join(rows.fieldnames or ()) or 'none'}")
@@ -49,7 +65,7 @@ def _csv(path: Path, column: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
@@ -83,7 +99,7 @@ def _parquet_rows(path: Path) -> int | None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         yield from (line.rstrip("\n") for line in file if line.strip())
 
 
@@ -91,3 +107,17 @@ def _text(value: object, path: Path, number: int, column: str) -> str:
     if not isinstance(value, str):
         raise BadData(f"row {number} of {path.name} has no text in the column {column!r}")
     return value
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as reason:
+        raise BadData(f"{path.name} is not UTF-8 (byte {reason.start}); save it as UTF-8") from reason
+    except csv.Error as reason:
+        raise BadData(f"{path.name} cannot be read as CSV: {reason}") from reason

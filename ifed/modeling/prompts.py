@@ -96,13 +96,18 @@ class PromptTemplate:
     def suffix(self) -> str:
         return self.template.split(SLOT)[1]
 
+    @property
+    def space(self) -> str:
+        """What stands between the template and a label: nothing after white space."""
+        return "" if self.suffix[-1:].isspace() else " "
+
     def labels(self, names: Sequence[str]) -> LabelTokens:
         """The labels as the tokens that follow this template.
 
         Raises:
             BadTemplate: labels that cannot be scored; see `LabelTokens`.
         """
-        labels = LabelTokens.of(self.tokenizer, names, after=self.suffix or ".", space="" if self.suffix[-1:].isspace() else " ")
+        labels = LabelTokens.of(self.tokenizer, names, after=self.suffix or ".", space=self.space)
         if (longest := max(map(len, labels.ids))) > ROOM_FOR_LABELS:
             raise BadTemplate(f"a label of {longest} tokens; {ROOM_FOR_LABELS} at most")
         return labels

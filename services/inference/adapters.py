@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -18,32 +18,13 @@ from ifed.contracts import AdapterMeta
 from ifed.errors import IFedError, NotFound, UnknownTask, UnknownVersion
 from ifed.tasks import ModelIdentity
 from services.inference.errors import OtherModel
+from services.inference.ports import AdapterObserver, Source
 
 log = structlog.get_logger(__name__)
 Loaded = TypeVar("Loaded")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 FRESH_SECONDS, LOST_SECONDS = 0.5, 5.0
 Key = tuple[str, int | None]
-
-
-class Source(Protocol):
-    """Where adapters come from; `ifed.clients.AggregatorClient` is one, a folder another."""
-
-    async def adapter(
-        self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
-    ) -> tuple[str, AdapterBody] | None: ...
-
-
-class AdapterObserver(Protocol):
-    """Told what becomes of adapters."""
-
-    def looked_up(self, task: str, *, held: bool) -> None: ...
-
-    def serves(self, task: str, version: int) -> None: ...
-
-    def lets_go(self, task: str) -> None: ...
-
-    def stale(self, task: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,15 +99,16 @@ class Adapters(Generic[Loaded]):
         key = (task, version)
         if self._fresh(key):
             self._observer.looked_up(task, held=True)
-            return self._touch(key)
+            return self._touch(key, self._held[key])
         lock = self._fetching.setdefault(key, asyncio.Lock())
         async with lock:
+            before = self._held.get(key)
             if not self._fresh(key):
-                await (self._look_again(task) if key in self._held else self._fetch(key))
+                await (self._fetch(key) if before is None else self._look_again(task))
                 self._observer.looked_up(task, held=False)
                 if version is None:
                     self._keep_up(task)
-        return self._touch(key)
+            return self._touch(key, before)
 
     def want(self, tasks: Iterable[str]) -> None:
         """Fetch the adapters of `tasks` as soon as they are there, even if the task does not exist yet."""
@@ -137,6 +119,7 @@ class Adapters(Generic[Loaded]):
     async def fetch_now(self, tasks: Iterable[str]) -> None:
         """Fetch the adapters of `tasks` once, from a source that cannot be followed; what cannot be had is told in `stale`."""
         for task in tasks:
+            self._wanted.add(task)
             try:
                 await self.get(task)
             except IFedError as refusal:
@@ -158,9 +141,13 @@ class Adapters(Generic[Loaded]):
         held = self._held.get(key)
         return held is not None and (key[1] is not None or key[0] in self._followers or monotonic() < held.fresh_until)
 
-    def _touch(self, key: Key) -> Adapter[Loaded]:
-        self._held.move_to_end(key)
-        return self._held[key].adapter
+    def _touch(self, key: Key, before: _Held[Loaded] | None) -> Adapter[Loaded]:
+        """What is held now, or was before others took its room."""
+        if (held := self._held.get(key)) is not None:
+            self._held.move_to_end(key)
+        found = held or before
+        assert found is not None
+        return found.adapter
 
     async def _fetch(self, key: Key, *, wait: float = 0.0) -> None:
         """Ask the source; an adapter with another digest than the one held takes its place in one step."""
@@ -175,6 +162,9 @@ class Adapters(Generic[Loaded]):
             log.info("adapter", task=task, version=adapter.meta.version, digest=adapter.digest[:12], pinned=version is not None)
         elif held is not None:
             held.fresh_until = until
+            if key not in self._held:  # others took its room while the source was asked
+                self._held[key] = held
+                self._make_room(key)
         else:
             raise UnknownVersion(f"there is no version {version} of task {task!r}")
         if version is None:
@@ -212,15 +202,16 @@ class Adapters(Generic[Loaded]):
             await asyncio.sleep(pause)
 
     def _lost(self, task: str, refusal: IFedError) -> None:
-        """Go on with what is known and say so; a task the aggregator no longer has is no longer served."""
+        """Go on with what is known and say so; a task the aggregator no longer has is no longer served, and lacks only where it is wanted."""
         if task not in self.stale:
             log.warning("adapter not refreshed", task=task, error=type(refusal).__name__, detail=refusal.detail)
-        self.stale[task] = refusal.detail
-        self._observer.stale(task)
         if isinstance(refusal, UnknownTask):
             for key in [key for key in self._held if key[0] == task]:
                 self._drop(key)
-        elif (held := self._held.get((task, None))) is not None:
+        if not isinstance(refusal, UnknownTask) or task in self._wanted:
+            self.stale[task] = refusal.detail
+            self._observer.stale(task)
+        if (held := self._held.get((task, None))) is not None:
             held.fresh_until = monotonic() + LOST_SECONDS
 
     def _make_room(self, wanted: Key) -> None:
@@ -236,6 +227,7 @@ class Adapters(Generic[Loaded]):
         del self._held[key]
         task, version = key
         if version is None:
+            self.stale.pop(task, None)
             self._observer.lets_go(task)
 
     async def _adapter(self, digest: str, body: AdapterBody) -> Adapter[Loaded]:

@@ -221,9 +221,16 @@ def _scorer(settings: Settings) -> Scorer:
     )
 
 
+def _files(settings: Settings) -> None:
+    """Read what the settings only name, so that what is wrong there is told at the start."""
+    settings.token()
+    if settings.key_file is not None:
+        read_keys(settings.key_file.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """Entry point of `python -m services.inference.app`."""
-    settings = settings_or_exit(Settings, service="the inference service", secrets=Settings.token)
+    settings = settings_or_exit(Settings, service="the inference service", secrets=_files)
     configure(settings.log_level)
     uvicorn.run(
         create_app(settings),

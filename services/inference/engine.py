@@ -221,6 +221,7 @@ class Engine(Generic[Item]):
         items = [job.items[at] for job, at in batch]
         try:
             scores = await asyncio.get_running_loop().run_in_executor(self._threads, self._lanes[lane], items)
+            self._deliver(batch, scores, began, monotonic())
         except Exception as reason:  # noqa: BLE001  # the callers get it; the lane goes on
             for job, _ in batch:
                 self._jobs.pop(job, None)
@@ -229,7 +230,8 @@ class Engine(Generic[Item]):
             return
         finally:
             self._idle.put_nowait(lane)
-        ended = monotonic()
+
+    def _deliver(self, batch: Sequence[tuple[_Job[Item], int]], scores: Sequence[Scores], began: float, ended: float) -> None:
         shared = self._measured(batch, ended - began)
         for job in {job for job, _ in batch}:
             job.passes.append(shared)

@@ -1,6 +1,7 @@
 """Adapters from files, for a service without an aggregator. Knows their names and contents, nothing of who asks.
 
-`sentiment.safetensors` is what the task serves, `sentiment@7.safetensors` its version 7. `ifed export --adapter` writes both.
+`sentiment.safetensors` is what the task serves, `sentiment@7.safetensors` its version 7. `ifed export --adapter` writes both. A task is called
+as its file is, whatever it was called where it was calibrated.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 from pathlib import Path
 
 from ifed.bodies import AdapterBody
-from ifed.errors import UnknownTask, UnknownVersion
+from ifed.errors import Malformed, UnknownTask, UnknownVersion
 from ifed.tensors import digest_of
 
 SUFFIX = ".safetensors"
@@ -35,7 +36,7 @@ class AdapterFolder:
         Raises:
             UnknownTask: no file for the task.
             UnknownVersion: no file for this version.
-            Malformed: a file that is no adapter.
+            Malformed: a file that is no adapter, or of another version than its name says.
         """
         return await asyncio.to_thread(self._read, task, version, known)
 
@@ -58,4 +59,10 @@ class AdapterFolder:
             raise UnknownVersion(f"there is no version {version} of task {task!r} in the service's folder") from reason
         digest = digest_of(body)
         self._digests[path] = (stamp, digest)
-        return None if digest == known else (digest, AdapterBody.from_bytes(body))
+        return None if digest == known else (digest, _named(AdapterBody.from_bytes(body), path, task, version))
+
+
+def _named(body: AdapterBody, path: Path, task: str, version: int | None) -> AdapterBody:
+    if version is not None and body.meta.version != version:
+        raise Malformed(f"{path.name} holds version {body.meta.version}, not {version}; rename it")
+    return AdapterBody(body.context, body.coefficients, body.meta.model_copy(update={"task": task}))

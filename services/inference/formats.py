@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from ifed.contracts import ErrorBody
 from ifed.errors import IFedError, Malformed
-from ifed.serving import Classification, ClassifyRequest, ClassifyResponse, LabelScore, Usage
+from ifed.serving import Classification, ClassifyRequest, ClassifyResponse, LabelScore, Usage, whole_characters
 from services.inference.answers import Answer, Result
 from services.inference.errors import PairNotSupported
 
@@ -27,6 +27,13 @@ class PredictRequest(BaseModel):
     truncate: bool = Field(False, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(None, description="accepted; the middle is cut")
     model: str | None = Field(None, max_length=200, description="the task; the service's DEFAULT_TASK when not given")
+
+    @field_validator("inputs")
+    @classmethod
+    def _whole_characters(cls, given: str | list[str | list[str]]) -> str | list[str | list[str]]:
+        for one in [given] if isinstance(given, str) else given:
+            whole_characters([one] if isinstance(one, str) else one)
+        return given
 
     @property
     def single(self) -> bool:
@@ -70,6 +77,12 @@ class HubRequest(BaseModel):
 
     inputs: str | list[str] = Field(examples=["I liked it."])
     parameters: HubParameters = HubParameters()
+
+    @field_validator("inputs")
+    @classmethod
+    def _whole_characters(cls, given: str | list[str]) -> str | list[str]:
+        whole_characters([given] if isinstance(given, str) else given)
+        return given
 
     @property
     def texts(self) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,7 @@ class Metrics:
             self._served.discard(task)
             self._version.remove(task)
             self._stale.remove(task)
+            self._forget_shift(task)
 
     def stale(self, task: str) -> None:
         if task in self._served:
@@ -121,9 +123,17 @@ class Metrics:
         for label, share in zip(labels, shift.shares, strict=True):
             self._share.labels(task, label).set(share)
         self._margin.labels(task).set(shift.margin)
-        if shift.share_shift is not None and shift.margin_shift is not None:
+        if shift.share_shift is None or shift.margin_shift is None:
+            self._forget_shift(task)
+        else:
             self._share_shift.labels(task).set(shift.share_shift)
             self._margin_shift.labels(task).set(shift.margin_shift)
+
+    def _forget_shift(self, task: str) -> None:
+        """A version just promoted has none yet, and must not show that of the one before."""
+        for gauge in (self._share_shift, self._margin_shift):
+            with suppress(KeyError):
+                gauge.remove(task)
 
 
 class _Counted(Collector):

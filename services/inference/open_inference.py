@@ -16,6 +16,7 @@ from ifed.serving import ServedModel
 from services.inference.answers import Answer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+LONGEST_TIMEOUT = 10**15  # microseconds, thirty years
 OUTPUTS = ("label", "probabilities", "error")
 
 
@@ -112,7 +113,9 @@ class Inference:
     def timeout(self) -> float | None:
         """Seconds the caller waits at the most."""
         microseconds = self.request.parameters.get("timeout")
-        return microseconds / 1e6 if isinstance(microseconds, int | float) and microseconds > 0 else None
+        if isinstance(microseconds, bool) or not isinstance(microseconds, int | float) or not microseconds > 0:
+            return None
+        return min(microseconds, LONGEST_TIMEOUT) / 1e6
 
 
 def read_inference(body: bytes, header_length: int | None) -> Inference:

@@ -136,9 +136,10 @@ class Scorer:
         Raises:
             BadTemplate: they leave no room for a text in what the model takes.
         """
-        template = loaded.template.template
-        shown = "".join(f"{template.replace(TEXT_SLOT, one.text)} {one.label}\n\n" for one in demonstrations)
-        prompt = PromptTemplate.of(self._model, shown + template, max_tokens=self._model.max_tokens)
+        whole, space = loaded.template.template, loaded.template.space
+        shown = "".join(f"{whole.replace(TEXT_SLOT, one.text)}{space}{one.label}\n\n" for one in demonstrations)
+        longest = longest_prompt(self._model, self._model.max_tokens)
+        prompt = replace(loaded.template, template=shown + whole, max_tokens=longest)  # a chat stands in its template already
         return LoadedAdapter(prompt, loaded.labels, None)
 
     def prepare(self, loaded: LoadedAdapter, text: str, *, truncate: bool) -> Prepared[ScoringItem] | IFedError:

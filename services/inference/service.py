@@ -101,9 +101,13 @@ class Classifier(Generic[Loaded, Item]):
         began = monotonic()
         with self._counted() as known:
             answer = await self._classify(self._named(model), texts, truncate, deadline, known)
+        refusals = [one.refusal for one in answer.results if one.refusal is not None]
+        if refusals and len(refusals) == len(texts):
+            self._observer.refused(answer.task, type(refusals[0]).__name__)
+            return answer
         self._observer.answered(
             answer.task,
-            items=len(texts),
+            items=len(texts) - len(refusals),
             tokens=answer.tokens,
             queue=answer.queue_seconds,
             model=answer.model_seconds,

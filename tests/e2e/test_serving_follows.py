@@ -54,7 +54,9 @@ async def test_inference_follows_its_aggregator_and_outlives_it(tmp_path: Path, 
                 for version in (2, 1, 0):
                     await admin.rollback(TASK, version)
                     took.append(await serves(client, version, seconds=10))
-            assert min(took) < 1, "what the aggregator serves now is served here within a second; a busy machine may miss it once"
+            assert sorted(took)[1] < 1, (
+                "what the aggregator serves now is served here within a second; a busy machine may miss it once"
+            )
             assert (await client.classify(f"{TASK}@3", "good")).adapter_version == 3
             assert await checks(inference.url) == (200, "ok")
 

@@ -20,6 +20,7 @@ from ifed.contracts import TaskInfo
 from ifed.errors import NothingYet, Unauthenticated
 from ifed.states import Role, RoundState, TaskState
 from ifed.tasks import Policy, TaskSpec
+from ifed.tensors import digest_of
 
 ADMIN = "an-admin-token-for-tests"
 LABELS = ["no", "yes"]
@@ -149,6 +150,14 @@ def exports_as_served(federation: Federation, task: TaskInfo) -> None:
     card = (folder / "README.md").read_text()
     assert f"| calibration rounds | {task.served} |" in card
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    files = federation.folder / "adapters"
+    done = subprocess.run(
+        [*command[:-1], str(files), "--adapter"], capture_output=True, text=True, check=False, env=os.environ | reader
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in files.iterdir()} == {"polarity.safetensors", f"polarity@{task.served}.safetensors"}
+    for file in files.iterdir():
+        assert f"sha256 {digest_of(file.read_bytes())}" in " ".join(done.stdout.split())
 
 
 async def answers_as_served(inference: Service, task: TaskInfo, tokens: Mapping[str, str]) -> None:

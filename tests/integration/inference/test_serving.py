@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import httpx
 import pytest
@@ -60,6 +61,27 @@ class TestAnswers:
         assert int(answer.headers["x-queue-time"]) >= 0
         assert int(answer.headers["x-inference-time"]) >= 0
         assert len(said["data"][0]["top"]) == 2
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("/predict", {"model": "sentiment", "inputs": "good"}),
+            ("/models/sentiment", {"inputs": "good"}),
+            (
+                "/v2/models/sentiment/infer",
+                {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]},
+            ),
+        ],
+    )
+    async def test_so_does_every_other_way_in(self, running: Running, path: str, message: dict[str, Any]) -> None:
+        async with httpx.AsyncClient(base_url=running.url, headers=BEARER) as http:
+            answer = await http.post(path, json=message)
+            known = await http.post("/v1/classify", json={"model": "sentiment", "input": "good"})
+            half = await http.post(path, content=json.dumps(message).replace("good", "\\ud83d"))
+        assert answer.status_code == 200, answer.text
+        named = ("x-task", "x-adapter-version", "x-adapter-digest")
+        assert [answer.headers[name] for name in named] == [known.headers[name] for name in named]
+        assert half.status_code in (400, 422), half.text
 
     async def test_pinned_bare_and_few_shot_are_other_answers(self, running: Running) -> None:
         async with InferenceClient(running.url, KEY) as client:
@@ -195,7 +217,7 @@ class TestUnderLoad:
         """Forward passes are made so long that an event loop which waited for them would be seen at once, on any machine."""
         with slow_service(running, tmp_path, MAX_QUEUE="100000", TOKEN_BUDGET="4096") as service:
             async with InferenceClient(service.url, timeout=240) as client, httpx.AsyncClient(base_url=service.url) as http:
-                load = [asyncio.create_task(client.classify("sentiment", ["good film " * 10] * 400)) for _ in range(12)]
+                load = [asyncio.create_task(client.classify("sentiment", ["good film " * 10] * 400)) for _ in range(60)]
                 while not await metric(service.url, "ifed_inference_batch_seconds_count"):
                     await asyncio.sleep(0.01)
                 times = []

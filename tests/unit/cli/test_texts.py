@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ifed.cli.classify import _Remembering, _whole_lines
+from ifed.cli.classify import _Remembering, _Rows, _whole_lines
 from ifed.cli.texts import count_texts, read_texts
 from ifed.errors import BadData
 
@@ -53,20 +54,47 @@ def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    assert _whole_lines(path, task="a") == 0
-    whole = '{"row": 0, "task": "a"}\n{"row": 1, "task": "a"}\n'
+    assert _whole_lines(path, "a") == (0, None)
+    whole = '{"row": 0, "text": "x", "model": "a"}\n{"row": 1, "text": "y", "model": "a"}\n'
     path.write_text(whole + '{"ro')
-    assert _whole_lines(path, task="a") == 2
+    assert _whole_lines(path, "a") == (2, "y")
     assert path.read_text() == whole
 
 
-@pytest.mark.parametrize("content", ['{"row": 0, "task": "b"}\n', "notes\n", '{"row": 0, "task": "a"}\nnotes', "[1]\n"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"row": 0, "model": "b"}\n', '{"row": 0, "model": "a@bare"}\n', "notes\n", '{"row": 0, "model": "a"}\nnotes', "[1]\n"],
+)
 def test_a_file_that_holds_something_else_is_left_alone(content: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
     with pytest.raises(BadData, match="name another file"):
-        _whole_lines(path, task="a")
+        _whole_lines(path, "a")
     assert path.read_text() == content
+
+
+def test_only_the_same_texts_are_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"row": 0, "text": "x", "model": "a"}\n{"row": 1, "text": "y", "model": "a"}\n')
+    with ExitStack() as parts:
+        rows = _Rows(parts, path, "a")
+        assert list(rows.rest_of(iter(["x", "y", "z"]))) == ["z"]
+        for others in (["x", "other", "z"], ["x"]):
+            with pytest.raises(BadData, match="other texts"):
+                rows.rest_of(iter(others))
+
+
+def test_a_file_from_excel_is_read_and_one_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "texts.CSV"
+    path.write_text("text,id\nfünf,1\n", encoding="utf-8-sig")
+    assert (list(read_texts(path, "text")), count_texts(path)) == (["fünf"], 1)
+    path.write_text("text\nfünf\n", encoding="latin-1")
+    for read in (lambda: list(read_texts(path, "text")), lambda: count_texts(path)):
+        with pytest.raises(BadData, match=r"texts.CSV is not UTF-8 \(byte 6\); save it as UTF-8"):
+            read()
+    path.write_text("text\n" + "x" * 140_000 + "\n")
+    with pytest.raises(BadData, match=r"texts.CSV cannot be read as CSV: field larger"):
+        list(read_texts(path, "text"))
 
 
 def test_texts_are_kept_until_their_answer_is_there() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from ifed.bodies import AdapterBody
 from ifed.errors import NothingYet, Unavailable, UnknownTask, UnknownVersion
 from services.inference import adapters as module
 from services.inference.adapters import Adapters
@@ -105,7 +107,33 @@ async def test_a_task_that_is_deleted_is_no_longer_served() -> None:
     await until(lambda: not adapters.current())
     with pytest.raises(UnknownTask):
         await adapters.get("a")
+    assert adapters.stale == {}, "nothing is late of a task that is gone and that no setting names"
+    adapters.want(["a"])
+    await until(lambda: adapters.stale == {"a": "no task 'a'"})
     await adapters.close()
+
+
+@pytest.mark.parametrize("gone", [None, Unavailable("gone")])
+async def test_an_adapter_let_go_while_it_is_looked_at_again_still_answers(
+    gone: Unavailable | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
+    source = FakeSource()
+    source.promote(body("a", 1))
+    source.promote(body("b", 1))
+    adapters = adapters_of(source, max_followed=0, max_bytes=SIZE)
+    await adapters.get("a")
+    asked = source.adapter
+
+    async def slow(task: str, **given: Any) -> tuple[str, AdapterBody] | None:
+        if task == "a":
+            await adapters.get("b")  # takes the room of "a"
+            source.refusal = gone
+        return await asked(task, **given)
+
+    monkeypatch.setattr(source, "adapter", slow)
+    assert (await adapters.get("a")).loaded == 1
+    assert len(adapters.current()) == 1
 
 
 async def test_a_task_with_nothing_yet_is_followed_from_the_start() -> None:

@@ -246,6 +246,31 @@ async def test_an_error_reaches_its_callers_and_the_lane_goes_on() -> None:
     await engine.stop()
 
 
+async def test_too_few_scores_or_an_observer_that_fails_reach_the_callers_and_the_engine_goes_on() -> None:
+    class Listener:
+        broken = False
+
+        def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None:
+            if self.broken:
+                raise RuntimeError("nobody listens")
+
+    def short(items: Sequence[int]) -> list[Scores]:
+        return [np.array([item], np.float32) for item in items if item > 0]
+
+    listener = Listener()
+    engine = Engine([short], tokens=lambda _: 1, token_budget=10, gather_seconds=0.0, max_queue=9, observer=listener)
+    engine.start()
+    with pytest.raises(ValueError, match="shorter"):
+        await engine.run([1, -1])
+    listener.broken = True
+    with pytest.raises(RuntimeError, match="nobody listens"):
+        await engine.run([1])
+    listener.broken = False
+    assert await numbers(engine.run([2])) == [2]
+    assert engine.alive
+    await engine.stop()
+
+
 async def test_stopping_refuses_what_waits_and_what_is_under_way() -> None:
     model = Model()
     model.free.clear()

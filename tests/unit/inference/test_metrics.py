@@ -82,6 +82,8 @@ def test_drift_is_told_against_the_answers_after_the_promotion(metrics: Metrics)
     assert value(metrics, "margin_shift", task="a") == pytest.approx(0.1 - 0.8, abs=0.01)
     metrics.predicted("a", "two", ["no", "yes"], [sure])
     assert value(metrics, "label_share", task="a", label="no") == 1
+    assert value(metrics, "label_share_shift", task="a") is None, "that was the version before"
+    assert value(metrics, "margin_shift", task="a") is None
 
 
 def test_the_monitoring_page_names_every_metric(metrics: Metrics) -> None:

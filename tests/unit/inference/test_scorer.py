@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import torch
 
 from ifed.bodies import AdapterBody
 from ifed.contracts import AdapterMeta
 from ifed.errors import BadTemplate
 from ifed.identity import identity_of
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem
 from ifed.tasks import Layout
 from services.inference.answers import Prepared
@@ -22,9 +24,9 @@ from services.inference.scorer import Item, LoadedAdapter, Scorer
 from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
 
 
-def scorer_of(family: str = "llama", **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
+def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
     """A random model and three tasks on it: other layers, other labels, other tensors."""
-    lm = build(family)
+    lm = build(family, dtype=dtype)
     scorer = Scorer(lm, **limits)
     kinds = ([0, 1, 2], ["good", "bad"]), ([1, 2], ["positive", "negative", "mixed topic"]), ([2], ["sport", "science"])
     loaded = []
@@ -60,10 +62,11 @@ def test_a_text_among_other_tasks_gets_what_it_gets_alone(family: str) -> None:
         assert found.argmax() == alone.argmax()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
-def test_what_is_injected_into_other_rows_changes_no_bit(family: str) -> None:
+def test_what_is_injected_into_other_rows_changes_no_bit(family: str, dtype: torch.dtype) -> None:
     """In the same places of the same batch, with the same labels: what stands in the other rows decides nothing."""
-    scorer, (task, other, *_) = scorer_of(family)
+    scorer, (task, other, *_) = scorer_of(family, dtype)
     tasks = [task, replace(task, injection=other.injection), scorer.bare(task), task]
     items = [prepared(scorer, task, text).item for task, text in zip(tasks, filter(None, TEXTS), strict=False)]
     mixed = scorer.score(items)
@@ -91,6 +94,15 @@ def test_few_shot_prompts_show_the_demonstrations_to_the_bare_model() -> None:
     assert prepared(scorer, shown, "a lot").tokens > prepared(scorer, task, "a lot").tokens
     with pytest.raises(BadTemplate):
         scorer.few_shot(task, [Demonstration("good film " * 100, "good")])
+
+
+def test_few_shot_in_a_chat_shows_demonstrations_as_the_chat_template_has_them() -> None:
+    scorer, (task, *_) = scorer_of()
+    tokenizer = task.template.tokenizer
+    chat = replace(task, template=PromptTemplate("<|user|>Review: {text}\n<|assistant|>\n", tokenizer, chat=True))
+    shown = scorer.few_shot(chat, [Demonstration("fine", "good")])
+    assert shown.template.template == ("<|user|>Review: fine\n<|assistant|>\ngood\n\n<|user|>Review: {text}\n<|assistant|>\n")
+    assert prepared(scorer, shown, "a lot").tokens > prepared(scorer, chat, "a lot").tokens
 
 
 def test_labels_of_several_tokens_count_every_row_they_need() -> None:

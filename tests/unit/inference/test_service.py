@@ -115,14 +115,16 @@ async def test_one_bad_text_does_not_fail_the_others() -> None:
     assert bad.error is not None
     assert (bad.error.error, bad.probs, bad.num_classes) == ("EmptyText", [], 2)
     assert observer.told["refused item", "a", "EmptyText"] == 1
-    assert observer.told["answered", "a", 3, 8] == 1
+    assert observer.told["answered", "a", 2, 8] == 1
     assert observer.predictions == [("a", "digest-3", 2)]
 
 
 async def test_one_bad_text_alone_is_a_refusal() -> None:
-    request = ClassifyRequest(model="a", input="")
+    request, observer = ClassifyRequest(model="a", input=""), Observer()
     with pytest.raises(EmptyText):
-        classified(request, await classifier_of().classify("a", request.texts))
+        classified(request, await classifier_of(observer=observer).classify("a", request.texts))
+    assert observer.told["refused", "a", "EmptyText"] == 1
+    assert not any(what[0] == "answered" for what in observer.told)
 
 
 async def test_more_than_the_service_takes_is_refused_by_number() -> None:

@@ -1,0 +1,31 @@
+"""What a setting only names is read at the start, and said in words when it is of no use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.inference.app import main
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ("ada short\n", "line 1 of the key file is not a name and a key of 16 characters or more"),
+        ("# nobody\n", "the key file holds no key"),
+    ],
+)
+def test_a_key_file_of_no_use_ends_the_service_at_once(
+    content: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    for name, value in {"KEY_FILE": file, "ADAPTER_FOLDER": tmp_path, "MODEL": "tiny"}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
