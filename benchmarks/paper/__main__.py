@@ -20,12 +20,14 @@ from benchmarks.serving.report import machine
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
 
+MODEL = "gemma-3-270m"
+
 
 def main() -> None:
     """Run every cell whose file is not there yet, one file a cell, so that a killed run goes on."""
     given = _arguments()
     plan = _plan(given)
-    store = Store(given.out or Path(".paper-quick" if given.quick else ".paper"), plan, given.model)
+    store = Store(given.out or _folder(given), plan, given.model)
     rates = tuple(given.lora_rates or (QUICK_RATES if given.quick else RATES))
     seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
     try:
@@ -41,6 +43,12 @@ def main() -> None:
         _tell(f"drew {path.name}")
     if given.page is not None:
         _write_page(given.page, found, words)
+
+
+def _folder(given: argparse.Namespace) -> Path:
+    """One for each model and size, since a folder takes no cells of another."""
+    parts = [".paper", "" if given.model == MODEL else Path(given.model).name.lower(), "quick" if given.quick else ""]
+    return Path("-".join(part for part in parts if part))
 
 
 def _write_page(page: Path, found: dict[str, Any], words: str) -> None:
@@ -78,11 +86,16 @@ def _plan(given: argparse.Namespace) -> Plan:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with {subj,agnews,emoc}.{train,test}.jsonl")
-    parser.add_argument("--out", type=Path, default=None, help="folder of cells, tables and figures; .paper, or .paper-quick")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="folder of cells, tables and figures; .paper, with the name of another model and with quick behind it",
+    )
     parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
     parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there")
     parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks; figures and JSON go beside it")
-    parser.add_argument("--model", default="gemma-3-270m", help="catalogue name, Hugging Face id or folder")
+    parser.add_argument("--model", default=MODEL, help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--device", default="auto", help="as torch names it")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")

@@ -22,7 +22,7 @@ WORDS = {
 }
 COLOURS = {
     "zero-shot": "#4a5568",
-    "icl": "#d49a00",
+    "icl": "#8d6e63",
     "lora": "#c8553d",
     "published": "#2f6690",
     "ours": "#0b6e4f",

@@ -19,6 +19,7 @@ from benchmarks.paper.summary import (
     seconds_until,
     target,
     times_fewer,
+    times_fewer_in_all,
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
@@ -38,7 +39,7 @@ def _machine(found: Mapping[str, Any]) -> str:
     seeds = max((len(runs) for one in found["data"].values() for runs in one["runs"].values()), default=0)
     words = (
         f"{found['model']}; {plan['clients']} clients, Dirichlet {plan['alpha']}, {plan['training']} training and {plan['test']} test examples, "
-        f"{plan['rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} examples, up to {seeds} seeds."
+        f"{plan['rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} examples, local coefficients on {plan['few']} texts, up to {seeds} seeds."
     )
     told = [
         f"{one['cpu']}{' with AMX' if one['amx'] else ''}, {one['cores']} cores, on {one['device']} in {one['dtype']}, torch {one['torch']}"
@@ -84,7 +85,8 @@ def _bytes(data: Data) -> str:
             begin = [f"{parts[name][way]:,}" if name in parts else "0" for name in ("joining", "context") for way in ("up", "down")]
             each = [f"{parts['round'][way]:,}" for way in ("up", "down")]
             times = NONE if (ratio := times_fewer(wire, method)) is None else f"{ratio:,.0f}"
-            rows.append([SOURCES[key].title, TITLES[method], *begin, *each, f"{parts['bodies']['update']:,}", times])
+            whole = NONE if (ratio := times_fewer_in_all(one, method)) is None else f"{ratio:,.0f}"
+            rows.append([SOURCES[key].title, TITLES[method], *begin, *each, f"{parts['bodies']['update']:,}", times, whole])
     heads = [
         "data",
         "method",
@@ -96,6 +98,7 @@ def _bytes(data: Data) -> str:
         "down",
         "update's body",
         "LoRA's round by this",
+        "all of LoRA's by all of this",
     ]
     return _table("Bytes of one client on the wire, headers included", heads, rows)
 
