@@ -8,6 +8,8 @@ from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ifed.errors import IFedError
+
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
 
@@ -25,8 +27,8 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
     except ValidationError as reason:
         problems = "\n".join(f"  {'.'.join(map(str, one['loc'])).upper() or 'settings'}: {one['msg']}" for one in reason.errors())
         _end(f"{service}: these settings, read from the environment, are missing or wrong:\n{problems}")
-    except ValueError as reason:
-        _end(f"{service}: a file that a setting names is of no use: {reason}")
+    except (ValueError, IFedError) as reason:
+        _end(f"{service}: a setting, or the file it names, is of no use: {reason}")
     except OSError as reason:
         _end(f"{service}: a file that a setting names cannot be read: {reason}")
     return settings

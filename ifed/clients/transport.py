@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from ifed.contracts import Page
-from ifed.errors import IFedError, Overloaded, Unavailable
+from ifed.errors import IFedError, Malformed, Overloaded, Unavailable
 
 Answer = TypeVar("Answer", bound=BaseModel)
 UNNAMED = {429: Overloaded.__name__, 500: Unavailable.__name__} | dict.fromkeys((502, 503, 504), Unavailable.__name__)
@@ -48,12 +48,24 @@ def _loopback(url: str) -> bool:
     return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
 
 
+def check_token(token: str) -> None:
+    """Refuse what no header can carry, such as the ellipsis of a copied example.
+
+    Raises:
+        Malformed: the token holds such a character.
+    """
+    if not (token.isascii() and token.isprintable()):
+        raise Malformed("this token holds a character that no token has; copy the whole of it, without an ellipsis or a line break")
+
+
 class Service:
     """A base URL, a bearer token, and one connection pool."""
 
     def __init__(
         self, url: str, token: str | None = None, *, timeout: float = 60.0, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
+        if token is not None:
+            check_token(token)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A long poll keeps its connection to itself, and there is one for each task that is followed.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)

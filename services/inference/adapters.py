@@ -16,8 +16,8 @@ import structlog
 from ifed.bodies import AdapterBody
 from ifed.contracts import AdapterMeta
 from ifed.errors import IFedError, NotFound, UnknownTask, UnknownVersion
+from ifed.serving_errors import OtherModel
 from ifed.tasks import ModelIdentity
-from services.inference.errors import OtherModel
 from services.inference.ports import AdapterObserver, Source
 
 log = structlog.get_logger(__name__)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from ifed import __version__
 from ifed.clients import AggregatorClient
+from ifed.clients.transport import check_token
 from ifed.errors import IFedError
 from ifed.logs import configure
 from ifed.startup import settings_or_exit
@@ -223,7 +224,8 @@ def _scorer(settings: Settings) -> Scorer:
 
 def _files(settings: Settings) -> None:
     """Read what the settings only name, so that what is wrong there is told at the start."""
-    settings.token()
+    if (token := settings.token()) is not None:
+        check_token(token)
     if settings.key_file is not None:
         read_keys(settings.key_file.read_text(encoding="utf-8"))
 

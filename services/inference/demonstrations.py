@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from ifed.errors import BadData
+from ifed.serving_errors import NoDemonstrations
 from ifed.tasks import TEXT_SLOT
 from ifed.tensors import digest_of
-from services.inference.errors import NoDemonstrations
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Response
 
 from ifed.errors import Malformed, NothingYet, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.serving import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
+from ifed.serving_errors import OtherModel
 from ifed.web import refusals
 from services.inference import endpoints_hub, endpoints_open_inference
 from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
-from services.inference.errors import OtherModel
 from services.inference.formats import classified, headers_of
 
 router = APIRouter(prefix="/v1", tags=["classification"], dependencies=[Caller])

@@ -8,10 +8,10 @@ from fastapi import Depends, Header, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic.json_schema import SkipJsonSchema
 
+from ifed import serving_errors as errors
 from ifed.errors import Malformed, NothingYet, Overloaded, TooLarge, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.serving import DEADLINE_HEADER
 from ifed.web import refusals
-from services.inference import errors
 from services.inference.deadlines import deadline_in
 from services.inference.service import Classifier
 

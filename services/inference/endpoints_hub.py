@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request, Response
 from ifed.contracts import ErrorBody
 from ifed.errors import Unauthenticated, Unavailable
 from ifed.serving import LabelScore
+from ifed.serving_errors import NoDefaultTask, PairNotSupported
 from ifed.web import refusals
 from services.inference.about import About
 from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
-from services.inference.errors import NoDefaultTask, PairNotSupported
 from services.inference.formats import HubRequest, PredictRequest, headers_of, hub_predictions, predictions
 
 router = APIRouter(tags=["hub"], dependencies=[Caller])

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 
 from ifed import __version__
 from ifed.errors import Malformed, NothingYet, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.serving_errors import OtherModel
 from ifed.web import refusals
 from services.inference.deadlines import deadline_in, sooner
 from services.inference.endpoints_access import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model, Version
-from services.inference.errors import OtherModel
 from services.inference.formats import headers_of
 from services.inference.open_inference import (
     HEADER_LENGTH,

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ifed.errors import Unavailable
+from ifed.serving_errors import DeadlineExceeded, QueueFull
 from services.inference.batches import choose, share
-from services.inference.errors import DeadlineExceeded, QueueFull
 
 Item = TypeVar("Item")
 Scores = npt.NDArray[np.float32]
@@ -151,7 +151,7 @@ class Engine(Generic[Item]):
         job = _Job(items, [self._tokens(item) for item in items])
         if self._jobs and (waiting := self.depth) + len(items) > self._max_queue:
             raise QueueFull(
-                f"{waiting} texts are waiting and at most {self._max_queue} may; try again in a moment",
+                f"{waiting} texts wait, these are {len(items)}, and at most {self._max_queue} may wait; try again in a moment",
                 retry_after=self._patience(),
             )
         self._jobs[job] = None

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, field_validator
 from ifed.contracts import ErrorBody
 from ifed.errors import IFedError, Malformed
 from ifed.serving import Classification, ClassifyRequest, ClassifyResponse, LabelScore, Usage, whole_characters
+from ifed.serving_errors import PairNotSupported
 from services.inference.answers import Answer, Result
-from services.inference.errors import PairNotSupported
 
 BATCH_HINT = 'a batch of single texts is a list of lists of one: [["first"], ["second"]]'
 

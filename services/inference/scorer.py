@@ -22,11 +22,11 @@ from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.scoring import ScoringItem, rows_of, score
 from ifed.modeling.twins import lanes_for, twins
 from ifed.paths import cache_folder
+from ifed.serving_errors import EmptyText, TextTooLong
 from ifed.tasks import TEXT_SLOT, ModelIdentity
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration
 from services.inference.engine import Scores
-from services.inference.errors import EmptyText, TextTooLong
 
 Item = ScoringItem
 PACKED_PASS = 2  # budgets of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory

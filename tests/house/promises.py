@@ -99,8 +99,8 @@ def routes_of(app: FastAPI) -> dict[str, Mapping[str, Any]]:
 
 
 def refusals() -> dict[str, type[IFedError]]:
-    """Every refusal of `ifed/errors.py` and of the services' `errors.py`, by name."""
-    modules = ["ifed.errors", *(f"services.{service}.errors" for service in SERVICES.values())]
+    """Every refusal of `ifed/errors.py`, `ifed/serving_errors.py` and of the services' `errors.py`, by name."""
+    modules = ["ifed.errors", "ifed.serving_errors", *(f"services.{service}.errors" for service in SERVICES.values())]
     found: dict[str, type[IFedError]] = {}
     for name in modules:
         try:

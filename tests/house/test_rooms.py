@@ -165,7 +165,19 @@ def test_the_library_never_imports_a_service(source: Source) -> None:
 @matching(
     *(
         f"ifed/{name}.py"
-        for name in ("states", "errors", "tensors", "rules", "tasks", "contracts", "history", "serving", "bodies", "label_bias")
+        for name in (
+            "states",
+            "errors",
+            "tensors",
+            "rules",
+            "tasks",
+            "contracts",
+            "history",
+            "serving",
+            "serving_errors",
+            "bodies",
+            "label_bias",
+        )
     )
 )
 def test_the_shared_values_know_no_framework_and_no_service(source: Source) -> None:

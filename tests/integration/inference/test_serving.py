@@ -18,7 +18,7 @@ from ifed.cli.demo.stack import Service, Stack
 from ifed.clients import BlockingInferenceClient, InferenceClient
 from ifed.errors import NotFound as Missing
 from ifed.errors import Overloaded, TooLarge, Unauthenticated, UnknownTask, UnknownVersion
-from services.inference.errors import DeadlineExceeded, QueueFull, TooManyItems, TooManyTokens
+from ifed.serving_errors import DeadlineExceeded, QueueFull, TooManyItems, TooManyTokens
 from tests.integration.inference.conftest import KEY, Running, adapter_body, put
 
 BEARER = {"Authorization": f"Bearer {KEY}"}

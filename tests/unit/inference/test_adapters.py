@@ -10,9 +10,9 @@ import pytest
 
 from ifed.bodies import AdapterBody
 from ifed.errors import NothingYet, Unavailable, UnknownTask, UnknownVersion
+from ifed.serving_errors import OtherModel
 from services.inference import adapters as module
 from services.inference.adapters import Adapters
-from services.inference.errors import OtherModel
 from tests.unit.inference.fakes import OTHER, SIZE, FakeSource, Observer, adapters_of, body
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ifed.errors import Unavailable
+from ifed.serving_errors import DeadlineExceeded, QueueFull
 from services.inference.engine import Engine, Pass, Ran, Scores
-from services.inference.errors import DeadlineExceeded, QueueFull
 
 
 class Model:
@@ -193,7 +193,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     waiting = [asyncio.create_task(engine.run([1])), asyncio.create_task(engine.run([2, 3]))]
     await asyncio.sleep(0)
     assert engine.depth == 3
-    with pytest.raises(QueueFull, match="3 texts are waiting and at most 3 may") as refusal:
+    with pytest.raises(QueueFull, match="3 texts wait, these are 1, and at most 3 may wait") as refusal:
         await engine.run([4])
     assert refusal.value.retry_after
     model.free.set()

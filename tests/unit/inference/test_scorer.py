@@ -16,10 +16,10 @@ from ifed.errors import BadTemplate
 from ifed.identity import identity_of
 from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem
+from ifed.serving_errors import EmptyText, TextTooLong
 from ifed.tasks import Layout
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration
-from services.inference.errors import EmptyText, TextTooLong
 from services.inference.scorer import Item, LoadedAdapter, Scorer
 from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
 

@@ -29,3 +29,12 @@ def test_a_key_file_of_no_use_ends_the_service_at_once(
         main()
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_token_of_no_use_ends_the_service_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"READER_TOKEN": "ifed_…", "AGGREGATOR_URL": "http://127.0.0.1:1", "MODEL": "tiny"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "copy the whole of it" in capsys.readouterr().err

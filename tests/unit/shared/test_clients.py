@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import httpx
 import numpy as np
 import pytest
@@ -120,3 +123,20 @@ async def test_tensors_that_were_changed_on_the_way_are_refused() -> None:
     async with AggregatorClient("http://service", transport=transport) as client:
         with pytest.raises(Malformed):
             await client.context("a")
+
+
+def test_a_caller_who_has_only_the_clients_gets_the_classes_that_the_inference_service_raises() -> None:
+    """In a process of its own, since the tests have all classes at hand."""
+    program = (
+        "import sys; import ifed.clients; from ifed.errors import IFedError, Overloaded;"
+        "found = IFedError.named('QueueFull', 'full', status=429, retry_after=1);"
+        "assert isinstance(found, Overloaded), type(found); assert not [name for name in sys.modules if name.startswith('services')]"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("token", ["ifed_…", "ifed_a\nb"])
+def test_a_token_that_no_header_can_carry_is_refused_in_words(token: str) -> None:
+    with pytest.raises(Malformed, match="copy the whole of it"):
+        AggregatorClient("http://127.0.0.1:1", token)

@@ -1,4 +1,4 @@
-"""Refusals that only the inference service gives. Knows no HTTP."""
+"""Refusals that only the inference service gives, here so that its callers get the same classes. Knows no HTTP."""
 
 from __future__ import annotations
 
