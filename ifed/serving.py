@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from ifed.contracts import ErrorBody
 
+Given = TypeVar("Given", bound=str | list[Any])
 DEADLINE_HEADER = "X-Request-Timeout"
 
 
@@ -16,11 +17,14 @@ def _absent(value: object) -> bool:
     return value is None
 
 
-def whole_characters(texts: Iterable[str]) -> None:
-    """Half a character, a lone surrogate, is a ValueError, and so a 422 for whoever sent it."""
-    for text in texts:
-        if not text.isascii():
-            text.encode()
+def whole_characters(given: Given) -> Given:
+    """Texts in lists of any depth, as they are; half a character, a lone surrogate, is a ValueError, and so a 422 for whoever sent it."""
+    if not isinstance(given, str):
+        for one in given:
+            whole_characters(one)
+    elif not given.isascii():
+        given.encode()
+    return given
 
 
 class ClassifyRequest(BaseModel):
@@ -31,16 +35,12 @@ class ClassifyRequest(BaseModel):
     """
 
     model: str = Field(min_length=1, max_length=200, examples=["sentiment"])
-    input: str | list[str] = Field(examples=["The plot was thin, but I laughed the whole way through."])
+    input: Annotated[str | list[str], AfterValidator(whole_characters)] = Field(
+        examples=["The plot was thin, but I laughed the whole way through."]
+    )
     top_k: int | None = Field(None, ge=1, description="also list so many labels with their probability, most probable first")
     truncate: bool = Field(True, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
     use_activation: bool | None = Field(None, description="false, as in vLLM: natural logarithms in place of the probabilities")
-
-    @field_validator("input")
-    @classmethod
-    def _whole_characters(cls, given: str | list[str]) -> str | list[str]:
-        whole_characters([given] if isinstance(given, str) else given)
-        return given
 
     @property
     def raw(self) -> bool:

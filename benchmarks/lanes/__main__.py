@@ -56,8 +56,7 @@ def main() -> None:
 
 
 def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int], int]:
-    """A row for each number of texts, parts traced or not: medians over the turns; then what injection adds, the texts' tokens and the
-    budget of a pass."""
+    """Passes by texts and traced or not, medians over the turns; what injection adds; the texts' tokens; the budget of a pass."""
     source, ways = SOURCES["agnews"], {}
     for traced in (False, True):
         options = Options(packed_weights=True, traced=traced)

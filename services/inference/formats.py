@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from ifed.contracts import ErrorBody
 from ifed.errors import IFedError, Malformed
@@ -22,18 +22,13 @@ BATCH_HINT = 'a batch of single texts is a list of lists of one: [["first"], ["s
 class PredictRequest(BaseModel):
     """Body of `POST /predict`, as text-embeddings-inference takes it, and `model`, which names the task."""
 
-    inputs: str | list[str | list[str]] = Field(examples=["I liked it.", [["I liked it."], ["I did not."]]])
+    inputs: Annotated[str | list[str | list[str]], AfterValidator(whole_characters)] = Field(
+        examples=["I liked it.", [["I liked it."], ["I did not."]]]
+    )
     raw_scores: bool = Field(False, description="natural logarithms of the probabilities")
     truncate: bool = Field(False, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(None, description="accepted; the middle is cut")
     model: str | None = Field(None, max_length=200, description="the task; the service's DEFAULT_TASK when not given")
-
-    @field_validator("inputs")
-    @classmethod
-    def _whole_characters(cls, given: str | list[str | list[str]]) -> str | list[str | list[str]]:
-        for one in [given] if isinstance(given, str) else given:
-            whole_characters([one] if isinstance(one, str) else one)
-        return given
 
     @property
     def single(self) -> bool:
@@ -75,14 +70,8 @@ class HubParameters(BaseModel):
 class HubRequest(BaseModel):
     """Body of `POST /models/{task}`, as Hugging Face inference clients send it."""
 
-    inputs: str | list[str] = Field(examples=["I liked it."])
+    inputs: Annotated[str | list[str], AfterValidator(whole_characters)] = Field(examples=["I liked it."])
     parameters: HubParameters = HubParameters()
-
-    @field_validator("inputs")
-    @classmethod
-    def _whole_characters(cls, given: str | list[str]) -> str | list[str]:
-        whole_characters([given] if isinstance(given, str) else given)
-        return given
 
     @property
     def texts(self) -> Sequence[str]:

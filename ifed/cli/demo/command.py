@@ -84,7 +84,7 @@ def _federate(
         f"for its context vector, and no text. Figures in {path}."
     )
     body = json.dumps({"model": TASK, "input": EXAMPLE})
-    say("\nAsk it yourself:\n" if not leave else "\nWhat it was asked at last, and answered; without --exit the services run on:\n")
+    say("\nWhat it was asked at last, and answered; without --exit the services run on:\n" if leave else "\nAsk it yourself:\n")
     say(f"  curl -s {federation.inference_url}/v1/classify -H 'Content-Type: application/json' -d '{body}'\n", verbatim=True)
     say(f"  {run(federation.ask(EXAMPLE))}\n", verbatim=True)
     if not leave:
