@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,7 +49,7 @@ def count_texts(path: Path) -> int | None:
 def _count(path: Path) -> int | None:
     if _kind(path) == ".csv":
         with path.open(encoding=ENCODING, newline="") as file:
-            return max(0, sum(1 for row in csv.reader(file) if row) - 1)
+            return max(0, sum(1 for row in csv.reader(file, strict=True) if row) - 1)
     if _kind(path) == ".parquet":
         return _parquet_rows(path)
     with path.open("rb") as file:
@@ -57,7 +58,7 @@ def _count(path: Path) -> int | None:
 
 def _csv(path: Path, column: str) -> Iterator[str]:
     with path.open(encoding=ENCODING, newline="") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, strict=True)
         if column not in (rows.fieldnames or ()):
             raise BadData(f"{path.name} has no column {column!r}; it has {', '.join(rows.fieldnames or ()) or 'none'}")
         for number, row in enumerate(rows, start=1):
@@ -115,6 +116,7 @@ def _kind(path: Path) -> str:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
+    csv.field_size_limit(sys.maxsize)  # how long a text may be is the service's to say
     try:
         yield
     except UnicodeDecodeError as reason:
