@@ -25,7 +25,10 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
         settings = kind()
         secrets(settings)
     except ValidationError as reason:
-        problems = "\n".join(f"  {'.'.join(map(str, one['loc'])).upper() or 'settings'}: {one['msg']}" for one in reason.errors())
+        problems = "\n".join(
+            f"  {'.'.join(map(str, one['loc'])).upper() or 'SETTINGS'}: {one['msg'].removeprefix('Value error, ')}"
+            for one in reason.errors()
+        )
         _end(f"{service}: these settings, read from the environment, are missing or wrong:\n{problems}")
     except (ValueError, IFedError) as reason:
         _end(f"{service}: a setting, or the file it names, is of no use: {reason}")

@@ -9,6 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
@@ -71,9 +73,13 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     )
     told = machine()
     store.machine = {name: told[name] for name in ("cpu", "amx", "cores", "torch")}
-    store.machine |= {"device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
+    store.machine |= {"device": _name(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
     for seed, key in todo:
         Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+
+
+def _name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _plan(given: argparse.Namespace) -> Plan:

@@ -58,7 +58,8 @@ class Work:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        if not set(SETTINGS) <= set(self._store.read(self._source.key, "wire") or ()):
+        known = self._store.read(self._source.key, "wire") or {}
+        if not all("evaluation" in known.get(method, ()) for method in SETTINGS):
             self._store.keep(self._source.key, "wire", self._bytes())
 
     def _lora(self) -> None:

@@ -27,7 +27,7 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.objective import Objective
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tensors import Float32, TensorBody
+from ifed.tensors import Float32, Int64, TensorBody
 from services.aggregator.aggregation import WeightedMean
 
 TARGETS = ("q_proj", "v_proj")
@@ -121,34 +121,48 @@ def federated(
     """All rounds at one learning rate: from the weights' mean each client takes its steps, and its weights count by its examples.
 
     Returns:
-        JSON-ready: rows as those of coefficients, without a row where a round was not evaluated.
+        JSON-ready: rows as those of coefficients.
     """
     policy = OURS.policy_for(plan).model_copy(update={"learning_rate": rate})
     learners = learners_of(lm, source, parts, policy.logit_adjustment)
-    template = PromptTemplate.of(lm, source.template)
-    labels = template.labels(source.labels)
-    held = [example for part in parts for example in part[: held_back(part)]]
-    items = [ScoringItem(template.prompt(example.text), labels, None) for example in (*test, *held)]
-    truths, own = (np.array([example.label for example in some]) for some in (test, held))
+    reading = _Reading.of(lm, source, parts, test)
     rows: list[dict[str, Any]] = []
     with adapted(lm, plan.lora_rank, seed) as parameters:
-        current, spent = weights_of(parameters), []
+        current = weights_of(parameters)
         for index in range(policy.rounds):
             began = now(lm)
             plans = [plan_of(policy, index, seed_of(seed, index, learner.name)) for learner in learners]
             current, loss = one_round(lm, parameters, current, learners, plans)
-            spent.append((now(lm) - began) / len(learners))
-            told(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, {spent[-1]:.1f} s a client")
-            if (index + 1) % plan.lora_every == 0 or index + 1 == policy.rounds:
-                put(parameters, current)
-                scores, body = np.stack(score(lm, items)), len(body_of(current))
-                both = three_ways(truths, scores[: len(test)], *bias_from(scores[len(test) :], own))
-                row = as_served(both, prior=False) | {"round": index + 1, "loss": loss, "seconds": sum(spent)}
-                rows.append(row | {"body_up": body, "body_down": body})
-                spent.clear()
-                ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_prior_matched']:.1%} with the prior matched"
-                told(f"accuracy after round {index + 1}: {ways}")
+            spent, body = (now(lm) - began) / len(learners), len(body_of(current))
+            put(parameters, current)
+            row = reading.row(lm) | {"round": index + 1, "loss": loss, "seconds": spent, "body_up": body, "body_down": body}
+            rows.append(row)
+            ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_prior_matched']:.1%} with the prior matched"
+            told(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, accuracy {ways}, {spent:.1f} s a client")
     return {"rate": rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The test set and the clients' held-out texts, the latter for the label prior."""
+
+    items: Sequence[ScoringItem]
+    truths: Int64
+    own: Int64
+
+    @classmethod
+    def of(cls, lm: LanguageModel, source: Source, parts: Sequence[Sequence[Example]], test: Sequence[Example]) -> _Reading:
+        template = PromptTemplate.of(lm, source.template)
+        labels = template.labels(source.labels)
+        held = [example for part in parts for example in part[: held_back(part)]]
+        items = [ScoringItem(template.prompt(example.text), labels, None) for example in (*test, *held)]
+        truths, own = (np.array([example.label for example in some]) for some in (test, held))
+        return cls(items, truths, own)
+
+    def row(self, lm: LanguageModel) -> dict[str, Any]:
+        """Accuracy and macro-F1 of the model as it is now, both ways."""
+        scores, count = np.stack(score(lm, self.items)), len(self.truths)
+        return as_served(three_ways(self.truths, scores[:count], *bias_from(scores[count:], self.own)), prior=False)
 
 
 def one_round(

@@ -9,7 +9,13 @@ from typing import Any
 from ifed.tasks import LayerChoice, Policy, TaskSpec
 
 SWEEP_SEED = 0  # the division on which the learning rate of LoRA is chosen
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.0003, 0.001, 0.003, 0.01)
+
+NO_PART = (
+    *("quorum", "quorum_fraction", "sample", "sample_fraction", "retries", "deadline_seconds"),
+    *("patience", "serve", "holdout", "max_holdout", "max_demonstrations"),
+)
+"""Of a policy: what plays no part here, where every client answers in every round and the last version is read."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,6 @@ class Plan:
         shots: demonstrations in a few-shot prompt, fewer where a client's do not fit.
         few: test texts on which each client's own coefficients are measured, round by round.
         few_seeds: so many of the seeds, the first, measure that.
-        lora_every: rounds between two evaluations of LoRA.
         lora_rank: of each adapter; its scale is 2, that is `lora_alpha` is twice the rank.
     """
 
@@ -36,7 +41,6 @@ class Plan:
     shots: int = 8
     few: int = 60
     few_seeds: int = 1
-    lora_every: int = 2
     lora_rank: int = 8
 
 
@@ -62,6 +66,11 @@ class Setting:
         """The task's policy."""
         size = {"rounds": self.times * plan.rounds, "local_steps": plan.local_steps, "batch_size": plan.batch_size}
         return Policy.model_validate(size | {"clients_expected": plan.clients} | dict(self.policy))
+
+    def told(self, plan: Plan) -> dict[str, Any]:
+        """JSON-ready: all that a cell of it depends on beside the plan."""
+        policy = self.policy_for(plan).model_dump(mode="json", exclude=set(NO_PART))
+        return {"groups": self.groups, "layers": self.layers, "policy": policy}
 
 
 OURS = Setting()  # the product's defaults, which stand for this software

@@ -23,6 +23,7 @@ from benchmarks.paper.summary import (
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
+PARTS = ("joining", "context", "round", "evaluation")
 READINGS = ("accuracy_plain", "accuracy_prior_matched")
 NONE = "–"
 
@@ -82,11 +83,10 @@ def _bytes(data: Data) -> str:
         for method in ROUNDS:
             if (parts := wire.get(method)) is None:
                 continue
-            begin = [f"{parts[name][way]:,}" if name in parts else "0" for name in ("joining", "context") for way in ("up", "down")]
-            each = [f"{parts['round'][way]:,}" for way in ("up", "down")]
+            each = [f"{parts[name][way]:,}" if name in parts else "0" for name in PARTS for way in ("up", "down")]
             times = NONE if (ratio := times_fewer(wire, method)) is None else f"{ratio:,.0f}"
             whole = NONE if (ratio := times_fewer_in_all(one, method)) is None else f"{ratio:,.0f}"
-            rows.append([SOURCES[key].title, TITLES[method], *begin, *each, f"{parts['bodies']['update']:,}", times, whole])
+            rows.append([SOURCES[key].title, TITLES[method], *each, f"{parts['bodies']['update']:,}", times, whole])
     heads = [
         "data",
         "method",
@@ -95,6 +95,8 @@ def _bytes(data: Data) -> str:
         "context up",
         "down",
         "round up",
+        "down",
+        "evaluation up",
         "down",
         "update's body",
         "LoRA's round by this",

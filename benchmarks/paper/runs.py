@@ -44,7 +44,7 @@ def calibrated(federation: Federation, setting: Setting, plan: Plan, seed: int, 
             row |= {"local": _alone(federation, step.local), "global": _alone(federation, [current])}
         rows.append(row)
         told(f"round {index + 1} of {policy.rounds}, loss {step.loss:.3f}, accuracy {row['accuracy']:.1%}, {spent:.1f} s a client")
-    return {"groups": current.groups, "layers": len(federation.layers), "policy": _told(policy), "rows": rows}
+    return {"groups": current.groups, "layers": len(federation.layers), "setting": setting.told(plan), "rows": rows}
 
 
 def _measured(federation: Federation, coefficients: Coefficients) -> tuple[list[Measured], float]:
@@ -70,7 +70,3 @@ def _alone(federation: Federation, versions: Sequence[Coefficients]) -> float:
     labels = len(federation.source.labels)
     scores = [federation.few_scores(version) for version in versions]
     return float(np.mean([counted(federation.truths[: len(one)], one, labels).accuracy for one in scores]))
-
-
-def _told(policy: Policy) -> dict[str, Any]:
-    return policy.model_dump(mode="json", exclude_defaults=True)

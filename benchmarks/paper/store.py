@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.federated.texts import SOURCES
-from benchmarks.paper.methods import SWEEP_SEED, TITLES, Cell, Plan
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
 
 
 class OtherRun(Exception):
-    """A folder holds cells of another plan or another model."""
+    """A folder holds cells of another plan, model or setting."""
 
 
 class Store:
@@ -24,14 +24,14 @@ class Store:
     """
 
     def __init__(self, folder: Path, plan: Plan, model: str) -> None:
-        self.folder, self._made = folder, {"plan": asdict(plan), "model": model}
+        self.folder, self._plan, self._made = folder, plan, {"plan": asdict(plan), "model": model}
         self.machine: dict[str, Any] | None = None
 
     def has(self, key: str, name: str) -> bool:
         """Whether a cell is there.
 
         Raises:
-            OtherRun: it is there, but of another plan or model.
+            OtherRun: it is there, but of another plan, model or setting.
         """
         return self.read(key, name) is not None
 
@@ -39,13 +39,15 @@ class Store:
         """What a cell found, or None.
 
         Raises:
-            OtherRun: it was made under another plan or model.
+            OtherRun: it was made under another plan, model or setting of its method, as after a default of the product has changed.
         """
         path = self._path(key, name)
         if not path.exists():
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [word for word, value in self._made.items() if found.get(word) != value]:
+        method = SETTINGS.get(found.get("method", ""))
+        wanted = self._made | ({} if method is None else {"setting": method.told(self._plan)})
+        if differing := [word for word, value in wanted.items() if found.get(word) != value]:
             raise OtherRun(f"{path} was made with another {' and '.join(differing)}; name another folder with --out")
         return found
 

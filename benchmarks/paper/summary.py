@@ -60,12 +60,14 @@ def seconds_until(run: Mapping[str, Any]) -> list[float]:
 
 
 def bytes_until(run: Mapping[str, Any], wire: Mapping[str, Any] | None) -> list[int] | None:
-    """One client's bytes up and down on the wire at each row; None where they were not measured."""
+    """One client's bytes up and down on the wire at each row, with those of the evaluation at the last; None where they were not measured."""
     if wire is None or run["method"] not in wire:
         return None
     parts = wire[run["method"]]
     begin = sum(sum(parts[name].values()) for name in ("joining", "context") if name in parts)
-    return [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
+    until = [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
+    until[-1] += sum(parts.get("evaluation", {}).values())
+    return until
 
 
 def times_fewer_in_all(data: Data, method: str) -> float | None:

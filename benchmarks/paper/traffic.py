@@ -32,7 +32,7 @@ Bytes = dict[str, dict[str, int]]
 
 
 def of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:
-    """Bytes up and down of a task's parts: joining, the context vector, a calibration round; and of the bodies alone.
+    """Bytes up and down of a task's parts: joining, the context vector, a calibration round, the evaluation; and of the bodies alone.
 
     The values are drawn at random; bodies of numbers are as long whatever the numbers are.
     """
@@ -64,7 +64,7 @@ async def _of_coefficients(identity: ModelIdentity, source: Source, setting: Set
 
 
 async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity: ModelIdentity, layout: Layout) -> dict[str, Any]:
-    """What an agent does, up to the second calibration round."""
+    """What an agent does in a task of two calibration rounds."""
     found: Bytes = {}
     await _asked(client, AssignmentKind.JOIN)
     counts = dict.fromkeys(spec.labels, 15)
@@ -87,6 +87,11 @@ async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity
         assert asked.round is not None
         await client.submit_update(TASK, asked.round, update)
         found["round"] = meter.taken()  # of the second one, whose assignment is asked for within it
+    asked = await _asked(client, AssignmentKind.EVALUATION)
+    await client.coefficients(TASK, version=asked.version)
+    assert asked.round is not None
+    await client.submit_update(TASK, asked.round, _update(spec, identity, asked, None, random))
+    found["evaluation"] = meter.taken()
     return found | {"bodies": {"context": len(context), "update": len(update)}}
 
 
@@ -98,14 +103,23 @@ async def _asked(client: AggregatorClient, kind: AssignmentKind) -> Assignment:
     return given
 
 
-def _update(spec: TaskSpec, identity: ModelIdentity, asked: Assignment, start: Coefficients, random: np.random.Generator) -> bytes:
-    step = random.normal(scale=0.05, size=start.values.shape).astype(np.float32)
-    dtype, labels = spec.policy.update_dtype, len(spec.labels)
-    change = None if dtype == "float32" else Change.of(step, dtype)
-    values = Coefficients(start.values + step) if change is None else None
+def _update(
+    spec: TaskSpec, identity: ModelIdentity, asked: Assignment, start: Coefficients | None, random: np.random.Generator
+) -> bytes:
+    """A contribution; to the evaluation where there is nothing to start from."""
+    values, change, labels = None, None, len(spec.labels)
+    if start is not None:
+        step = random.normal(scale=0.05, size=start.values.shape).astype(np.float32)
+        dtype = spec.policy.update_dtype
+        change = None if dtype == "float32" else Change.of(step, dtype)
+        values = Coefficients(start.values + step) if change is None else None
     means = np.full(labels, 1 / labels, np.float32) if spec.policy.label_bias else None
     meta = ContributionMeta(
-        fingerprint=identity.fingerprint, examples=54, version=asked.version, loss=float(np.log(2)), seconds=12.345
+        fingerprint=identity.fingerprint,
+        examples=54,
+        version=asked.version,
+        loss=None if start is None else float(np.log(2)),
+        seconds=12.345,
     )
     counts = np.eye(labels, dtype=np.int64)
     return UpdateBody(values, counts, meta, change=change, label_probabilities=means).to_bytes()

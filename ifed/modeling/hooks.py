@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ifed.errors import LayoutMismatch
 from ifed.modeling.attention import Prefix, Rows
 from ifed.modeling.batching import Batch
-from ifed.modeling.injection import Injection
+from ifed.modeling.injection import Injection, SideBySide
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.rescaling import Rescaling
+from ifed.modeling.rescaling import Rescaling, RunByRun
 from ifed.tensors import SITES
 
 _injected: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -115,7 +115,7 @@ def capture(lm: LanguageModel, layers: Sequence[int], *, batch: Batch | None = N
 
 
 @contextlib.contextmanager
-def inject(lm: LanguageModel, injection: Injection | None, *, rows: Tensor | None = None) -> Iterator[None]:
+def inject(lm: LanguageModel, injection: Injection | SideBySide | None, *, rows: Tensor | None = None) -> Iterator[None]:
     """Within the block, r_l = r_{l-1} + (λ^a v^a + β^a a) + (λ^m v^m + β^m m) at every token (arXiv 2511.06757); None changes nothing.
 
     Computed in the dtype of the injection and then rounded to the model's; nothing is written in place.
@@ -202,7 +202,7 @@ def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _changing(change: Rescaling) -> Callable[..., Any]:
+def _changing(change: Rescaling | RunByRun) -> Callable[..., Any]:
     """A hook that gives the changed output in place of what the site gave."""
 
     def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch
-from ifed.modeling.rescaling import Rescaling, Runs
+from ifed.modeling.rescaling import Rescaling, RunByRun, Runs
 from ifed.tensors import ACTIVATION, CONTEXT, SITES, Coefficients, ContextVector
 
 ALIKE = 3  # axes, where all rows take the same: layer, site, channel
@@ -22,7 +23,7 @@ class Injection:
 
     Attributes:
         layers: the injected layers, lowest first.
-        scale: at least float32, (layer, site, d) for a whole batch, or (row, layer, site, d) when rows differ.
+        scale: at least float32, (layer, site, d) for a whole batch, or (row, layer, site, d) where rows differ.
         shift: likewise.
 
     Raises:
@@ -44,7 +45,7 @@ class Injection:
     def hidden_size(self) -> int:
         return int(self.scale.shape[-1])
 
-    def changes(self, rows: Tensor | None = None) -> list[Rescaling]:
+    def changes(self, rows: Tensor | None = None) -> Sequence[Rescaling]:
         """What each site does, layer after layer and site after site; for a whole batch the same objects each time, so that an injection
         that is to have gradients is not used without them first.
 
@@ -58,9 +59,52 @@ class Injection:
         return self._site_by_site(None)
 
     def _site_by_site(self, rows: Tensor | None) -> list[Rescaling]:
-        runs = None if rows is None else Runs.that_pay(rows)
         each = (tensor.flatten(-3, -2).unbind(-2) for tensor in (self.scale, self.shift))
-        return [Rescaling(scale, shift, rows, runs) for scale, shift in zip(*each, strict=True)]
+        return [Rescaling(scale, shift, rows) for scale, shift in zip(*each, strict=True)]
+
+
+class SideBySide:
+    """Injections for the rows of one batch: row i takes what `injections[i]` does; None leaves it as the bare model, bit for bit.
+
+    Attributes:
+        layers: the union of all.
+    """
+
+    def __init__(self, injections: Sequence[Injection | None]) -> None:
+        self._injections = injections
+        self._given = [injection for injection in injections if injection is not None]
+        self.layers = tuple(sorted({layer for injection in self._given for layer in injection.layers}))
+        self.hidden_size = self._given[0].hidden_size
+
+    def changes(self, rows: Tensor | None = None) -> Sequence[Rescaling | RunByRun]:
+        """What each site does, as `Injection.changes`: without copying any injection where the tokens of a row stand side by side."""
+        runs = None if rows is None else Runs.that_pay(rows)
+        if runs is None:
+            return self._stacked().changes(rows)
+        own = [self._of_one(injection) for injection in self._injections]
+        return [RunByRun(parts, runs.lengths) for parts in zip(*(own[row] for row in runs.rows), strict=True)]
+
+    def _of_one(self, injection: Injection | None) -> Sequence[Rescaling | None]:
+        """What one does at each site of all layers."""
+        if injection is None:
+            return [None] * (len(self.layers) * len(SITES))
+        if injection.layers == self.layers:  # the usual case
+            return injection.changes()
+        known = dict(zip(itertools.product(injection.layers, range(len(SITES))), injection.changes(), strict=True))
+        return [known.get(place) for place in itertools.product(self.layers, range(len(SITES)))]
+
+    def _stacked(self) -> Injection:
+        """All of them in one, (row, layer, site, d)."""
+        if len(self._given) == len(self._injections) and all(injection.layers == self.layers for injection in self._given):
+            scales, shifts = zip(*((injection.scale, injection.shift) for injection in self._given), strict=True)
+            return Injection(self.layers, torch.stack(scales), torch.stack(shifts))
+        scale = self._given[0].scale.new_ones(len(self._injections), len(self.layers), len(SITES), self.hidden_size)
+        shift = torch.full_like(scale, -0.0)
+        for row, injection in enumerate(self._injections):
+            if injection is not None:
+                places = [self.layers.index(layer) for layer in injection.layers]
+                scale[row, places], shift[row, places] = injection.scale, injection.shift
+        return Injection(self.layers, scale, shift)
 
 
 def affine(coefficients: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,23 +146,6 @@ def injection_of(
     return Injection(tuple(layers), scale.to(device).contiguous(), shift.to(device).contiguous())
 
 
-def side_by_side(injections: Sequence[Injection | None]) -> Injection | None:
-    """One injection whose row i does what `injections[i]` does; None leaves its row as the bare model, bit for bit.
-
-    The layers are the union of all; None if no row is injected into.
-    """
-    given = [injection for injection in injections if injection is not None]
-    if not given:
-        return None
-    layers = tuple(sorted({layer for injection in given for layer in injection.layers}))
-    if len(given) == len(injections) and all(injection.layers == layers for injection in given):  # the usual case, one copy
-        return Injection(
-            layers, torch.stack([injection.scale for injection in given]), torch.stack([injection.shift for injection in given])
-        )
-    scale = given[0].scale.new_ones(len(injections), len(layers), len(SITES), given[0].hidden_size)
-    shift = torch.full_like(scale, -0.0)
-    for row, injection in enumerate(injections):
-        if injection is not None:
-            places = [layers.index(layer) for layer in injection.layers]
-            scale[row, places], shift[row, places] = injection.scale, injection.shift
-    return Injection(layers, scale, shift)
+def side_by_side(injections: Sequence[Injection | None]) -> SideBySide | None:
+    """What row i of a batch takes; None if no row is injected into."""
+    return SideBySide(injections) if any(injection is not None for injection in injections) else None

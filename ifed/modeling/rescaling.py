@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 NARROW = (torch.bfloat16, torch.float16)
+FLAT = 2  # axes: token, channel
 RUN_PAYS = 16  # tokens of a run, on average: with fewer, looking up the row of each token is faster
 
 
@@ -34,33 +36,27 @@ class Rescaling:
     A multiplication and an addition with one rounding for both (`addcmul`), and then the result's; however it is computed, the bits are
     the same. Where `a` is bfloat16 or float16 on a CPU, the two are float32 and no gradient is wanted, it is a batch norm of known mean 0
     and variance 1: the one operator of torch that reads 16 bits, computes in float32 and writes 16 bits, without a tensor in between
-    that the caches would have to hold. Rows of a batch that are looked up token by token go without.
+    that the caches would have to hold. Rows of a batch that differ go without.
 
     Args:
         scale: (d,), or (row, d).
         shift: likewise.
         rows: int64, (B, W): the row each token takes; without it row i of the scale is for row i of the batch.
-        runs: the same as `rows`, where going run by run pays.
     """
 
-    def __init__(self, scale: Tensor, shift: Tensor, rows: Tensor | None = None, runs: Runs | None = None) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, rows: Tensor | None = None) -> None:
         self._scale, self._shift, self._rows = scale, shift, rows
-        self._lengths: tuple[int, ...] | None = None  # of the runs
-        self._parts = [(scale, shift)]
-        if scale.ndim > 1 and runs is not None:
-            scales, shifts = scale.unbind(), shift.unbind()
-            self._parts, self._lengths = [(scales[row], shifts[row]) for row in runs.rows], runs.lengths
-        self._as_norm = scale.device.type == "cpu" and scale.dtype is torch.float32 and (scale.ndim == 1 or runs is not None)
+        self._as_norm = scale.device.type == "cpu" and scale.dtype is torch.float32 and scale.ndim == 1
+        self._known = _neutral(scale.shape[-1])
 
     def of(self, activation: Tensor) -> Tensor:
-        """The changed output, (B, W, d), as `activation`."""
+        """The changed output, as `activation`: (B, W, d), or (tokens, d) where all take the same."""
         if not self._as_norm or activation.dtype not in NARROW or torch.is_grad_enabled():
             scale, shift = self._of_tokens()
             return torch.addcmul(shift, activation, scale).to(activation.dtype)
-        if self._lengths is None:
-            return _in_one_pass(activation, *self._parts[0])
-        pieces = zip(activation.split(self._lengths, 1), self._parts, strict=True)
-        return torch.cat([_in_one_pass(piece, *part) for piece, part in pieces], 1)
+        tokens = activation if activation.ndim == FLAT else activation.flatten(0, -2)
+        changed = torch.batch_norm(tokens, self._scale, self._shift, *self._known, False, 0.0, 0.0, False)
+        return changed if tokens is activation else changed.view(activation.shape)
 
     def _of_tokens(self) -> tuple[Tensor, Tensor]:
         """Both for each token; looked up when they are used, so that one site's copies at a time are held."""
@@ -72,11 +68,16 @@ class Rescaling:
         return scale, shift  # five times as fast as scale[rows]
 
 
-def _in_one_pass(activation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """One scale and shift for all tokens of (B, W, d)."""
-    mean, variance = _neutral(len(scale))
-    changed = torch.batch_norm(activation.reshape(-1, len(scale)), scale, shift, mean, variance, False, 0.0, 0.0, False)
-    return changed.view_as(activation)
+class RunByRun:
+    """One site's output where tokens that stand side by side take the same change: each run by that of its row, None leaving it as it is."""
+
+    def __init__(self, parts: Sequence[Rescaling | None], lengths: Sequence[int]) -> None:
+        self._parts, self._lengths = parts, list(lengths)
+
+    def of(self, activation: Tensor) -> Tensor:
+        """The changed output, (1, W, d), as `activation`."""
+        pieces = zip(activation.flatten(0, -2).split(self._lengths), self._parts, strict=True)
+        return torch.cat([piece if part is None else part.of(piece) for piece, part in pieces]).view(activation.shape)
 
 
 @cache

@@ -23,7 +23,8 @@ EXAMPLE = (0, 1, 2)  # tokens; a trace takes any others, and any number of them
 def trace(model: PreTrainedModel, family: Family) -> None:
     """Change a frozen model on a CPU; what it computes without a gradient stays the same bits, and with one is computed as before.
 
-    A part whose trace gives other bits stays as it is: GPT-2's activation in bfloat16, whose factors the trace rounds.
+    A part whose trace gives other bits stays as it is: GPT-2's activation in bfloat16, whose factors the trace rounds, and on some
+    processors in float32 too.
     """
     attend_by_rows(model)
     layers = family.layers(model)

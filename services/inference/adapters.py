@@ -74,6 +74,7 @@ class Adapters(Generic[Loaded]):
         self._held: OrderedDict[Key, _Held[Loaded]] = OrderedDict()
         self._fetching: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._followers: dict[str, asyncio.Task[None]] = {}
+        self._mending: asyncio.Task[None] | None = None
         self._wanted: set[str] = set()
         self.stale: dict[str, str] = {}
 
@@ -130,12 +131,10 @@ class Adapters(Generic[Loaded]):
             self._followers[task] = asyncio.create_task(self._follow(task), name=f"follow {task}")
 
     async def close(self) -> None:
-        followers = list(self._followers.values())
-        for follower in followers:
-            follower.cancel()
-        for follower in followers:
-            with suppress(asyncio.CancelledError):
-                await follower
+        running = [*self._followers.values(), *(() if self._mending is None else (self._mending,))]
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def _fresh(self, key: Key) -> bool:
         held = self._held.get(key)
@@ -201,6 +200,15 @@ class Adapters(Generic[Loaded]):
                 log.exception("adapter not refreshed", task=task)
             await asyncio.sleep(pause)
 
+    async def _mend(self) -> None:
+        """Look again for what is late and not followed, so that the end of a loss is told though nobody asks for the task."""
+        await asyncio.sleep(LONGEST_PAUSE)
+        while late := [task for task in self.stale if task not in self._followers]:
+            for task in late:
+                with suppress(UnknownTask):
+                    await self._look_again(task)
+            await asyncio.sleep(LONGEST_PAUSE)
+
     def _lost(self, task: str, refusal: IFedError) -> None:
         """Go on with what is known and say so; a task the aggregator no longer has is no longer served, and lacks only where it is wanted."""
         if task not in self.stale:
@@ -211,6 +219,8 @@ class Adapters(Generic[Loaded]):
         if not isinstance(refusal, UnknownTask) or task in self._wanted:
             self.stale[task] = refusal.detail
             self._observer.stale(task)
+            if task not in self._followers and (self._mending is None or self._mending.done()):
+                self._mending = asyncio.create_task(self._mend(), name="look again for what is late")
         if (held := self._held.get((task, None))) is not None:
             held.fresh_until = monotonic() + LOST_SECONDS
 

@@ -224,6 +224,7 @@ def _scorer(settings: Settings) -> Scorer:
 
 def _files(settings: Settings) -> None:
     """Read what the settings only name, so that what is wrong there is told at the start."""
+    settings.check_folders()
     if (token := settings.token()) is not None:
         check_token(token)
     if settings.key_file is not None:

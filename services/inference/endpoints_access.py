@@ -45,6 +45,8 @@ async def _classifier(request: Request) -> Classifier[Any, Any]:
     classifier: Classifier[Any, Any] | None = request.app.state.classifier
     if classifier is None:
         raise Unavailable(f"not ready: {request.app.state.waiting_for}; /readyz tells when it is")
+    if not request.app.state.engine.alive:
+        raise Unavailable("the model's lane has ended; the service's log says why, and it must be started again")
     return classifier
 
 

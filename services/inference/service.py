@@ -150,7 +150,8 @@ class Classifier(Generic[Loaded, Item]):
             NotFound: as `classify`.
         """
         name = ModelName.parse(self._named(model))
-        return self._served(await self._adapters.get(name.task, name.version))
+        served = self._served(await self._adapters.get(name.task, name.version))
+        return served if name.version is None else served.model_copy(update={"id": f"{name.task}@{name.version}"})
 
     async def default(self) -> ServedModel | None:
         """The default task, or None where there is none to serve."""

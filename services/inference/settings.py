@@ -98,6 +98,17 @@ class Settings(BaseSettings):
         """The task of requests that name none."""
         return self.default_task or (self.tasks[0] if len(self.tasks) == 1 else None)
 
+    def check_folders(self) -> None:
+        """Look whether the folders are there.
+
+        Raises:
+            NotADirectoryError: one is not.
+        """
+        for name in ("adapter_folder", "demonstrations_folder"):
+            folder: Path | None = getattr(self, name)
+            if folder is not None and not folder.is_dir():
+                raise NotADirectoryError(f"{name.upper()}={folder} is not a folder")
+
     def token(self) -> str | None:
         """The bearer token, from the variable or the file; None without an aggregator."""
         if self.reader_token is not None:

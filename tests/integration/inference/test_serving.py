@@ -87,6 +87,7 @@ class TestAnswers:
         async with InferenceClient(running.url, KEY) as client:
             names = ("sentiment", "sentiment@2", "sentiment@1", "sentiment@bare", "sentiment@few-shot:4")
             found = {name: (await client.classify(name, "the film was good")) for name in names}
+            assert [(await client.model(name)).id for name in names[:3]] == list(names[:3])
             with pytest.raises(UnknownVersion):
                 await client.classify("sentiment@9", "good")
             with pytest.raises(UnknownTask):

@@ -29,7 +29,7 @@ from ifed.tasks import LayerChoice
 from tests.unit.benchmarks.test_federated import SOURCE
 from tests.unit.modeling.builders import build, examples
 
-PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_every=1, lora_rank=2)
+PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_rank=2)
 LOCAL = LocalPlan(steps=3, batch_size=4, learning_rate=0.02, learning_rate_end=0.0, logit_adjustment=1.0, seed=1)
 
 
@@ -131,11 +131,11 @@ def test_lora_trains_on_the_very_batches_of_a_task() -> None:
         assert party.calibrator._rows == learner.rows
 
 
-def test_rounds_of_lora_are_evaluated_as_often_as_the_plan_says() -> None:
+def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
-    plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_every=2, lora_rank=2)
+    plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
     found = lora.federated(lm, SOURCE, parts, examples(8), plan, 0.01, 0, quietly)
-    assert [row["round"] for row in found["rows"]] == [2, 3]
+    assert [row["round"] for row in found["rows"]] == [1, 2, 3]
     assert found["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
     assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])
 
@@ -247,6 +247,8 @@ def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
     for parts in found.values():
         assert parts["context"]["up"] > parts["bodies"]["context"] + 300
         assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
+        assert 300 < parts["evaluation"]["up"] < parts["round"]["up"]
+        assert 0 <= parts["round"]["down"] - parts["evaluation"]["down"] < 300, "no optimiser's settings are told, the rest is"
     ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
     assert ups == sorted(ups, reverse=True)
     with lora.adapted(build("llama"), 8, 0) as parameters:

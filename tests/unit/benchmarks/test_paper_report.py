@@ -37,7 +37,8 @@ def run(method: str, *accuracies: float, seed: int = 0, **more: Any) -> dict[str
 
 def wire(up: int) -> dict[str, Any]:
     both = {"up": up, "down": 10}
-    return {"joining": {"up": 5, "down": 5}, "context": {"up": 40, "down": 50}, "round": both, "bodies": {"update": up - 1}}
+    parts = {"joining": {"up": 5, "down": 5}, "context": {"up": 40, "down": 50}, "round": both, "evaluation": {"up": 7, "down": 10}}
+    return parts | {"bodies": {"update": up - 1}}
 
 
 def found(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str, Any]:
@@ -71,10 +72,10 @@ def test_seconds_and_bytes_add_up_to_the_row_that_reaches_the_target() -> None:
     first, second = one["runs"]["ours"]
     assert (reached(first, 0.88), reached(second, 0.88), reached(first, 0.99)) == (1, 2, None)
     assert seconds_until(first) == [4.0, 6.0, 8.0]
-    assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711]
+    assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711 + 17]
     assert bytes_until(first, None) is None
     assert bytes_until(one["runs"]["lora"][0], one["wire"]) == [800_000]
-    assert "| SUBJ | ours | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 7.0 | 2,666 |" in tables(found())
+    assert "| SUBJ | ours | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 7.0 | 2,675 |" in tables(found())
     assert "0 of 2 | – | – |" in tables(found())
 
 
@@ -105,8 +106,8 @@ def test_the_longer_calibration_is_held_against_the_same_goals() -> None:
 
 def test_bytes_are_compared_by_round_and_in_all() -> None:
     one = found()["data"]["subj"]
-    assert times_fewer_in_all(one, "ours") == pytest.approx(800_000 / (100 + 2 * 1711))
-    assert f"| {400_000 / 1711:,.0f} | {800_000 / 3522:,.0f} |" in tables(found())
+    assert times_fewer_in_all(one, "ours") == pytest.approx(800_000 / (100 + 2 * 1711 + 17))
+    assert f"| {400_000 / 1711:,.0f} | {800_000 / 3539:,.0f} |" in tables(found())
     one["runs"]["ours"] = []
     assert times_fewer_in_all(one, "ours") is None
 
@@ -136,7 +137,7 @@ def test_a_model_that_lora_does_not_fit_has_the_bytes_of_the_other_methods() -> 
     one = bare["data"]["subj"]
     one["runs"]["lora"], one["sweep"] = [], []
     del one["wire"]["lora"]
-    assert "| SUBJ | ours | 5 | 5 | 40 | 50 | 1,701 | 10 | 1,700 | – | – |" in tables(bare)
+    assert "| SUBJ | ours | 5 | 5 | 40 | 50 | 1,701 | 10 | 7 | 10 | 1,700 | – | – |" in tables(bare)
     assert [goal.met for goal in goals(bare) if TITLES["long"] not in goal.words] == [True, None, None, None, True]
 
 
@@ -157,13 +158,20 @@ def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
     assert text.endswith("<!-- end of figures -->\nafter\n")
 
 
-def test_a_cell_of_another_plan_or_model_is_refused(tmp_path: Path) -> None:
-    Store(tmp_path, QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
+def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run("ours", 0.5) | {"setting": SETTINGS["ours"].told(QUICK)}
+    Store(tmp_path, QUICK, "tiny").keep("subj", "ours-0", made)
     assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
-    with pytest.raises(OtherRun, match="another plan; name another folder"):
+    with pytest.raises(OtherRun, match="another plan and setting; name another folder"):
         Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
     with pytest.raises(OtherRun, match="another model"):
         Store(tmp_path, QUICK, "large").has("subj", "ours-0")
+    ours = SETTINGS["ours"]
+    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"learning_rate": 0.03}))
+    with pytest.raises(OtherRun, match="another setting"):
+        Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
+    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
 
 
 def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
@@ -248,5 +256,5 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
 def test_a_run_of_another_size_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(tmp_path / "out", QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
     monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--report"])
-    with pytest.raises(SystemExit, match="another plan and model"):
+    with pytest.raises(SystemExit, match="another plan and model and setting"):
         command.main()

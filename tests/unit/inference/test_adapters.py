@@ -94,6 +94,7 @@ async def test_without_a_long_poll_too_the_known_adapter_stays_while_the_aggrega
     source.refusal = Unavailable("gone")
     assert (await adapters.get("a")).loaded == 1
     assert adapters.stale == {"a": "gone"}
+    await adapters.close()
 
 
 async def test_a_task_that_is_deleted_is_no_longer_served() -> None:
@@ -199,6 +200,27 @@ async def test_an_adapter_of_another_model_is_refused_by_name() -> None:
     await adapters.close()
 
 
+async def test_the_end_of_a_loss_is_told_though_nobody_asks_for_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.02)
+    source = FakeSource()
+    source.promote(body("a", 1))
+    source.refusal = Unavailable("gone")
+    adapters = adapters_of(source, max_followed=0)
+    await adapters.fetch_now(["a"])
+    assert adapters.stale == {"a": "gone"}
+    await asyncio.sleep(0.05)
+    assert adapters.stale == {"a": "gone"}, "a look that fails does not end the looking"
+    source.refusal = None
+    await until(lambda: not adapters.stale)
+    assert versions(adapters) == {"a": 1}
+    source.refusal = Unavailable("gone again")
+    await adapters.fetch_now(["b"])
+    source.refusal = None
+    source.promote(body("b", 1))
+    await until(lambda: not adapters.stale)
+    await adapters.close()
+
+
 async def test_a_source_that_is_not_followed_is_read_once_at_the_start_and_says_what_cannot_be_had() -> None:
     source = FakeSource()
     source.promote(body("a", 1))
@@ -211,3 +233,4 @@ async def test_a_source_that_is_not_followed_is_read_once_at_the_start_and_says_
     source.promote(body("c", 1))
     assert (await adapters.get("c")).loaded == 1
     assert "c" not in adapters.stale
+    await adapters.close()

@@ -31,6 +31,30 @@ def test_a_key_file_of_no_use_ends_the_service_at_once(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ADAPTER_FOLDER", "DEMONSTRATIONS_FOLDER"])
+def test_a_folder_that_is_not_there_ends_the_service_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"ADAPTER_FOLDER": tmp_path, "OPEN_ACCESS": "true", "MODEL": "tiny"} | {name: tmp_path / "none"}
+    for one, value in given.items():
+        monkeypatch.setenv(one, str(value))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"{name}={tmp_path / 'none'} is not a folder" in capsys.readouterr().err
+
+
+def test_settings_that_contradict_each_other_are_told_as_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AGGREGATOR_URL", "ADAPTER_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODEL", "tiny")
+    with pytest.raises(SystemExit):
+        main()
+    assert "SETTINGS: set AGGREGATOR_URL or ADAPTER_FOLDER, one of the two\n" in capsys.readouterr().err
+
+
 def test_a_token_of_no_use_ends_the_service_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in {"READER_TOKEN": "ifed_…", "AGGREGATOR_URL": "http://127.0.0.1:1", "MODEL": "tiny"}.items():
         monkeypatch.setenv(name, value)

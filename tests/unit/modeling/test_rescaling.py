@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifed.modeling.rescaling import Rescaling, Runs
+from ifed.modeling.rescaling import Rescaling, RunByRun, Runs
 
 
 def one_formula(activation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -28,8 +28,10 @@ def test_a_site_gives_the_bits_of_one_formula_however_it_computes_them(
     assert (runs is None) == (sum(lengths) < 16 * len(lengths))
     expected = one_formula(activation, scale[rows], shift[rows])
     with torch.set_grad_enabled(gradients):
-        for given in (runs, None):
-            assert torch.equal(Rescaling(scale, shift, rows, given).of(activation), expected)
+        assert torch.equal(Rescaling(scale, shift, rows).of(activation), expected)
+        if runs is not None:
+            parts = [Rescaling(scale[row], shift[row]) for row in runs.rows]
+            assert torch.equal(RunByRun(parts, runs.lengths).of(activation), expected)
         assert torch.equal(Rescaling(scale[0], shift[0]).of(activation), one_formula(activation, scale[0], shift[0]))
         padded = activation.expand(3, -1, -1)
         assert torch.equal(Rescaling(scale, shift).of(padded), one_formula(padded, scale[:, None], shift[:, None]))
@@ -45,6 +47,16 @@ def test_the_formula_is_the_exact_one_but_for_rounding(dtype: torch.dtype) -> No
     with torch.no_grad():
         found = Rescaling(scale, shift).of(activation)
     torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_run_without_a_change_keeps_its_bits_beside_others(dtype: torch.dtype) -> None:
+    activation = torch.cat([torch.full((1, 30, 8), -0.0), torch.ones(1, 30, 8)], 1).to(dtype)
+    change = Rescaling(torch.full((8,), 2.0), torch.ones(8))
+    with torch.no_grad():
+        found = RunByRun([None, change], (30, 30)).of(activation)
+    assert found[0, :30].signbit().all()
+    assert found[0, 30:].eq(3).all()
 
 
 def test_runs_are_neighbouring_tokens_of_one_row_in_their_order() -> None:
