@@ -52,16 +52,19 @@ def classify(
     total = count_texts(file) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:
         write = _Rows(parts, out, task) if out is not None or as_json else None
+        refused = 0
         done = write.done if write is not None else 0
         rows: list[tuple[str, Classification]] = []
         with _progress(shown=out is not None or (file is not None and not (as_json and console.is_terminal))) as progress:
             bar = progress.add_task(task, total=total, completed=done)
 
             async def work() -> None:
+                nonlocal refused
                 async with InferenceClient(inference, token) as service:
                     source = _Remembering(write.rest_of(given) if write is not None else given)
                     async for one, answer in service.classify_all(task, source, batch=BATCH):
                         text = source.next_text()
+                        refused += one.error is not None
                         write.add(text, one, answer) if write is not None else rows.append((text, one))
                         progress.advance(bar)
 
@@ -72,6 +75,9 @@ def classify(
         _show(rows)
     elif out is not None:
         error_console.print(f"{write.count} texts classified, in {out}.", highlight=False)
+    if refused:
+        error_console.print(f"{refused} could not be classified; the rows say why.", highlight=False)
+        raise typer.Exit(1)
 
 
 class _Remembering(Iterator[str]):

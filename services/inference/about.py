@@ -13,6 +13,7 @@ class About(BaseModel):
     model_id: str = Field(examples=["smollm2-135m"])
     model_sha: str = Field(examples=["9f" * 32], description="the model's fingerprint")
     model_dtype: str = Field(examples=["bfloat16"])
+    model_int8: bool = Field(False, description="the layers' weights are held in eight bits, a close model but not the same")
     model_type: dict[str, dict[str, dict[str, str | int]]] = Field(
         {"classifier": {"id2label": {}, "label2id": {}}}, description="of the default task; empty when there is none"
     )

@@ -194,6 +194,7 @@ def _about(settings: Settings, scorer: Scorer) -> About:
         model_id=scorer.identity.name,
         model_sha=scorer.identity.fingerprint,
         model_dtype=scorer.dtype,
+        model_int8=settings.int8,
         max_input_length=scorer.longest_prompt,
         max_batch_tokens=scorer.token_budget,
         max_client_batch_size=settings.max_items,

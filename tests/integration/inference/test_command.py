@@ -53,6 +53,13 @@ def test_words_are_shown_as_a_table(running: Running) -> None:
     assert any(label in done.stdout for label in LABELS)
 
 
+def test_a_text_that_cannot_be_classified_fails_no_other_and_ends_the_command_with_1(running: Running) -> None:
+    done = run(running, "--json", "good", "")
+    assert (done.returncode, "1 could not be classified; the rows say why" in done.stderr) == (1, True)
+    good, empty = rows(done.stdout)
+    assert (good["label"] in LABELS, empty["label"], "error" in empty) == (True, None, True)
+
+
 def test_standard_input_has_a_text_on_each_line_and_gives_json_lines(running: Running) -> None:
     found = rows(run(running, "--json", given="good\n\nbad film\n").stdout)
     assert [(one["row"], one["text"], one["task"], one["version"]) for one in found] == [

@@ -1,0 +1,136 @@
+"""The how-to pages work as written: their blocks are run word by word, but for the address, the model's size and an elided token."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.house.documents import FENCE, document
+from tests.integration.inference.conftest import KEY, LABELS, Running, adapter_body, put
+from tests.servers import free_port
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, which this machine does not have")
+
+
+def block(page: str, beginning: str) -> str:
+    """The one block of a page that begins so."""
+    found = [match["body"] for match in FENCE.finditer(document(f"docs/{page}.md").text) if match["body"].startswith(beginning)]
+    assert len(found) == 1, f"docs/{page}.md has {len(found)} blocks that begin with {beginning!r}"
+    return found[0]
+
+
+class Shell:
+    """Someone at a terminal in a folder, whose `python` and `ifed` are those of the tests."""
+
+    def __init__(self, folder: Path, url: str, **variables: str) -> None:
+        self.folder, self._url = folder, url
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("IFED_")}
+        self.environment = kept | {"PATH": path, "IFED_INFERENCE_URL": url, "COLUMNS": "160"} | variables
+
+    def run(self, words: str, *, program: str = "bash") -> str:
+        """What a block prints."""
+        words = words.replace("http://127.0.0.1:8081", self._url).replace("127.0.0.1:8081", self._url.removeprefix("http://"))
+        done = subprocess.run(
+            [program, "-c", words],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{words}\n{done.stderr}"
+        return done.stdout
+
+
+@contextmanager
+def started(shell: Shell, words: str, url: str) -> Iterator[None]:
+    """A service that a block starts, ready; stopped with what it started."""
+    log = shell.folder / "service.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", words],
+            cwd=shell.folder,
+            env=shell.environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends:
+            assert process.poll() is None, log.read_text()
+            try:
+                if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        else:
+            pytest.fail(f"not ready: {log.read_text()}")
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_a_service_without_an_aggregator_is_started_asked_and_given_another_version(
+    running: Running, small_model: Path, tmp_path: Path
+) -> None:
+    page = "how-to-serve-without-an-aggregator"
+    (tmp_path / "adapters").mkdir()
+    for version, seed in ((1, 11), (2, 12)):  # as `ifed export --adapter` leaves them
+        put(tmp_path / "adapters", adapter_body(running.lm, "sentiment", version, seed=seed))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    shell = Shell(tmp_path, url, PORT=str(port), DTYPE="float32", THREADS="1")
+    shell.run(block(page, "mkdir -p secrets"))
+    keys = tmp_path / "secrets" / "keys"
+    assert keys.stat().st_mode & 0o077 == 0, "nobody else reads the keys"
+    with started(shell, block(page, "ADAPTER_FOLDER").replace("smollm2-135m", str(small_model)), url):
+        assert any(label in shell.run(block(page, "ifed classify")) for label in LABELS)
+        shell.environment["SERVICE_KEY"] = keys.read_text().split()[1]
+        page = "how-to-pin-and-roll-back"
+        asking = block(page, "ifed export").splitlines()[1]
+        assert json.loads(shell.run(asking))["adapter_version"] == 2
+        shell.run(block(page, "cp adapters"))
+        time.sleep(1)  # within which a file that is replaced is served
+        assert json.loads(shell.run(asking))["adapter_version"] == 1
+
+
+def test_a_running_service_is_asked_pinned_and_watched_as_the_pages_say(running: Running, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, running.url, IFED_TOKEN=KEY)
+    asking = re.sub(r"export IFED_TOKEN=ifed_…\n", "", block("how-to-serve", "export IFED_TOKEN"))
+    answer = json.loads(shell.run(asking))
+    assert [one["label"] in LABELS for one in answer["data"]] == [True, True]
+    (tmp_path / "reviews.csv").write_text("id,text\n1,good\n2,bad\n")
+    shell.run(block("how-to-serve", "ifed classify"))
+    assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 2
+    pinned = shell.run(block("how-to-pin-and-roll-back", "ifed classify sentiment@1")).splitlines()[-1]
+    assert json.loads(pinned)["adapter_version"] == 1
+    assert json.loads(shell.run(block("how-to-monitor", "curl -s http://127.0.0.1:8081/readyz")))["ready"] is True
+    assert "ifed_inference_requests_total" in shell.run(block("how-to-monitor", "curl -s http://127.0.0.1:8081/metrics"))
+    about = json.loads(shell.run(block("how-to-bring-your-own-model", "curl -s http://127.0.0.1:8081/info")))
+    assert (about["model_sha"], about["model_int8"]) == (running.lm.fingerprint, False)
+
+
+def test_the_pages_python_asks_a_running_service(running: Running, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, running.url, IFED_TOKEN=KEY)
+    told = shell.run(block("how-to-serve", "import asyncio, os"), program=sys.executable).splitlines()
+    assert len(told) == 3, told
+    assert told[1] in LABELS
+    public = shell.run(block("how-to-serve", "import os"), program=sys.executable)
+    assert "TextClassificationOutputElement(label=" in public
