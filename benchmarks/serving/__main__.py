@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs=2, default=[64, 1000], help="how many tasks are mixed")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
     parser.add_argument(
-        "--pairs", type=int, default=16, help="turns of the injected and the bare model on the same texts, by pairs"
+        "--turns", type=int, default=16, help="turns of one task, many tasks and the bare model on the same texts"
     )
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each row at 1 and 32 callers, taken in turn")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
@@ -39,7 +39,7 @@ def main() -> None:
         "threads": options.threads,
         "seconds": options.seconds,
         "repeats": options.repeats,
-        "pairs": options.pairs,
+        "turns": options.turns,
         "rows": [row.json() for row in rows],
         "half_load": half,
         "goals": goals(rows, half),

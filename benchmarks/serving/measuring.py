@@ -24,8 +24,8 @@ SHOTS = 12
 PATIENCE = 40.0
 COMPARED = (1, 32)  # callers at which rows are held against each other, and so measured several times
 AT = 32  # callers at which the goals stand
-PAIRED = ", in pairs"
-PAIRED_REQUESTS = 192
+BY_TURNS = ", by turns"
+TURN_REQUESTS = 192
 WARM_CALLERS = 32
 HALF_LOAD_TURNS = 3
 
@@ -132,7 +132,7 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     }
     await _warm_up(service, [f"task-{number}" for number in range(many)])
     rows = await _in_turn(service, ways, options, repeats=options.repeats, callers=options.callers)
-    rows += await _in_pairs(service, bodies, options.pairs)
+    rows += await _by_turns(service, bodies, some, options.turns)
     full = next(row for row in rows if row.name == "one task" and row.callers == AT)
     single = next(row for row in rows if row.name == "one task" and row.callers == 1)
     _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
@@ -181,14 +181,14 @@ async def _in_turn(
     return rows
 
 
-async def _in_pairs(service: Service, bodies: Bodies, pairs: int) -> list[Row]:
-    """The injected and the bare model, which differ by little, on the same texts in turns, each pair in the other order."""
-    models = {"one task": "task-0", "bare model": "task-0@bare"}
-    rows = {name: Row(name + PAIRED, AT) for name in models}
-    for pair in range(pairs):
-        for name in sorted(models, reverse=bool(pair % 2)):
-            body = bodies.ours([models[name]], first=pair * PAIRED_REQUESTS)
-            await _measure(service, rows[name], counted_loop(service.url, body, callers=AT, requests=PAIRED_REQUESTS))
+async def _by_turns(service: Service, bodies: Bodies, some: int, turns: int) -> list[Row]:
+    """One task, several and the bare model, which differ by little, on the same texts one after the other, in each turn in another order."""
+    models = {"one task": ["task-0"], f"{some} tasks": [f"task-{number}" for number in range(some)], "bare model": ["task-0@bare"]}
+    rows = {name: Row(name + BY_TURNS, AT) for name in models}
+    for turn, order in zip(range(turns), itertools.cycle(itertools.permutations(models)), strict=False):
+        for name in order:
+            body = bodies.ours(models[name], first=turn * TURN_REQUESTS)
+            await _measure(service, rows[name], counted_loop(service.url, body, callers=AT, requests=TURN_REQUESTS))
     return list(rows.values())
 
 
