@@ -22,9 +22,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--tasks", type=int, nargs=2, default=[64, 1000], help="how many tasks are mixed")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
-    parser.add_argument(
-        "--turns", type=int, default=16, help="turns of one task, many tasks and the bare model on the same texts"
-    )
+    parser.add_argument("--turns", type=int, default=16, help="turns of one task, many tasks and the bare model on the same texts")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each row at 1 and 32 callers, taken in turn")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
     parser.add_argument("--out", type=Path, default=Path("benchmark-serving.json"))
