@@ -68,10 +68,11 @@ def _method(above: Axes, below: Axes, one: Data, method: str, title: str) -> Non
         assert spread is not None
         above.axhline(100 * spread.mean, linestyle=":", **look)
         return
-    accuracy = _mean(runs, "accuracy")
-    above.plot([row["round"] for row in runs[0]["rows"]], accuracy, marker="o", markersize=2.5, **look)
+    accuracy = mean_by_round(runs, "accuracy")
+    above.plot(list(accuracy), list(accuracy.values()), marker="o", markersize=2.5, **look)
     if (sent := bytes_until(runs[0], one["wire"])) is not None:
-        below.plot([count / 1000 for count in sent], accuracy, marker="o", markersize=2.5, **look)
+        counts = [count / 1000 for row, count in zip(runs[0]["rows"], sent, strict=True) if row["round"] in accuracy]
+        below.plot(counts, list(accuracy.values()), marker="o", markersize=2.5, **look)
 
 
 def _local(data: Data) -> Figure | None:
@@ -91,18 +92,20 @@ def _local(data: Data) -> Figure | None:
     for panel, key in zip(panels[0], keys, strict=True):
         for method, runs in both[key].items():
             later = [{**run, "rows": run["rows"][1:]} for run in runs]
-            rounds = [row["round"] for row in later[0]["rows"]]
             for name, style in (("global", "-"), ("local", "--")):
                 label = f"{TITLES[method]}, {'global' if name == 'global' else 'mean of local'}"
-                panel.plot(rounds, _mean(later, name), style, color=COLOURS[method], label=label, marker="o", markersize=2.5)
+                mean = mean_by_round(later, name)
+                panel.plot(list(mean), list(mean.values()), style, color=COLOURS[method], label=label, marker="o", markersize=2.5)
         panel.set_title(SOURCES[key].title)
         panel.set_xlabel("rounds")
     return _finished(figure, panels.flat, panels[0])
 
 
-def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """Percent at each row, mean over the seeds."""
-    return [100 * sum(row[name] for row in rows) / len(runs) for rows in zip(*(run["rows"] for run in runs), strict=True)]
+def mean_by_round(runs: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """Percent by round, mean over the seeds, of the rounds that all of them have."""
+    each = [{row["round"]: row[name] for row in run["rows"]} for run in runs]
+    rounds = sorted(set.intersection(*(set(one) for one in each)))
+    return {number: 100 * sum(one[number] for one in each) / len(each) for number in rounds}
 
 
 def _finished(figure: Figure, panels: Iterator[Axes], named: Sequence[Axes]) -> Figure:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.paper import __main__ as command
-from benchmarks.paper.figures import draw
+from benchmarks.paper.figures import draw, mean_by_round
 from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, Plan
 from benchmarks.paper.report import tables
 from benchmarks.paper.store import OtherRun, Store
@@ -146,6 +146,11 @@ def test_figures_are_drawn_by_round_by_bytes_and_for_local_coefficients(tmp_path
     assert names == [f"paper-{name}.{kind}" for name in ("accuracy", "local") for kind in ("png", "svg")]
     assert (tmp_path / names[0]).read_bytes().startswith(b"\x89PNG")
     assert b"mean of local" not in (tmp_path / "paper-accuracy.svg").read_bytes()
+
+
+def test_a_figure_means_over_the_rounds_that_all_seeds_have() -> None:
+    runs = [run("lora", 0.5, 0.6, 0.7, 0.8), {**run("lora", 0.0), "rows": [row(1, 0.8), row(3, 1.0)]}]
+    assert mean_by_round(runs, "accuracy") == pytest.approx({1: 70.0, 3: 90.0})
 
 
 def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
