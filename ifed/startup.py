@@ -33,7 +33,7 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
     except (ValueError, IFedError) as reason:
         _end(f"{service}: a setting, or the file it names, is of no use: {reason}")
     except OSError as reason:
-        _end(f"{service}: a file that a setting names cannot be read: {reason}")
+        _end(f"{service}: a file or folder that a setting names cannot be read: {reason}")
     return settings
 
 

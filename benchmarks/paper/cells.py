@@ -13,7 +13,7 @@ from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
 from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan
 from benchmarks.paper.runs import Told, calibrated
-from benchmarks.paper.store import Store
+from benchmarks.paper.store import WIRE, Store
 from ifed.identity import identity_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example
@@ -58,9 +58,9 @@ class Work:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        known = self._store.read(self._source.key, "wire") or {}
+        known = self._store.read(self._source.key, WIRE) or {}
         if not all("evaluation" in known.get(method, ()) for method in SETTINGS):
-            self._store.keep(self._source.key, "wire", self._bytes())
+            self._store.keep(self._source.key, WIRE, self._bytes())
 
     def _lora(self) -> None:
         if not lora.fits(self._lm):

@@ -121,7 +121,7 @@ def federated(
     """All rounds at one learning rate: from the weights' mean each client takes its steps, and its weights count by its examples.
 
     Returns:
-        JSON-ready: rows as those of coefficients.
+        JSON-ready: a row for every round, as those of coefficients.
     """
     policy = OURS.policy_for(plan).model_copy(update={"learning_rate": rate})
     learners = learners_of(lm, source, parts, policy.logit_adjustment)

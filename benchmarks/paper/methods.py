@@ -68,7 +68,7 @@ class Setting:
         return Policy.model_validate(size | {"clients_expected": plan.clients} | dict(self.policy))
 
     def told(self, plan: Plan) -> dict[str, Any]:
-        """JSON-ready: all that a cell of it depends on beside the plan."""
+        """JSON-ready: all that a cell of it depends on beside the plan and the model."""
         policy = self.policy_for(plan).model_dump(mode="json", exclude=set(NO_PART))
         return {"groups": self.groups, "layers": self.layers, "policy": policy}
 

@@ -44,7 +44,7 @@ def calibrated(federation: Federation, setting: Setting, plan: Plan, seed: int, 
             row |= {"local": _alone(federation, step.local), "global": _alone(federation, [current])}
         rows.append(row)
         told(f"round {index + 1} of {policy.rounds}, loss {step.loss:.3f}, accuracy {row['accuracy']:.1%}, {spent:.1f} s a client")
-    return {"groups": current.groups, "layers": len(federation.layers), "setting": setting.told(plan), "rows": rows}
+    return {"groups": current.groups, "layers": len(federation.layers), "rows": rows}
 
 
 def _measured(federation: Federation, coefficients: Coefficients) -> tuple[list[Measured], float]:

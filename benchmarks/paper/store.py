@@ -11,6 +11,8 @@ from typing import Any
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
 
+WIRE = "wire"  # the cell of bytes
+
 
 class OtherRun(Exception):
     """A folder holds cells of another plan, model or setting."""
@@ -45,20 +47,26 @@ class Store:
         if not path.exists():
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        method = SETTINGS.get(found.get("method", ""))
-        wanted = self._made | ({} if method is None else {"setting": method.told(self._plan)})
+        wanted = self._made | self._settings(name, found.get("method"))
         if differing := [word for word, value in wanted.items() if found.get(word) != value]:
             raise OtherRun(f"{path} was made with another {' and '.join(differing)}; name another folder with --out")
         return found
+
+    def _settings(self, name: str, method: str | None) -> dict[str, Any]:
+        """What a cell must say of how its methods are set."""
+        told = {one: setting.told(self._plan) for one, setting in SETTINGS.items()}
+        told["lora"] = told["ours"]  # whose loss, schedule and draws it has
+        if name == WIRE:
+            return {"setting": told}
+        return {} if method not in told else {"setting": told[method]}
 
     def keep(self, key: str, name: str, found: dict[str, Any]) -> None:
         """Write a cell, whole or not at all."""
         path = self._path(key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(
-            json.dumps(found | self._made | {"machine": self.machine}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        made = self._made | self._settings(name, found.get("method")) | {"machine": self.machine}
+        part.write_text(json.dumps(found | made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.rename(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
@@ -79,7 +87,7 @@ class Store:
             runs = {method: self._runs(key, method, best) for method in TITLES}
             sweep = [one for rate in rates if (one := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
             if any(runs.values()) or sweep:
-                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.read(key, "wire")}
+                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.read(key, WIRE)}
         return self._made | {"machines": _machines(data), "data": data}
 
     def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:

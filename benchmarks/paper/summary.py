@@ -60,23 +60,24 @@ def seconds_until(run: Mapping[str, Any]) -> list[float]:
 
 
 def bytes_until(run: Mapping[str, Any], wire: Mapping[str, Any] | None) -> list[int] | None:
-    """One client's bytes up and down on the wire at each row, with those of the evaluation at the last; None where they were not measured."""
+    """One client's bytes up and down on the wire at each row; None where they were not measured."""
     if wire is None or run["method"] not in wire:
         return None
     parts = wire[run["method"]]
     begin = sum(sum(parts[name].values()) for name in ("joining", "context") if name in parts)
-    until = [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
-    until[-1] += sum(parts.get("evaluation", {}).values())
-    return until
+    return [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
 
 
 def times_fewer_in_all(data: Data, method: str) -> float | None:
-    """The same of everything a client sends and receives until the last round, joining and the context vector too; None unless both ran."""
+    """The same of everything a client sends and receives: joining, the context vector and the evaluation too; None unless both ran.
+
+    LoRA has rounds alone: no first download, no evaluation.
+    """
     wire, runs = data["wire"], data["runs"]
     both = [bytes_until(runs[name][0], wire) for name in ("lora", method) if runs[name]]
     if len(both) < 2 or both[0] is None or both[1] is None:
         return None
-    return both[0][-1] / both[1][-1]
+    return both[0][-1] / (both[1][-1] + sum(wire[method].get("evaluation", {}).values()))
 
 
 def times_fewer(wire: Mapping[str, Any], method: str) -> float | None:

@@ -182,7 +182,7 @@ async def _in_turn(
 
 
 async def _by_turns(service: Service, bodies: Bodies, some: int, turns: int) -> list[Row]:
-    """One task, several and the bare model, which differ by little, on the same texts one after the other, in each turn in another order."""
+    """One task, several and the bare model, which differ by little, on the same texts one after the other, in one of the six orders after another."""
     models = {"one task": ["task-0"], f"{some} tasks": [f"task-{number}" for number in range(some)], "bare model": ["task-0@bare"]}
     rows = {name: Row(name + BY_TURNS, AT) for name in models}
     for turn, order in zip(range(turns), itertools.cycle(itertools.permutations(models)), strict=False):

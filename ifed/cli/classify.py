@@ -24,6 +24,7 @@ from ifed.serving import Classification, ClassifyResponse
 
 BATCH = 32
 BEGINNING = b'{"row": '  # of every row written
+REFUSED = b', "label": null, "error": '  # of a row without a label; in a text the quotes would be escaped
 
 Token = Annotated[
     str | None, typer.Option("--token", envvar="IFED_TOKEN", help="Your bearer token or key.", show_envvar=True, show_default=False)
@@ -52,19 +53,16 @@ def classify(
     total = count_texts(file) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:
         write = _Rows(parts, out, task) if out is not None or as_json else None
-        refused = 0
         done = write.done if write is not None else 0
         rows: list[tuple[str, Classification]] = []
         with _progress(shown=out is not None or (file is not None and not (as_json and console.is_terminal))) as progress:
             bar = progress.add_task(task, total=total, completed=done)
 
             async def work() -> None:
-                nonlocal refused
                 async with InferenceClient(inference, token) as service:
                     source = _Remembering(write.rest_of(given) if write is not None else given)
                     async for one, answer in service.classify_all(task, source, batch=BATCH):
                         text = source.next_text()
-                        refused += one.error is not None
                         write.add(text, one, answer) if write is not None else rows.append((text, one))
                         progress.advance(bar)
 
@@ -74,7 +72,8 @@ def classify(
     if write is None:
         _show(rows)
     elif out is not None:
-        error_console.print(f"{write.count} texts classified, in {out}.", highlight=False)
+        error_console.print(f"{write.count - write.refused} texts classified, in {out}.", highlight=False)
+    refused = write.refused if write is not None else sum(one.error is not None for _, one in rows)
     if refused:
         error_console.print(f"{refused} could not be classified; the rows say why.", highlight=False)
         raise typer.Exit(1)
@@ -100,7 +99,7 @@ class _Rows:
 
     def __init__(self, parts: ExitStack, out: Path | None, model: str) -> None:
         self._out, self._model = out, model
-        self.done, self._last = (0, None) if out is None else _whole_lines(out, model)
+        self.done, self.refused, self._last = (0, 0, None) if out is None else _whole_lines(out, model)
         self._file: IO[str] = sys.stdout if out is None else parts.enter_context(out.open("a", encoding="utf-8"))
         self.count = self.done
 
@@ -116,6 +115,7 @@ class _Rows:
 
     def add(self, text: str, one: Classification, answer: ClassifyResponse) -> None:
         row: dict[str, object] = {"row": self.count, "text": text, "label": one.label}
+        self.refused += one.error is not None
         if one.error is None:
             row["probabilities"] = dict(zip(answer.labels, one.probs, strict=True))
         else:
@@ -126,14 +126,16 @@ class _Rows:
         self.count += 1
 
 
-def _whole_lines(out: Path, model: str) -> tuple[int, str | None]:
-    """How many lines an earlier run for the same model name wrote, and the text of the last; what a kill left of one more is cut off.
+def _whole_lines(out: Path, model: str) -> tuple[int, int, str | None]:
+    """How many lines an earlier run for the same model name wrote, how many of them without a label, and the text of the last.
+
+    What a kill left of one more is cut off.
 
     Raises:
         BadData: the file holds something else, which stays as it is.
     """
     if not out.exists():
-        return 0, None
+        return 0, 0, None
     with out.open("rb+") as file:
         content = file.read()
         end = content.rfind(b"\n") + 1
@@ -142,7 +144,7 @@ def _whole_lines(out: Path, model: str) -> tuple[int, str | None]:
         if not torn.startswith(BEGINNING[: len(torn)]) or named != model:
             raise BadData(f"{out} does not hold an earlier run for {model!r}; name another file, or move this one away")
         file.truncate(end)
-        return content[:end].count(b"\n"), text
+        return content[:end].count(b"\n"), content[:end].count(REFUSED), text
 
 
 def _told_by(line: bytes) -> tuple[str | None, str | None]:

@@ -1,10 +1,9 @@
-"""Texts from a file, one by one: a column of CSV, JSONL or Parquet, or a line each. Keeps no more than a batch in memory."""
+"""Texts from a file, one by one: a column of CSV, JSONL or Parquet, or a line each. Keeps no more than a batch or a field in memory."""
 
 from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from ifed.errors import BadData
 
 READ_AT_ONCE = 1024
+LONGEST_FIELD = 10_000_000  # characters, more than a service takes at once; a quote that nothing closes reads no further
 ENCODING = "utf-8-sig"  # what Excel writes begins with a mark; other files begin without
 
 
@@ -48,6 +48,7 @@ def count_texts(path: Path) -> int | None:
 
 def _count(path: Path) -> int | None:
     if _kind(path) == ".csv":
+        csv.field_size_limit(LONGEST_FIELD)
         with path.open(encoding=ENCODING, newline="") as file:
             return max(0, sum(1 for row in csv.reader(file, strict=True) if row) - 1)
     if _kind(path) == ".parquet":
@@ -57,6 +58,7 @@ def _count(path: Path) -> int | None:
 
 
 def _csv(path: Path, column: str) -> Iterator[str]:
+    csv.field_size_limit(LONGEST_FIELD)  # of the whole process, where anyone may have set it
     with path.open(encoding=ENCODING, newline="") as file:
         rows = csv.DictReader(file, strict=True)
         if column not in (rows.fieldnames or ()):
@@ -116,7 +118,6 @@ def _kind(path: Path) -> str:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    csv.field_size_limit(sys.maxsize)  # how long a text may be is the service's to say
     try:
         yield
     except UnicodeDecodeError as reason:

@@ -68,16 +68,22 @@ class SideBySide:
 
     Attributes:
         layers: the union of all.
+
+    Raises:
+        LayoutMismatch: they are for different hidden sizes, one is for rows of its own already, or there is none but None.
     """
 
     def __init__(self, injections: Sequence[Injection | None]) -> None:
         self._injections = injections
         self._given = [injection for injection in injections if injection is not None]
         self.layers = tuple(sorted({layer for injection in self._given for layer in injection.layers}))
-        self.hidden_size = self._given[0].hidden_size
+        sizes = {injection.hidden_size for injection in self._given}
+        if len(sizes) != 1 or any(injection.scale.ndim != ALIKE for injection in self._given):
+            raise LayoutMismatch(f"injections of the hidden sizes {sorted(sizes)}, or of rows, cannot stand side by side")
+        (self.hidden_size,) = sizes
 
     def changes(self, rows: Tensor | None = None) -> Sequence[Rescaling | RunByRun]:
-        """What each site does, as `Injection.changes`: without copying any injection where the tokens of a row stand side by side."""
+        """What each site does, as `Injection.changes`: on a CPU no injection is copied where the tokens of long rows stand side by side."""
         runs = None if rows is None else Runs.that_pay(rows)
         if runs is None:
             return self._stacked().changes(rows)
@@ -147,5 +153,9 @@ def injection_of(
 
 
 def side_by_side(injections: Sequence[Injection | None]) -> SideBySide | None:
-    """What row i of a batch takes; None if no row is injected into."""
+    """What row i of a batch takes; None if no row is injected into.
+
+    Raises:
+        LayoutMismatch: as `SideBySide`.
+    """
     return SideBySide(injections) if any(injection is not None for injection in injections) else None

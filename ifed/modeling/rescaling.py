@@ -47,7 +47,6 @@ class Rescaling:
     def __init__(self, scale: Tensor, shift: Tensor, rows: Tensor | None = None) -> None:
         self._scale, self._shift, self._rows = scale, shift, rows
         self._as_norm = scale.device.type == "cpu" and scale.dtype is torch.float32 and scale.ndim == 1
-        self._known = _neutral(scale.shape[-1])
 
     def of(self, activation: Tensor) -> Tensor:
         """The changed output, as `activation`: (B, W, d), or (tokens, d) where all take the same."""
@@ -55,7 +54,8 @@ class Rescaling:
             scale, shift = self._of_tokens()
             return torch.addcmul(shift, activation, scale).to(activation.dtype)
         tokens = activation if activation.ndim == FLAT else activation.flatten(0, -2)
-        changed = torch.batch_norm(tokens, self._scale, self._shift, *self._known, False, 0.0, 0.0, False)
+        mean, variance = _neutral(tokens.shape[-1])
+        changed = torch.batch_norm(tokens, self._scale, self._shift, mean, variance, False, 0.0, 0.0, False)
         return changed if tokens is activation else changed.view(activation.shape)
 
     def _of_tokens(self) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -14,10 +12,10 @@ from weakref import WeakValueDictionary
 import structlog
 
 from ifed.bodies import AdapterBody
-from ifed.contracts import AdapterMeta
 from ifed.errors import IFedError, NotFound, UnknownTask, UnknownVersion
 from ifed.serving_errors import OtherModel
 from ifed.tasks import ModelIdentity
+from services.inference.held import Adapter, Held
 from services.inference.ports import AdapterObserver, Source
 
 log = structlog.get_logger(__name__)
@@ -25,22 +23,6 @@ Loaded = TypeVar("Loaded")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 FRESH_SECONDS, LOST_SECONDS = 0.5, 5.0
 Key = tuple[str, int | None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapter(Generic[Loaded]):
-    """One version of one task, ready for the model. Never changed; a newer version is another object."""
-
-    digest: str
-    meta: AdapterMeta
-    loaded: Loaded
-    size: int
-
-
-@dataclass(slots=True)
-class _Held(Generic[Loaded]):
-    adapter: Adapter[Loaded]
-    fresh_until: float
 
 
 class Adapters(Generic[Loaded]):
@@ -71,7 +53,7 @@ class Adapters(Generic[Loaded]):
     ) -> None:
         self._source, self._identity, self._load, self._observer = source, identity, load, observer
         self._wait, self._max_followed, self._max_bytes = wait, max_followed, max_bytes
-        self._held: OrderedDict[Key, _Held[Loaded]] = OrderedDict()
+        self._held: OrderedDict[Key, Held[Loaded]] = OrderedDict()
         self._fetching: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
@@ -140,7 +122,7 @@ class Adapters(Generic[Loaded]):
         held = self._held.get(key)
         return held is not None and (key[1] is not None or key[0] in self._followers or monotonic() < held.fresh_until)
 
-    def _touch(self, key: Key, before: _Held[Loaded] | None) -> Adapter[Loaded]:
+    def _touch(self, key: Key, before: Held[Loaded] | None) -> Adapter[Loaded]:
         """What is held now, or was before others took its room."""
         if (held := self._held.get(key)) is not None:
             self._held.move_to_end(key)
@@ -156,7 +138,7 @@ class Adapters(Generic[Loaded]):
         until = monotonic() + FRESH_SECONDS
         if answer is not None:
             adapter = await self._adapter(*answer)
-            self._held[key] = _Held(adapter, until)
+            self._held[key] = Held(adapter, until)
             self._make_room(key)
             log.info("adapter", task=task, version=adapter.meta.version, digest=adapter.digest[:12], pinned=version is not None)
         elif held is not None:
@@ -201,27 +183,41 @@ class Adapters(Generic[Loaded]):
             await asyncio.sleep(pause)
 
     async def _mend(self) -> None:
-        """Look again for what is late and not followed, so that the end of a loss is told though nobody asks for the task."""
+        """Look again for what is late and not followed, so that the end of a loss is told though nobody asks for the task.
+
+        One after the other, and some seconds between one time and the next.
+        """
         await asyncio.sleep(LONGEST_PAUSE)
         while late := [task for task in self.stale if task not in self._followers]:
             for task in late:
-                with suppress(UnknownTask):
-                    await self._look_again(task)
+                try:
+                    async with self._fetching.setdefault((task, None), asyncio.Lock()):
+                        await self._look_again(task)
+                except UnknownTask:
+                    continue  # told by then
+                except Exception:  # what is late is looked for as long as the service lives
+                    log.exception("adapter not refreshed", task=task)
             await asyncio.sleep(LONGEST_PAUSE)
 
     def _lost(self, task: str, refusal: IFedError) -> None:
-        """Go on with what is known and say so; a task the aggregator no longer has is no longer served, and lacks only where it is wanted."""
+        """Go on with what is known and say so; a task the aggregator no longer has is no longer served.
+
+        Late is what is served on and what a setting names: not what nobody has asked for since it was let go.
+        """
         if task not in self.stale:
             log.warning("adapter not refreshed", task=task, error=type(refusal).__name__, detail=refusal.detail)
         if isinstance(refusal, UnknownTask):
             for key in [key for key in self._held if key[0] == task]:
                 self._drop(key)
-        if not isinstance(refusal, UnknownTask) or task in self._wanted:
-            self.stale[task] = refusal.detail
-            self._observer.stale(task)
-            if task not in self._followers and (self._mending is None or self._mending.done()):
-                self._mending = asyncio.create_task(self._mend(), name="look again for what is late")
-        if (held := self._held.get((task, None))) is not None:
+        held = self._held.get((task, None))
+        if held is None and task not in self._wanted:
+            self.stale.pop(task, None)
+            return
+        self.stale[task] = refusal.detail
+        self._observer.stale(task)
+        if task not in self._followers and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._mend(), name="look again for what is late")
+        if held is not None:
             held.fresh_until = monotonic() + LOST_SECONDS
 
     def _make_room(self, wanted: Key) -> None:

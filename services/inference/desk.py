@@ -10,9 +10,9 @@ from typing import Generic, Protocol, TypeVar
 
 from ifed.bodies import AdapterBody
 from ifed.errors import IFedError
-from services.inference.adapters import Adapter
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration, DemonstrationFolder
+from services.inference.held import Adapter
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")

@@ -46,7 +46,7 @@ async def _classifier(request: Request) -> Classifier[Any, Any]:
     if classifier is None:
         raise Unavailable(f"not ready: {request.app.state.waiting_for}; /readyz tells when it is")
     if not request.app.state.engine.alive:
-        raise Unavailable("the model's lane has ended; the service's log says why, and it must be started again")
+        raise Unavailable("the model takes no more texts: the service is stopping, or its lane has ended, of which the log tells")
     return classifier
 
 

@@ -17,9 +17,10 @@ from ifed.errors import IFedError, NotFound
 from ifed.label_bias import without_bias
 from ifed.serving import ServedModel, ServedModels
 from ifed.serving_errors import DeadlineExceeded, NoDefaultTask, TooManyItems, TooManyTokens
-from services.inference.adapters import Adapter, Adapters
+from services.inference.adapters import Adapters
 from services.inference.answers import Answer, Prepared, Result
 from services.inference.engine import Pass, Ran, Scores
+from services.inference.held import Adapter
 from services.inference.names import BARE, FEW_SHOT, ModelName
 
 tracer = trace.get_tracer("ifed.inference")

@@ -18,7 +18,8 @@ class Settings(BaseSettings):
     reader_token: SecretStr | None = Field(None, description="the service's own bearer token, of role reader, for the aggregator")
     reader_token_file: Path | None = Field(None, description="a file that holds the token, instead of READER_TOKEN")
     adapter_folder: Path | None = Field(
-        None, description="folder of adapters that `ifed export --adapter` wrote, for a service without an aggregator"
+        None,
+        description="folder of adapters that `ifed export --adapter` wrote, for a service without an aggregator; must be there",
     )
     tasks: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="tasks to fetch at the start, comma-separated; others on first use; of a folder all when not set"
@@ -30,7 +31,8 @@ class Settings(BaseSettings):
     max_followed: int = Field(128, ge=0, description="tasks followed by a long poll each; others are asked for again when used")
     adapter_bytes: int = Field(512 * 2**20, ge=0, description="tensors of adapters held; beyond, the least recently used go")
     demonstrations_folder: Path | None = Field(
-        None, description="folder with `<task>.jsonl` of labelled texts for few-shot prompting; they never leave the service"
+        None,
+        description="folder with `<task>.jsonl` of labelled texts for few-shot prompting, which must be there; they never leave the service",
     )
 
     key_file: Path | None = Field(None, description="file with a name and a key a line; callers need one of these keys")

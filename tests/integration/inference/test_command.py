@@ -60,6 +60,16 @@ def test_a_text_that_cannot_be_classified_fails_no_other_and_ends_the_command_wi
     assert (good["label"] in LABELS, empty["label"], "error" in empty) == (True, None, True)
 
 
+def test_a_finished_file_with_a_text_that_was_refused_ends_with_1_again(running: Running, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text('text\ngood\n" "\n', encoding="utf-8")
+    given = ("--file", str(tmp_path / "texts.csv"), "--out", str(tmp_path / "rows"))
+    for _ in range(2):
+        done = run(running, *given)
+        assert done.returncode == 1, done.stderr
+        assert "1 texts classified, in" in done.stderr
+        assert "1 could not be classified" in done.stderr
+
+
 def test_standard_input_has_a_text_on_each_line_and_gives_json_lines(running: Running) -> None:
     found = rows(run(running, "--json", given="good\n\nbad film\n").stdout)
     assert [(one["row"], one["text"], one["task"], one["version"]) for one in found] == [

@@ -72,10 +72,10 @@ def test_seconds_and_bytes_add_up_to_the_row_that_reaches_the_target() -> None:
     first, second = one["runs"]["ours"]
     assert (reached(first, 0.88), reached(second, 0.88), reached(first, 0.99)) == (1, 2, None)
     assert seconds_until(first) == [4.0, 6.0, 8.0]
-    assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711 + 17]
+    assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711]
     assert bytes_until(first, None) is None
     assert bytes_until(one["runs"]["lora"][0], one["wire"]) == [800_000]
-    assert "| SUBJ | ours | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 7.0 | 2,675 |" in tables(found())
+    assert "| SUBJ | ours | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 7.0 | 2,666 |" in tables(found())
     assert "0 of 2 | – | – |" in tables(found())
 
 
@@ -164,8 +164,10 @@ def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
 
 
 def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = run("ours", 0.5) | {"setting": SETTINGS["ours"].told(QUICK)}
-    Store(tmp_path, QUICK, "tiny").keep("subj", "ours-0", made)
+    store = Store(tmp_path, QUICK, "tiny")
+    store.keep("subj", "ours-0", run("ours", 0.5))
+    store.keep("subj", "lora-0.001-0", run("lora", 0.5))
+    store.keep("subj", "wire", {"ours": wire(10)})
     assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
     with pytest.raises(OtherRun, match="another plan and setting; name another folder"):
         Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
@@ -173,8 +175,9 @@ def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monk
         Store(tmp_path, QUICK, "large").has("subj", "ours-0")
     ours = SETTINGS["ours"]
     monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"learning_rate": 0.03}))
-    with pytest.raises(OtherRun, match="another setting"):
-        Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    for name in ("ours-0", "lora-0.001-0", "wire"):
+        with pytest.raises(OtherRun, match=f"{name}.json was made with another setting"):
+            Store(tmp_path, QUICK, "tiny").has("subj", name)
     monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
     assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
 

@@ -55,10 +55,10 @@ def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    assert _whole_lines(path, "a") == (0, None)
+    assert _whole_lines(path, "a") == (0, 0, None)
     whole = '{"row": 0, "text": "x", "model": "a"}\n{"row": 1, "text": "y", "model": "a"}\n'
     path.write_text(whole + '{"ro')
-    assert _whole_lines(path, "a") == (2, "y")
+    assert _whole_lines(path, "a") == (2, 0, "y")
     assert path.read_text() == whole
 
 
@@ -93,9 +93,21 @@ def test_a_file_from_excel_is_read_and_one_that_is_not_utf_8_is_refused_by_name(
     for read in (lambda: list(read_texts(path, "text")), lambda: count_texts(path)):
         with pytest.raises(BadData, match=r"texts.CSV is not UTF-8 \(byte 6\); save it as UTF-8"):
             read()
-    path.write_text('text\n"a quote that nothing closes\nanother text\n')
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ('"a quote that nothing closes\nanother text\n', "unexpected end of data"),
+        ('"a stray" quote\n', r"',' expected after"),
+        ("x" * 10_000_001 + "\n", "field larger than field limit"),
+    ],
+)
+def test_a_csv_of_which_one_would_have_to_guess_is_refused(rows: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text(f"text\n{rows}")
     for read in (lambda: list(read_texts(path, "text")), lambda: count_texts(path)):
-        with pytest.raises(BadData, match=r"texts.CSV cannot be read as CSV: unexpected end of data"):
+        with pytest.raises(BadData, match=f"texts.csv cannot be read as CSV: {reason}"):
             read()
 
 

@@ -135,6 +135,8 @@ async def test_an_adapter_let_go_while_it_is_looked_at_again_still_answers(
     monkeypatch.setattr(source, "adapter", slow)
     assert (await adapters.get("a")).loaded == 1
     assert len(adapters.current()) == 1
+    assert adapters.stale == {}, "what was let go is not late: nobody has asked for it since"
+    await adapters.close()
 
 
 async def test_a_task_with_nothing_yet_is_followed_from_the_start() -> None:
@@ -218,6 +220,42 @@ async def test_the_end_of_a_loss_is_told_though_nobody_asks_for_the_task(monkeyp
     source.refusal = None
     source.promote(body("b", 1))
     await until(lambda: not adapters.stale)
+    await adapters.close()
+
+
+async def test_looking_for_what_is_late_outlives_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.02)
+    source = FakeSource()
+    adapters = adapters_of(source, max_followed=0)
+    await adapters.fetch_now(["a"])
+    asked, broken = source.adapter, [PermissionError("not yours")]
+
+    async def breaking(task: str, **given: Any) -> tuple[str, AdapterBody] | None:
+        if broken:
+            raise broken.pop()
+        return await asked(task, **given)
+
+    monkeypatch.setattr(source, "adapter", breaking)
+    source.promote(body("a", 1))
+    await until(lambda: not adapters.stale)
+    assert not broken
+    await adapters.close()
+
+
+async def test_a_task_that_was_let_go_and_is_deleted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
+    source = FakeSource()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source, max_followed=0)
+    await adapters.get("a")
+    source.refusal = Unavailable("gone")
+    await adapters.get("a")
+    assert adapters.stale == {"a": "gone"}
+    source.versions.clear()
+    source.refusal = None
+    await until(lambda: not adapters.stale)
+    assert adapters.current() == []
     await adapters.close()
 
 

@@ -11,10 +11,10 @@ import pytest
 from ifed.bodies import AdapterBody
 from ifed.errors import BadData, IFedError
 from ifed.serving_errors import NoDemonstrations
-from services.inference.adapters import Adapter
 from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration, DemonstrationFolder
 from services.inference.desk import Desk
+from services.inference.held import Adapter
 from tests.unit.inference.fakes import body
 
 

@@ -11,10 +11,10 @@ import pytest
 from ifed.errors import IFedError, UnknownTask
 from ifed.serving import ClassifyRequest
 from ifed.serving_errors import DeadlineExceeded, EmptyText, NoDefaultTask, TooManyItems, TooManyTokens
-from services.inference.adapters import Adapter
 from services.inference.answers import Prepared
 from services.inference.engine import Ran
 from services.inference.formats import HubRequest, PredictRequest, classified, headers_of, hub_predictions, predictions
+from services.inference.held import Adapter
 from services.inference.names import ModelName
 from services.inference.service import Classifier, Limits
 from tests.unit.inference.fakes import FakeSource, Observer, adapters_of, body

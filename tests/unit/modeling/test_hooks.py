@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ifed.errors import LayoutMismatch
+from ifed.modeling import rescaling
 from ifed.modeling.batching import Batch, Layout, Row
 from ifed.modeling.hooks import capture, entering, final_hidden, inject, replay
-from ifed.modeling.injection import Injection, injection_of, side_by_side
+from ifed.modeling.injection import Injection, SideBySide, injection_of, side_by_side
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.rescaling import Rescaling, RunByRun
 from ifed.tensors import Coefficients
 from tests.unit.modeling.builders import (
     ALL,
@@ -172,19 +174,34 @@ def test_nothing_is_written_in_place(family: str) -> None:
     assert torch.equal(given.shift, shift)
 
 
+@pytest.mark.parametrize(("pays", "kind"), [(1, RunByRun), (10**6, Rescaling)])
 @layouts
 @families
-def test_rows_with_injections_of_their_own_give_what_each_gives_alone(family: str, layout: Layout) -> None:
+def test_rows_with_injections_of_their_own_give_what_each_gives_alone(
+    family: str, layout: Layout, pays: int, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescaling, "RUN_PAYS", pays)
     lm = build(family)
     batch = batch_of(lm, layout)
     several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
     given = [several[index % len(several)] for index in range(len(TEXTS))]
-    with inject(lm, side_by_side(given), rows=batch.row_of), torch.no_grad():
+    beside = SideBySide(given)
+    assert isinstance(beside.changes(batch.row_of)[0], kind if layout == "packed" else Rescaling)
+    with inject(lm, beside, rows=batch.row_of), torch.no_grad():
         together = batch.split(final_hidden(lm, batch))
     for text, one, states in zip(TEXTS, given, together, strict=True):
         alone = Batch.of([Row.ending(template(lm).prompt(text).ids)], layout="padded")
         with inject(lm, one), torch.no_grad():
             torch.testing.assert_close(states, final_hidden(lm, alone)[0], **ROUNDING)
+
+
+def test_injections_of_other_models_do_not_stand_side_by_side() -> None:
+    lm = build()
+    other = Injection((0,), *torch.ones(2, 1, 2, HIDDEN // 2))
+    rows = Injection((0,), *torch.ones(2, 3, 1, 2, HIDDEN))
+    for one in (other, rows):
+        with pytest.raises(LayoutMismatch, match="side by side"):
+            side_by_side([injection(lm), None, one])
 
 
 def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> None:
@@ -197,9 +214,13 @@ def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> N
         torch.testing.assert_close(final_hidden(lm, batch), implied)
 
 
+@pytest.mark.parametrize("pays", [1, 10**6])
 @dtypes
 @families
-def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
+    family: str, dtype: torch.dtype, pays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescaling, "RUN_PAYS", pays)
     lm = build(family, dtype=dtype)
     batch = batch_of(lm)
     bare = batch.split(final_hidden(lm, batch))
