@@ -47,7 +47,7 @@ def main() -> None:
     )
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(table(rows))
-    print(f"\n{half_load}, p99 {half['p99_ms']:.0f}; one caller alone {half['single_request_ms']:.0f} ms\n")
+    print(f"\n{half_load}, p99 {half['p99_ms']:.0f}; one caller alone {half['single_request_ms']:.0f} ms; medians of turns\n")
     for goal in found["goals"]:
         by_cpu = "" if goal["by_cpu_time"] is None else f" ({goal['by_cpu_time']:.2f} times by the CPU time of a request)"
         print(f"{'met   ' if goal['met'] else 'MISSED'}  {goal['goal']}: {goal['measured']}{by_cpu}")

@@ -27,7 +27,8 @@ AT = 32  # callers at which the goals stand
 BY_TURNS = ", by turns"
 TURN_REQUESTS = 192
 WARM_CALLERS = 32
-HALF_LOAD_TURNS = 3
+HALF_LOAD_TURNS = 5
+LEAST_HALF_LOAD = 40.0  # seconds
 
 
 @dataclass
@@ -133,24 +134,47 @@ async def _ours(service: Service, bodies: Bodies, options: argparse.Namespace) -
     await _warm_up(service, [f"task-{number}" for number in range(many)])
     rows = await _in_turn(service, ways, options, repeats=options.repeats, callers=options.callers)
     rows += await _by_turns(service, bodies, some, options.turns)
-    full = next(row for row in rows if row.name == "one task" and row.callers == AT)
-    single = next(row for row in rows if row.name == "one task" and row.callers == 1)
-    _say(f"half load: {full.rate / 2:.1f} requests/s arriving at random")
-    seconds = max(40.0, 15 * options.seconds)
-    turns = [
-        Row(
-            "half load", 0, latencies=await open_loop(service.url, ways["one task"], rate=full.rate / 2, seconds=seconds, seed=seed)
-        )
-        for seed in range(HALF_LOAD_TURNS)
-    ]
-    figures = {"requests_per_second": full.rate / 2, "single_request_ms": 1000 * single.quantile(0.5)}
-    for share in (50, 95, 99):
-        each = [1000 * turn.quantile(share / 100) for turn in turns]
-        figures |= {f"p{share}_ms": statistics.median(each), f"p{share}_ms_lowest": min(each), f"p{share}_ms_highest": max(each)}
+    half = await _half_load(service, ways["one task"], options)
     few_shot = {f"few-shot, {SHOTS}": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
     await _warm_up(service, [f"task-0@few-shot:{SHOTS}"])
     rows += await _in_turn(service, few_shot, options, repeats=1, callers=options.callers)
-    return rows, {name: round(value, 1) for name, value in figures.items()}
+    return rows, half
+
+
+async def _half_load(service: Service, body: Body, options: argparse.Namespace) -> dict[str, float]:
+    """Latencies of requests that arrive at random, at half the rate that 32 callers reach.
+
+    In turns, each of which measures that rate before and one caller alone before and after, so that a machine whose pace changes is held
+    against itself. Of every figure the median over the turns, the lowest and the highest.
+    """
+    turns: list[dict[str, float]] = []
+    for seed in range(HALF_LOAD_TURNS):
+        full, single = Row("one task, before half load", AT), Row("one task, around half load", 1)
+        await _measure(service, full, closed_loop(service.url, body, callers=AT, seconds=2 * options.seconds, patience=PATIENCE))
+        alone = [closed_loop(service.url, body, callers=1, seconds=options.seconds, patience=PATIENCE) for _ in range(2)]
+        await _measure(service, single, alone[0])
+        seconds = max(LEAST_HALF_LOAD, 10 * options.seconds)
+        half = Row("half load", 0, latencies=await open_loop(service.url, body, rate=full.rate / 2, seconds=seconds, seed=seed))
+        await _measure(service, single, alone[1])
+        turns.append(half_load_turn(full, single, half))
+        _say(f"half load, {full.rate / 2:.1f} requests/s: p99 {turns[-1]['p99_over_single']:.1f} times one request alone")
+    return over_turns(turns)
+
+
+def half_load_turn(full: Row, single: Row, half: Row) -> dict[str, float]:
+    """The figures of one turn."""
+    found = {f"p{share}_ms": 1000 * half.quantile(share / 100) for share in (50, 95, 99)}
+    alone = 1000 * single.quantile(0.5)
+    return {"requests_per_second": full.rate / 2, "single_request_ms": alone} | found | {"p99_over_single": found["p99_ms"] / alone}
+
+
+def over_turns(turns: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure the median, and beside it the lowest and the highest."""
+    found: dict[str, float] = {}
+    for name in turns[0]:
+        each = [turn[name] for turn in turns]
+        found |= {name: statistics.median(each), f"{name}_lowest": min(each), f"{name}_highest": max(each)}
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 async def _warm_up(service: Service, models: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ def goals(rows: Sequence[Row], half: dict[str, float]) -> list[dict[str, Any]]:
     plain, threads = at["plain, one after the other"], at["plain, in threads"]
     one, bare = at[f"one task{BY_TURNS}"], at[f"bare model{BY_TURNS}"]
     mixed, injected = ratio(some, one), ratio(one, bare)
-    times = half["p99_ms"] / half["single_request_ms"]
+    times = half["p99_over_single"]
     return [
         _goal("8 times the plain endpoint's throughput", ratio(ours, plain) >= 8, f"{ratio(ours, plain):.1f}", ours, plain),
         _goal("8 times the plain endpoint in threads", ratio(ours, threads) >= 8, f"{ratio(ours, threads):.1f}", ours, threads),

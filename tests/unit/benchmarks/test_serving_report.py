@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving import __main__ as command
-from benchmarks.serving.measuring import Row
+from benchmarks.serving.measuring import Row, half_load_turn, over_turns
 from benchmarks.serving.report import cpu_ratio, goals, ratio, table
 
-HALF = {"p99_ms": 49.0, "single_request_ms": 10.0}
+HALF = {"p99_over_single": 4.9}
 NAMES = (
     "one task",
     "64 tasks",
@@ -56,8 +56,23 @@ def test_each_goal_can_be_missed_by_itself(place: int, slower: dict[str, float])
     assert [goal["met"] for goal in goals(rows(**slower), HALF)] == [at != place for at in range(7)]
 
 
+def test_a_turn_at_half_load_is_held_against_its_own_moment() -> None:
+    latencies = [0.02] * 95 + [0.04] * 4 + [0.06]
+    turns = [
+        half_load_turn(
+            row("full", rate),
+            Row("alone", 1, latencies=[0.01 * slow] * 3),
+            Row("half", 0, latencies=[one * slow for one in latencies]),
+        )
+        for rate, slow in ((80.0, 1), (40.0, 2), (20.0, 4))
+    ]
+    assert [turn["p99_over_single"] for turn in turns] == pytest.approx([6.0] * 3)
+    found = over_turns(turns)
+    assert (found["requests_per_second"], found["single_request_ms_lowest"], found["p50_ms_highest"]) == (20.0, 10.0, 80.0)
+
+
 def test_a_slow_tail_at_half_load_misses_its_goal() -> None:
-    assert [goal["met"] for goal in goals(rows(), HALF | {"p99_ms": 50.0})] == [True] * 6 + [False]
+    assert [goal["met"] for goal in goals(rows(), HALF | {"p99_over_single": 5.0})] == [True] * 6 + [False]
 
 
 def test_rows_that_took_turns_are_held_against_each_other_turn_by_turn() -> None:
