@@ -44,7 +44,7 @@ class Plan:
     lora_rank: int = 8
 
 
-QUICK = Plan(clients=4, rounds=3, local_steps=3, training=160, test=60, shots=4, few=12)
+QUICK = Plan(clients=4, rounds=3, local_steps=2, training=160, test=60, shots=4, few=12)
 QUICK_RATES = (0.001, 0.003)
 
 

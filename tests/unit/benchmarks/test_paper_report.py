@@ -16,7 +16,7 @@ from benchmarks.paper.figures import draw, mean_by_round
 from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, Plan
 from benchmarks.paper.report import tables
 from benchmarks.paper.store import OtherRun, Store
-from benchmarks.paper.summary import bytes_until, goals, reached, seconds_until, target, times_fewer_in_all
+from benchmarks.paper.summary import above_lora, bytes_until, goals, reached, seconds_until, target, times_fewer_in_all
 from benchmarks.replicas.report import write_into
 from tests.unit.benchmarks.test_convergence import folder_of_texts
 from tests.unit.modeling.builders import build_model, build_tokenizer
@@ -96,6 +96,15 @@ def test_global_coefficients_stand_beside_local_ones() -> None:
 )
 def test_goals_are_held_against_the_paper_and_the_better_reading_of_lora(changes: dict[str, Any], met: list[bool]) -> None:
     assert [one.met for one in goals(found(**changes)) if TITLES["long"] not in one.words] == met
+
+
+def test_against_lora_count_the_seeds_that_both_have() -> None:
+    one = found(ours=0.95, lora=0.96)["data"]["subj"]
+    assert above_lora(one, "ours", "accuracy_prior_matched") == pytest.approx(0.94 - 0.96)
+    one["runs"]["lora"].append({**run("lora", 0.9, seed=1), "rate": 0.01})
+    assert above_lora(one, "ours", "accuracy_prior_matched") == pytest.approx((0.94 - 0.96 + 0.96 - 0.9) / 2)
+    one["runs"]["lora"] = [run("lora", 0.9, seed=7)]
+    assert above_lora(one, "ours", "accuracy_plain") is None
 
 
 def test_the_longer_calibration_is_held_against_the_same_goals() -> None:
