@@ -147,15 +147,18 @@ async def _half_load(service: Service, body: Body, options: argparse.Namespace) 
     In turns, each of which measures that rate before and one caller alone before and after, so that a machine whose pace changes is held
     against itself. Of every figure the median over the turns, the lowest and the highest.
     """
+
+    def asked_by(callers: int, seconds: float) -> Coroutine[Any, Any, tuple[list[float], float]]:
+        return closed_loop(service.url, body, callers=callers, seconds=seconds, patience=PATIENCE)
+
     turns: list[dict[str, float]] = []
+    seconds = max(LEAST_HALF_LOAD, 10 * options.seconds)
     for seed in range(HALF_LOAD_TURNS):
         full, single = Row("one task, before half load", AT), Row("one task, around half load", 1)
-        await _measure(service, full, closed_loop(service.url, body, callers=AT, seconds=2 * options.seconds, patience=PATIENCE))
-        alone = [closed_loop(service.url, body, callers=1, seconds=options.seconds, patience=PATIENCE) for _ in range(2)]
-        await _measure(service, single, alone[0])
-        seconds = max(LEAST_HALF_LOAD, 10 * options.seconds)
+        await _measure(service, full, asked_by(AT, 2 * options.seconds))
+        await _measure(service, single, asked_by(1, options.seconds))
         half = Row("half load", 0, latencies=await open_loop(service.url, body, rate=full.rate / 2, seconds=seconds, seed=seed))
-        await _measure(service, single, alone[1])
+        await _measure(service, single, asked_by(1, options.seconds))
         turns.append(half_load_turn(full, single, half))
         _say(f"half load, {full.rate / 2:.1f} requests/s: p99 {turns[-1]['p99_over_single']:.1f} times one request alone")
     return over_turns(turns)

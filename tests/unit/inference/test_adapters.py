@@ -26,6 +26,17 @@ def versions(adapters: Adapters[int]) -> dict[str, int]:
     return {one.meta.task: one.loaded for one in adapters.current()}
 
 
+async def left_alone(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeSource, Adapters[int]]:
+    """Adapters with task "a", which nothing follows and every use looks at again, and their source, which has gone."""
+    monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
+    source = FakeSource()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source, max_followed=0)
+    await adapters.get("a")
+    source.refusal = Unavailable("gone")
+    return source, adapters
+
+
 async def test_an_adapter_is_fetched_once_however_many_ask_at_the_same_time() -> None:
     source, observer = FakeSource(), Observer()
     source.promote(body("a", 1))
@@ -86,12 +97,7 @@ async def test_an_aggregator_that_is_gone_leaves_the_known_adapter_and_says_so()
 async def test_without_a_long_poll_too_the_known_adapter_stays_while_the_aggregator_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
-    source = FakeSource()
-    source.promote(body("a", 1))
-    adapters = adapters_of(source, max_followed=0)
-    await adapters.get("a")
-    source.refusal = Unavailable("gone")
+    _, adapters = await left_alone(monkeypatch)
     assert (await adapters.get("a")).loaded == 1
     assert adapters.stale == {"a": "gone"}
     await adapters.close()
@@ -244,12 +250,7 @@ async def test_looking_for_what_is_late_outlives_an_error_that_nobody_foresaw(mo
 
 async def test_a_task_that_was_let_go_and_is_deleted_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.02)
-    monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
-    source = FakeSource()
-    source.promote(body("a", 1))
-    adapters = adapters_of(source, max_followed=0)
-    await adapters.get("a")
-    source.refusal = Unavailable("gone")
+    source, adapters = await left_alone(monkeypatch)
     await adapters.get("a")
     assert adapters.stale == {"a": "gone"}
     source.versions.clear()
