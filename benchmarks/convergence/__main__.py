@@ -18,7 +18,7 @@ from benchmarks.convergence.report import collect, page, tables
 from benchmarks.convergence.study import run
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.texts import SOURCES, Source, dirichlet_split, read
-from benchmarks.replicas.report import write_into
+from benchmarks.pages import write_into
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder

@@ -13,6 +13,5 @@ def now(lm: LanguageModel) -> float:
     """Core-seconds of this process where the model runs on the CPU; elsewhere seconds by the clock, once the device has finished."""
     if lm.device.type == "cpu":
         return time.process_time()
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize(lm.device)
+    torch.accelerator.synchronize(lm.device)
     return time.perf_counter()

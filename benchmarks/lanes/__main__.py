@@ -19,7 +19,7 @@ import torch
 from benchmarks.federated.texts import SOURCES
 from benchmarks.lanes.injected import compared
 from benchmarks.lanes.queue import fitted, waits
-from benchmarks.serving.report import machine
+from benchmarks.machine import machine
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
 from ifed.modeling.passes import wanted_hidden

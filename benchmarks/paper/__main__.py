@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import SOURCES
+from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, read
+from benchmarks.machine import machine
+from benchmarks.pages import write_into
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
-from benchmarks.paper.methods import QUICK, QUICK_RATES, RATES, TITLES, Plan
-from benchmarks.paper.report import tables
+from benchmarks.paper.methods import QUICK, QUICK_RATES, RATES, SWEEP_SEED, TITLES, Plan
+from benchmarks.paper.report import sections, tables
 from benchmarks.paper.store import OtherRun, Store
-from benchmarks.replicas.report import write_into
-from benchmarks.serving.report import machine
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
 
@@ -36,14 +36,21 @@ def main() -> None:
         if not given.report:
             _run(given, plan, store, rates, seeds)
         found = store.collect(rates)
-    except OtherRun as refusal:
+    except (OtherRun, BadTexts) as refusal:
         sys.exit(str(refusal))
-    (store.folder / "paper.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    words = tables(found)
+    if not found["data"]:
+        sys.exit(f"there are no cells under {store.folder}; run without --report, or name the folder of a run with --out")
+    for key, one in found["data"].items():
+        if one["sweep"] and one["rate"] is None:
+            _tell(f"{SOURCES[key].title}: FedAvg-LoRA is in no table until all of its learning rates have run on seed {SWEEP_SEED}")
+    words, listed = tables(found), {"tables": [one.json() for one in sections(found)]}
+    (store.folder / "paper.json").write_text(json.dumps(found | listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(words)
     for path in draw(found, store.folder):
         _tell(f"drew {path.name}")
-    if given.page is not None:
+    if given.page is None:
+        (store.folder / "paper.md").write_text(words + "\n", encoding="utf-8")
+    else:
         _write_page(given.page, found, words)
 
 
@@ -54,14 +61,17 @@ def _folder(given: argparse.Namespace) -> Path:
 
 
 def _write_page(page: Path, found: dict[str, Any], words: str) -> None:
-    """The tables between the marks of a page with the figures, which are drawn beside it, and the JSON beside it too."""
+    """The tables between the marks of a page with the figures, which are drawn beside it."""
     shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
     write_into(page, "\n\n".join([words, *shown]))
-    page.with_name("paper.json").write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...], seeds: list[int]) -> None:
     todo = [(seed, key) for seed in seeds for key in given.sources]
+    for key in given.sources:
+        store.texts[key] = digest_of(given.data, SOURCES[key])
+        for part, count in (("train", plan.training), ("test", plan.test)):
+            read(given.data, SOURCES[key], part, count)  # refused before hours of work
     methods = [method for method in TITLES if given.methods is None or method in given.methods]
     lm = load(
         given.model,
@@ -73,7 +83,10 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     )
     told = machine()
     store.machine = {name: told[name] for name in ("cpu", "amx", "cores", "torch")}
-    store.machine |= {"device": _name(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")}
+    dtype = str(lm.dtype).removeprefix("torch.")
+    store.machine |= {"device": _name(lm.device), "dtype": dtype, "threads": torch.get_num_threads()}
+    store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
+    store.collect(rates)  # refuses a folder of another run before work is put into it
     for seed, key in todo:
         Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
 
@@ -99,8 +112,8 @@ def _arguments() -> argparse.Namespace:
         help="folder of cells, tables and figures; .paper, with the name of another model and with quick behind it",
     )
     parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
-    parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there")
-    parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks; figures and JSON go beside it")
+    parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there under --out")
+    parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks in place of paper.md; the figures go beside it too")
     parser.add_argument("--model", default=MODEL, help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--device", default="auto", help="as torch names it")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")

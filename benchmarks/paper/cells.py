@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.federated.parties import Federation, held_back
 from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, Setting
 from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import WIRE, Store
 from ifed.identity import identity_of
@@ -48,19 +48,30 @@ class Work:
     def run(self, methods: Sequence[str]) -> None:
         """Every cell of these methods that is not there yet."""
         for method in methods:
-            if method in SETTINGS:
+            if method in self._settings:
                 self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
         self._made.clear()  # the clients' kept activations, before anything else needs the memory
-        if "zero-shot" in methods and self._seed == SWEEP_SEED:  # it knows no seed
+        if "zero-shot" in methods and self._seed == SWEEP_SEED:  # of the seed only its prior-matched reading knows
             held = [example for part in self._parts for example in part[: held_back(part)]]
             self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
         if "icl" in methods:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        known = self._store.read(self._source.key, WIRE) or {}
-        if not all("evaluation" in known.get(method, ()) for method in SETTINGS):
+        if not self._store.has(self._source.key, WIRE):
             self._store.keep(self._source.key, WIRE, self._bytes())
+
+    @cached_property
+    def _settings(self) -> dict[str, Setting]:
+        """Those whose groups divide the model's channels; of others it is told that they are left out."""
+        found = {}
+        for method, setting in SETTINGS.items():
+            if setting.fits(self._lm.hidden_size):
+                found[method] = setting
+            else:
+                words = f"{setting.groups} groups do not divide the {self._lm.hidden_size} channels of {self._lm.name}"
+                self._tell(f"{self._source.title}, {TITLES[method]}: left out, {words}")
+        return found
 
     def _lora(self) -> None:
         if not lora.fits(self._lm):
@@ -115,7 +126,8 @@ class Work:
         self._tell(f"{self._source.title}: bytes on the wire")
         identity = identity_of(self._lm)
         found = {
-            method: traffic.of_coefficients(identity, self._source, setting, self._plan) for method, setting in SETTINGS.items()
+            method: traffic.of_coefficients(identity, self._source, setting, self._plan)
+            for method, setting in self._settings.items()
         }
         if not lora.fits(self._lm):
             return found

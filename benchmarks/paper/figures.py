@@ -17,8 +17,8 @@ from benchmarks.paper.summary import Data, bytes_until, over_seeds
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
 WORDS = {
-    "paper-accuracy": "Accuracy by round and by bytes, for each data set and method",
-    "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round",
+    "paper-accuracy": "Accuracy by round and by bytes, for each data set and method: ours with the label prior matched, other methods with it kept",
+    "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round, on the first texts of the test set",
 }
 COLOURS = {
     "zero-shot": "#4a5568",
@@ -26,6 +26,7 @@ COLOURS = {
     "lora": "#c8553d",
     "published": "#2f6690",
     "ours": "#0b6e4f",
+    "ours-int8": "#e07a9b",
     "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",
@@ -55,7 +56,7 @@ def _by_round(data: Data) -> Figure | None:
         panels[0][column].set_xlabel("rounds")
         panels[1][column].set_xlabel("kB up and down, one client, all of HTTP")
         panels[1][column].set_xscale("log")
-    return _finished(figure, panels.flat, panels[0])
+    return _finished(figure, panels.flat, panels[0], "accuracy, %")
 
 
 def _method(above: Axes, below: Axes, one: Data, method: str, title: str) -> None:
@@ -98,7 +99,7 @@ def _local(data: Data) -> Figure | None:
                 panel.plot(list(mean), list(mean.values()), style, color=COLOURS[method], label=label, marker="o", markersize=2.5)
         panel.set_title(SOURCES[key].title)
         panel.set_xlabel("rounds")
-    return _finished(figure, panels.flat, panels[0])
+    return _finished(figure, panels.flat, panels[0], "accuracy on the first test texts, %")
 
 
 def mean_by_round(runs: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
@@ -108,9 +109,9 @@ def mean_by_round(runs: Sequence[Mapping[str, Any]], name: str) -> dict[int, flo
     return {number: 100 * sum(one[number] for one in each) / len(each) for number in rounds}
 
 
-def _finished(figure: Figure, panels: Iterator[Axes], named: Sequence[Axes]) -> Figure:
+def _finished(figure: Figure, panels: Iterator[Axes], named: Sequence[Axes], words: str) -> Figure:
     for panel in panels:
-        panel.set_ylabel("accuracy, % of the test texts")
+        panel.set_ylabel(words)
         panel.grid(color=GRID, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     handles: dict[str, Any] = {}

@@ -62,6 +62,10 @@ class Setting:
     policy: Mapping[str, Any] = field(default_factory=dict)
     times: int = 1
 
+    def fits(self, hidden_size: int) -> bool:
+        """Whether a model's channels divide into its groups; 128 groups do not fit 576 channels."""
+        return hidden_size % self.groups == 0
+
     def policy_for(self, plan: Plan) -> Policy:
         """The task's policy."""
         size = {"rounds": self.times * plan.rounds, "local_steps": plan.local_steps, "batch_size": plan.batch_size}
@@ -88,6 +92,7 @@ PUBLISHED = Setting(
 )
 
 
+OURS_INT8 = replace(OURS, policy={"update_dtype": "int8"})
 LONG = replace(OURS, groups=128, policy={"update_dtype": "int8"}, times=2)
 COMPACT = replace(OURS, groups=16)
 
@@ -100,6 +105,7 @@ def compact(dtype: str) -> Setting:
 SETTINGS: dict[str, Setting] = {
     "published": PUBLISHED,
     "ours": OURS,
+    "ours-int8": OURS_INT8,
     "long": LONG,
     "compact": COMPACT,
     "compact-float16": compact("float16"),
@@ -111,6 +117,7 @@ TITLES = {
     "lora": "FedAvg-LoRA",
     "published": "IFed-ICL as published",
     "ours": "ours",
+    "ours-int8": "ours, int8 updates",
     "long": "ours, G = 128, int8, twice the rounds",
     "compact": "compact",
     "compact-float16": "compact, float16 updates",

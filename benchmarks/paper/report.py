@@ -6,33 +6,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.federated.texts import SOURCES
+from benchmarks.pages import Table
 from benchmarks.paper import reported
-from benchmarks.paper.methods import SETTINGS, TITLES
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES
 from benchmarks.paper.summary import (
+    NONE,
     Data,
     Spread,
     bytes_until,
     first_seconds,
     goals,
+    last,
     over_seeds,
     reached,
     seconds_until,
     target,
     times_fewer,
     times_fewer_in_all,
+    usual_machine,
 )
 
 ROUNDS = ("lora", *SETTINGS)  # the methods that run rounds
 PARTS = ("joining", "context", "round", "evaluation")
 READINGS = ("accuracy_plain", "accuracy_prior_matched")
-NONE = "–"
 
 
 def tables(found: Mapping[str, Any]) -> str:
+    """The same as Markdown, with what was run and where before them."""
+    return "\n\n".join([_machine(found), *(one.markdown() for one in sections(found))])
+
+
+def sections(found: Mapping[str, Any]) -> list[Table]:
     """Every table for which something was measured."""
     data = found["data"]
-    parts = [_machine(found), _accuracy(data), _bytes(data), _times(data), _local(data), _sweep(data), _goals(found)]
-    return "\n\n".join(part for part in parts if part)
+    made = (_accuracy(data), _bytes(data), _times(data), _local(data, found["plan"]), _sweep(data), _goals(found))
+    return [one for one in made if one.rows]
 
 
 def _machine(found: Mapping[str, Any]) -> str:
@@ -43,13 +51,17 @@ def _machine(found: Mapping[str, Any]) -> str:
         f"{plan['rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} examples, local coefficients on {plan['few']} texts, up to {seeds} seeds."
     )
     told = [
-        f"{one['cpu']}{' with AMX' if one['amx'] else ''}, {one['cores']} cores, on {one['device']} in {one['dtype']}, torch {one['torch']}"
+        f"{_cpu(one)}, {one['cores']} cores, {one['threads']} thread{'' if one['threads'] == 1 else 's'}, on {one['device']} in {one['dtype']}, torch {one['torch']}"
         for one in found["machines"]
     ]
     return f"{words} Measured on {'; and on '.join(told)}." if told else words
 
 
-def _accuracy(data: Data) -> str:
+def _cpu(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cpu']}{' with AMX' if machine['amx'] else ''}"
+
+
+def _accuracy(data: Data) -> Table:
     rows = []
     for key, one in data.items():
         for method, title in TITLES.items():
@@ -72,10 +84,10 @@ def _accuracy(data: Data) -> str:
         "paper: accuracy",
         "paper: macro-F1",
     ]
-    return _table("Accuracy after the last round", heads, rows)
+    return Table("Accuracy after the last round", heads, rows)
 
 
-def _bytes(data: Data) -> str:
+def _bytes(data: Data) -> Table:
     rows = []
     for key, one in data.items():
         if (wire := one["wire"]) is None:
@@ -86,7 +98,9 @@ def _bytes(data: Data) -> str:
             each = [f"{parts[name][way]:,}" if name in parts else "0" for name in PARTS for way in ("up", "down")]
             times = NONE if (ratio := times_fewer(wire, method)) is None else f"{ratio:,.0f}"
             whole = NONE if (ratio := times_fewer_in_all(one, method)) is None else f"{ratio:,.0f}"
-            rows.append([SOURCES[key].title, TITLES[method], *each, f"{parts['bodies']['update']:,}", times, whole])
+            paper = (reported.KILOBYTES_A_ROUND, reported.KILOBYTES_OF_CONTEXT)
+            told = [_number(figures.get(method)) for figures in paper]
+            rows.append([SOURCES[key].title, TITLES[method], *each, f"{parts['bodies']['update']:,}", times, whole, *told])
     heads = [
         "data",
         "method",
@@ -101,27 +115,28 @@ def _bytes(data: Data) -> str:
         "update's body",
         "LoRA's round by this",
         "all of LoRA's by all of this",
+        "paper: kB a round",
+        "paper: kB once",
     ]
-    return _table("Bytes of one client on the wire, headers included", heads, rows)
+    return Table("Bytes of one client on the wire, headers included", heads, rows)
 
 
-def _times(data: Data) -> str:
-    rows = []
+def _times(data: Data) -> Table:
+    rows, machine = [], usual_machine(data)
     for key, one in data.items():
         if not any(one["runs"].values()):
             continue
         goal = target(one)
         for method in ROUNDS:
             if runs := one["runs"][method]:
-                whole = [seconds_until(run)[-1] for run in runs]
-                first = [first_seconds(run) for run in runs]
-                rounds = runs[0]["rows"][-1]["round"]
-                each = [(all_ - begin) / rounds for all_, begin in zip(whole, first, strict=True)]
-                told = [_plain(Spread.of(values)) for values in (first, each, whole)]
-                rows.append([SOURCES[key].title, TITLES[method], *told, f"{100 * goal:.1f}", *_reached(runs, one["wire"], goal)])
+                timed = [run for run in runs if run.get("machine") == machine]
+                seconds = [_plain(spread) for spread in _seconds(timed)]
+                told = [str(len(timed)), *seconds, f"{100 * goal:.1f}", *_reached(runs, timed, one["wire"], goal)]
+                rows.append([SOURCES[key].title, TITLES[method], *told, _number(reported.SECONDS.get(method))])
     heads = [
         "data",
         "method",
+        "seeds timed",
         "s before round 1",
         "s a round",
         "s in all",
@@ -129,20 +144,32 @@ def _times(data: Data) -> str:
         "seeds there",
         "s until there",
         "bytes until there",
+        "paper: s in all",
     ]
-    return _table("Seconds of one client", heads, rows)
+    where = f"Seconds are of the cells that ran on {_cpu(machine)} alone; bytes of all." if machine else ""
+    return Table("Seconds of one client, and what 95 % of the best costs", heads, rows, where)
 
 
-def _reached(runs: Sequence[Mapping[str, Any]], wire: Mapping[str, Any] | None, goal: float) -> list[str]:
-    """Over the seeds that got there."""
+def _seconds(runs: Sequence[Mapping[str, Any]]) -> Iterator[Spread | None]:
+    """Before the first round, a round, and in all."""
+    first, whole = [first_seconds(run) for run in runs], [seconds_until(run)[-1] for run in runs]
+    yield Spread.of(first)
+    yield Spread.of([(all_ - begin) / run["rows"][-1]["round"] for run, all_, begin in zip(runs, whole, first, strict=True)])
+    yield Spread.of(whole)
+
+
+def _reached(
+    runs: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]], wire: Mapping[str, Any] | None, goal: float
+) -> list[str]:
+    """Over the seeds that got there: how many, their seconds where those are timed, their bytes."""
     places = [(run, place) for run in runs if (place := reached(run, goal)) is not None]
-    seconds = Spread.of([seconds_until(run)[place] for run, place in places])
+    seconds = Spread.of([seconds_until(run)[place] for run, place in places if run in timed])
     sent = [until[place] for run, place in places if (until := bytes_until(run, wire)) is not None]
     bytes_ = Spread.of([float(one) for one in sent])
     return [f"{len(places)} of {len(runs)}", _plain(seconds), NONE if bytes_ is None else f"{bytes_.mean:,.0f}"]
 
 
-def _local(data: Data) -> str:
+def _local(data: Data, plan: Mapping[str, Any]) -> Table:
     rows = []
     for key, one in data.items():
         for method in ("published", "ours"):
@@ -155,39 +182,31 @@ def _local(data: Data) -> str:
             paper = reported.GAIN_OVER_LOCAL[reported.ORDER.index(key)] if method == "published" else None
             rows.append([SOURCES[key].title, TITLES[method], *told, str(len(runs)), _number(paper)])
     heads = ["data", "method", "global %", "mean of local %", "gain", "seeds", "paper: gain"]
-    return _table("Global coefficients against each client's own, last round", heads, rows)
+    note = f"On the first {plan['few']} texts of the test set: one text is {100 / plan['few']:.1f} points."
+    return Table("Global coefficients against each client's own, last round", heads, rows, note)
 
 
-def _sweep(data: Data) -> str:
+def _sweep(data: Data) -> Table:
     rows = [
         [
             SOURCES[key].title,
             f"{run['rate']:g}",
-            f"{100 * run['rows'][-1]['accuracy']:.1f}",
-            f"{run['rows'][-1]['loss']:.3f}",
-            "best" if run["rate"] == one["rate"] else "",
+            *(f"{100 * last(run, name):.1f}" for name in READINGS),
+            f"{last(run, 'loss'):.3f}",
+            "taken" if run["rate"] == one["rate"] else "",
         ]
         for key, one in data.items()
         for run in one["sweep"]
     ]
-    return _table("FedAvg-LoRA: the learning rate", ["data", "rate", "accuracy %", "training loss", ""], rows)
+    heads = ["data", "rate", "prior kept", "prior matched", "training loss", ""]
+    note = "The rate of the highest of its two readings is taken; where two are level, the lower."
+    return Table(f"FedAvg-LoRA: the learning rate, on seed {SWEEP_SEED}", heads, rows, note)
 
 
-def _goals(found: Mapping[str, Any]) -> str:
+def _goals(found: Mapping[str, Any]) -> Table:
     said = {True: "met", False: "missed", None: "not measured"}
     rows = [[goal.words, goal.found, said[goal.met]] for goal in goals(found)]
-    return _table("Goals", ["goal", "found", ""], rows)
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(_lines(title, heads, rows)) if rows else ""
-
-
-def _lines(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield from (f"### {title}", "")
-    ways = ["---" if head in ("data", "method", "goal", "found", "") else "---:" for head in heads]
-    for line in (heads, ways, *rows):
-        yield f"| {' | '.join(line)} |"
+    return Table("Goals", ["goal", "found", ""], rows)
 
 
 def _spread(spread: Spread | None) -> str:
@@ -202,5 +221,5 @@ def _plain(spread: Spread | None) -> str:
     return NONE if spread is None else f"{spread.mean:.1f}"
 
 
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value}"
+def _number(value: float | str | None) -> str:
+    return NONE if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -15,7 +15,7 @@ WIRE = "wire"  # the cell of bytes
 
 
 class OtherRun(Exception):
-    """A folder holds cells of another plan, model or setting."""
+    """A folder holds cells of another plan, model, setting or data."""
 
 
 class Store:
@@ -23,17 +23,21 @@ class Store:
 
     Attributes:
         machine: what cells run on from now on; each keeps it, since a folder may travel from one machine to the next.
+        loaded: fingerprint and number format of the model, once it is loaded; cells of another are refused.
+        texts: digest of each data set's files by its key, once they were looked at; likewise.
     """
 
     def __init__(self, folder: Path, plan: Plan, model: str) -> None:
         self.folder, self._plan, self._made = folder, plan, {"plan": asdict(plan), "model": model}
         self.machine: dict[str, Any] | None = None
+        self.loaded: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
 
     def has(self, key: str, name: str) -> bool:
         """Whether a cell is there.
 
         Raises:
-            OtherRun: it is there, but of another plan, model or setting.
+            OtherRun: it is there, but not as `read` wants it.
         """
         return self.read(key, name) is not None
 
@@ -41,16 +45,22 @@ class Store:
         """What a cell found, or None.
 
         Raises:
-            OtherRun: it was made under another plan, model or setting of its method, as after a default of the product has changed.
+            OtherRun: it was made under another plan, with another model or data, or under another setting of its method, as after a
+                default of the product has changed.
         """
         path = self._path(key, name)
         if not path.exists():
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = self._made | self._settings(name, found.get("method"))
+        wanted = self._wanted(key, name, found.get("method"))
         if differing := [word for word, value in wanted.items() if found.get(word) != value]:
             raise OtherRun(f"{path} was made with another {' and '.join(differing)}; name another folder with --out")
         return found
+
+    def _wanted(self, key: str, name: str, method: str | None) -> dict[str, Any]:
+        """What a cell must have been made with, as far as that is known by now."""
+        texts = {"texts": self.texts[key]} if key in self.texts else {}
+        return self._made | self.loaded | texts | self._settings(name, method)
 
     def _settings(self, name: str, method: str | None) -> dict[str, Any]:
         """What a cell must say of how its methods are set."""
@@ -65,19 +75,19 @@ class Store:
         path = self._path(key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        made = self._made | self._settings(name, found.get("method")) | {"machine": self.machine}
+        made = self._wanted(key, name, found.get("method")) | {"machine": self.machine}
         part.write_text(json.dumps(found | made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.rename(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
         """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
 
-        Of the accuracies with and without the label prior matched the higher one counts.
+        Of the accuracies with and without the label prior matched the higher one counts; where two rates are level, the lower.
         """
         tried = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
         if any(found is None for found in tried.values()):
             return None
-        return max(rates, key=lambda rate: _higher((tried[rate] or {})["rows"][-1]))
+        return max(sorted(rates), key=lambda rate: _higher((tried[rate] or {})["rows"][-1]))
 
     def collect(self, rates: Sequence[float]) -> dict[str, Any]:
         """All that is there, data set by data set: runs by method and seed, LoRA at its best rate, the sweep, the bytes."""

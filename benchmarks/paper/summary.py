@@ -12,7 +12,8 @@ from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import reported
 from benchmarks.paper.methods import TITLES
 
-CLAIMING = ("ours", "long")  # the methods that the goals are held against
+CLAIMING = ("ours", "ours-int8", "long")  # the methods that the goals are held against
+NONE = "–"
 NEAR = 0.95  # of the best accuracy
 Data = Mapping[str, Any]
 
@@ -36,6 +37,12 @@ class Spread:
 def last(run: Mapping[str, Any], name: str) -> float:
     """After the last round."""
     return float(run["rows"][-1][name] if "rows" in run else run[name])
+
+
+def usual_machine(data: Mapping[str, Data]) -> Mapping[str, Any] | None:
+    """What most cells ran on; seconds of different machines do not go into one mean."""
+    told = [run["machine"] for one in data.values() for runs in one["runs"].values() for run in runs if run.get("machine")]
+    return max(told, key=told.count, default=None)
 
 
 def over_seeds(data: Data, method: str, name: str) -> Spread | None:
@@ -75,6 +82,14 @@ def bytes_until(run: Mapping[str, Any], wire: Mapping[str, Any] | None) -> list[
     return [begin + row["round"] * sum(parts["round"].values()) for row in run["rows"]]
 
 
+def times_fewer(wire: Mapping[str, Any], method: str) -> float | None:
+    """How many times a method's round goes into LoRA's, up and down together; None where LoRA does not fit the model."""
+    if "lora" not in wire:
+        return None
+    whole, part = (sum(wire[name]["round"].values()) for name in ("lora", method))
+    return float(whole / part)
+
+
 def times_fewer_in_all(data: Data, method: str) -> float | None:
     """The same of everything a client sends and receives: joining, the context vector and the evaluation too; None unless both ran.
 
@@ -85,14 +100,6 @@ def times_fewer_in_all(data: Data, method: str) -> float | None:
     if len(both) < 2 or both[0] is None or both[1] is None:
         return None
     return both[0][-1] / (both[1][-1] + sum(wire[method].get("evaluation", {}).values()))
-
-
-def times_fewer(wire: Mapping[str, Any], method: str) -> float | None:
-    """How many times a method's round goes into LoRA's, up and down together; None where LoRA does not fit the model."""
-    if "lora" not in wire:
-        return None
-    whole, part = (sum(wire[name]["round"].values()) for name in ("lora", method))
-    return float(whole / part)
 
 
 def reached(run: Mapping[str, Any], accuracy: float) -> int | None:
@@ -110,15 +117,17 @@ class Goal:
 
 
 def goals(found: Mapping[str, Any]) -> list[Goal]:
-    """Every goal, data set by data set, of the product's defaults and of the longer calibration."""
+    """Every goal, data set by data set, of the product's defaults, of these with int8 updates, and of the longer calibration."""
     made: list[Goal] = []
     for key, data in found["data"].items():
         title = SOURCES[key].title
         for method in CLAIMING:
             made += _of_method(f"{title}, {TITLES[method]}", key, data, method)
         if (wire := data["wire"]) is not None:
-            body = max(wire[method]["bodies"]["update"] for method in ("compact-float16", "compact-int8"))
-            made.append(Goal(f"{title}: compact update bodies of at most 1,800 bytes", f"{body:,} bytes", body <= 1800))
+            bodies = [wire[method]["bodies"]["update"] for method in ("compact-float16", "compact-int8") if method in wire]
+            body = max(bodies, default=None)
+            said, met = (NONE, None) if body is None else (f"{body:,} bytes", body <= 1800)
+            made.append(Goal(f"{title}: compact update bodies of at most 1,800 bytes", said, met))
     return made
 
 
@@ -128,16 +137,22 @@ def _of_method(name: str, key: str, data: Data, method: str) -> Iterator[Goal]:
     if ours is None or paper is None:
         return
     within = 3 if key == "agnews" else 0
-    words = f"within {within} points of the paper's 8B" if within else "above the paper's 8B"
-    yield Goal(f"{name}: {words}", f"{100 * ours.mean:.1f} against {paper}", 100 * ours.mean >= paper - within)
+    words = f"accuracy within {within} points of the paper's 8B" if within else "accuracy above the paper's 8B"
+    met = 100 * ours.mean >= paper - within if within else 100 * ours.mean > paper
+    yield Goal(f"{name}: {words}", f"{100 * ours.mean:.1f} against {paper}", met)
+    yield _near_lora(name, data, method)
+    if (wire := data["wire"]) is not None and method in wire:
+        for words, times in (("a round", times_fewer(wire, method)), ("in all", times_fewer_in_all(data, method))):
+            said, fewer = (NONE, None) if times is None else (f"{times:.0f} times", times >= 100)
+            yield Goal(f"{name}: 100 times fewer bytes {words} than FedAvg-LoRA", said, fewer)
+
+
+def _near_lora(name: str, data: Data, method: str) -> Goal:
     ways = [above_lora(data, method, way) for way in ("accuracy_plain", "accuracy_prior_matched")]
     gap = min((100 * way for way in ways if way is not None), default=None)
-    said = "–" if gap is None else f"{gap:+.1f} points"
-    yield Goal(f"{name}: at most 2 points below tuned FedAvg-LoRA", said, None if gap is None else gap >= -2)
-    if (wire := data["wire"]) is not None and method in wire:
-        times = times_fewer(wire, method)
-        said, met = ("–", None) if times is None else (f"{times:.0f} times", times >= 100)
-        yield Goal(f"{name}: 100 times fewer bytes a round than FedAvg-LoRA", said, met)
-        whole = times_fewer_in_all(data, method)
-        said, met = ("–", None) if whole is None else (f"{whole:.0f} times", whole >= 100)
-        yield Goal(f"{name}: 100 times fewer bytes in all than FedAvg-LoRA", said, met)
+    words = f"{name}: at most 2 points below tuned FedAvg-LoRA"
+    if gap is None:
+        return Goal(words, NONE, None)
+    mine, theirs = (data["runs"][one][0]["rows"][-1]["round"] for one in (method, "lora"))
+    rounds = "" if mine == theirs else f", which is given {theirs} rounds where this has {mine}"
+    return Goal(words + rounds, f"{gap:+.1f} points", gap >= -2)

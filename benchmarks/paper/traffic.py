@@ -77,9 +77,11 @@ async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity
     context = ContextBody(vector, meta).to_bytes()
     assert gathering.round is not None
     await client.submit_context(TASK, gathering.round, context)
+    sent = meter.taken()
     calibrating = await _asked(client, AssignmentKind.CALIBRATION)
+    meter.taken()  # the question for a round's assignment belongs to the round
     await client.context(TASK, version=calibrating.context_version)
-    found["context"] = meter.taken()
+    found["context"] = {way: sent[way] + count for way, count in meter.taken().items()}
     for turn in range(2):
         asked = calibrating if turn == 0 else await _asked(client, AssignmentKind.CALIBRATION)
         start = await client.coefficients(TASK, version=asked.version)

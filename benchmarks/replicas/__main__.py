@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 
+from benchmarks.machine import machine
+from benchmarks.pages import write_into
 from benchmarks.replicas import report
 from benchmarks.replicas.inference import inference
 from benchmarks.replicas.survival import survival
 from benchmarks.replicas.throughput import row, throughput
-from benchmarks.serving.report import machine
 
 
 def arguments() -> argparse.Namespace:
@@ -78,7 +79,7 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.page is not None:
-        report.write_into(options.page, words)
+        write_into(options.page, words)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
-"""The tables of a run, and their place in a page. Measures nothing."""
+"""The tables of a run. Measures nothing."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.S)
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -57,15 +53,3 @@ def tables(found: dict[str, Any]) -> str:
 def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [headings, ["--:" for _ in headings], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def write_into(page: Path, words: str) -> None:
-    """Put the tables between the page's two marks.
-
-    Raises:
-        ValueError: the page has no such marks.
-    """
-    text = page.read_text(encoding="utf-8")
-    if not MARKED.search(text):
-        raise ValueError(f"{page} has no <!-- figures --> and <!-- end of figures -->")
-    page.write_text(MARKED.sub(lambda _: f"{words}\n", text), encoding="utf-8")

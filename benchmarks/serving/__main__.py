@@ -8,8 +8,9 @@ import json
 import tempfile
 from pathlib import Path
 
+from benchmarks.machine import machine
 from benchmarks.serving.measuring import COMPARED, measure_all
-from benchmarks.serving.report import goals, machine, table
+from benchmarks.serving.report import goals, table
 
 
 def main() -> None:

@@ -1,15 +1,10 @@
-"""The table, the machine and the goals of a serving benchmark. Measures nothing."""
+"""The table and the goals of a serving benchmark. Measures nothing."""
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 from benchmarks.serving.measuring import AT, BY_TURNS, Row
 
@@ -71,20 +66,3 @@ def _over_turns(mine: Sequence[float], theirs: Sequence[float]) -> float:
 def _goal(goal: str, met: bool, measured: str, *rows: Row) -> dict[str, Any]:
     """With the ratio of the CPU time of a request beside that of the throughput, where two rows are compared."""
     return {"goal": goal, "met": met, "measured": measured, "by_cpu_time": round(cpu_ratio(*rows), 3) if rows else None}
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    load = psutil.getloadavg()[0]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16")),
-        "cores": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average_at_the_end": round(load, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

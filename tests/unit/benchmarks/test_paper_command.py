@@ -1,0 +1,186 @@
+"""The paper's experiment by its command line: a run that goes on where it was, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.paper import __main__ as command
+from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, Plan
+from benchmarks.paper.store import OtherRun, Store
+from tests.unit.benchmarks.paper_cells import RATES, run, wire
+from tests.unit.benchmarks.test_convergence import folder_of_texts
+from tests.unit.modeling.builders import build_model, build_tokenizer
+
+
+def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, QUICK, "tiny")
+    store.keep("subj", "ours-0", run("ours", 0.5))
+    store.keep("subj", "lora-0.001-0", run("lora", 0.5))
+    store.keep("subj", "wire", {"ours": wire(10)})
+    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    with pytest.raises(OtherRun, match="another plan and setting; name another folder"):
+        Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
+    with pytest.raises(OtherRun, match="another model"):
+        Store(tmp_path, QUICK, "large").has("subj", "ours-0")
+    ours = SETTINGS["ours"]
+    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"learning_rate": 0.03}))
+    for name in ("ours-0", "lora-0.001-0", "wire"):
+        with pytest.raises(OtherRun, match=f"{name}.json was made with another setting"):
+            Store(tmp_path, QUICK, "tiny").has("subj", name)
+    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
+    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+
+
+def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
+    store = Store(tmp_path, QUICK, "tiny")
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
+    assert store.best_rate("subj", RATES) is None
+    assert store.collect(RATES)["data"]["subj"]["runs"]["lora"] == []
+    store.keep("subj", "lora-0.01-0", run("lora", 0.8, rate=0.01))
+    store.keep("subj", "lora-0.01-1", run("lora", 0.9, seed=1))
+    assert store.best_rate("subj", RATES) == 0.01
+    assert [one["seed"] for one in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
+
+
+def start(monkeypatch: pytest.MonkeyPatch, data: Path, model: Path, *more: str) -> None:
+    """The very command, on a small Qwen 2 from a folder, as a larger one would come from a hub."""
+    sizes = [
+        "--clients",
+        "2",
+        "--rounds",
+        "2",
+        "--local-steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--training",
+        "64",
+        "--test",
+        "8",
+        "--shots",
+        "1",
+        "--few",
+        "4",
+        "--lora-rank",
+        "2",
+    ]
+    given = ["--data", str(data), "--out", str(data / "out"), "--sources", "subj", "--lora-rates", "0.001", "0.01", *sizes]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *given, "--model", str(model), "--device", "cpu", *more])
+    command.main()
+
+
+def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "1", "--methods", "lora", "ours")
+    assert "waits for all learning rates of seed 0" in capsys.readouterr().err
+    cells = data / "out" / "cells" / "subj"
+    first = (cells / "ours-1.json").read_bytes()
+    start(monkeypatch, data, model, "--seeds", "0", "1")
+    assert (cells / "ours-1.json").read_bytes() == first
+    tried = [f"lora-{rate:g}-0" for rate in RATES]
+    names = {path.stem for path in cells.glob("*.json")}
+    assert names >= {f"{method}-{seed}" for method in SETTINGS for seed in (0, 1)} | {
+        "zero-shot-0",
+        "icl-0",
+        "icl-1",
+        "wire",
+        *tried,
+    }
+    assert len([name for name in names if name.startswith("lora") and name.endswith("-1")]) == 1
+    assert "### Goals" in (data / "out" / "paper.md").read_text(encoding="utf-8")
+    kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
+    (ran_on,) = kept["machines"]
+    assert (ran_on["device"], ran_on["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
+    assert len(kept["data"]["subj"]["runs"]["ours"]) == 2
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures -->\n<!-- end of figures -->\n", encoding="utf-8")
+    start(monkeypatch, data, model, "--report", "--page", str(page))
+    assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert capsys.readouterr().out.count("### Goals") == 2
+    shown = page.read_text(encoding="utf-8")
+    assert "### Goals" in shown
+    for name in ("paper-accuracy.svg", "paper-local.svg"):
+        assert f"]({name})" in shown
+        assert (tmp_path / name).exists()
+    titles = [one["title"] for one in kept["tables"]]
+    assert (titles[0], titles[-1]) == ("Accuracy after the last round", "Goals")
+
+
+def test_a_run_of_another_size_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "out", QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
+    with pytest.raises(SystemExit, match="another plan and model and setting"):
+        report(monkeypatch, tmp_path / "out")
+
+
+def report(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--data", str(out), "--out", str(out), "--report"])
+    command.main()
+
+
+def test_a_report_of_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"no cells under .*; run without --report, or name the folder"):
+        report(monkeypatch, tmp_path / "out")
+
+
+def test_that_lora_waits_for_its_rates_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path, Plan(), command.MODEL)
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7, rate=0.001))
+    report(monkeypatch, tmp_path)
+    assert "SUBJ: FedAvg-LoRA is in no table until all of its learning rates have run on seed 0" in capsys.readouterr().err
+
+
+def small_qwen2(folder: Path) -> Path:
+    build_model("qwen2").save_pretrained(folder / "qwen2")
+    build_tokenizer().save_pretrained(folder / "qwen2")
+    return folder / "qwen2"
+
+
+def test_a_setting_whose_groups_do_not_divide_the_channels_is_left_out_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SETTINGS, "long", replace(SETTINGS["long"], groups=24))
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "long", "compact")
+    told = capsys.readouterr().err
+    assert f"SUBJ, {TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in told
+    cells = data / "out" / "cells" / "subj"
+    assert {path.stem for path in cells.glob("*.json")} == {"compact-0", "wire"}
+    assert "long" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
+
+
+def test_cells_of_other_texts_or_of_another_model_of_the_name_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "compact")
+    with pytest.raises(SystemExit, match=r"compact-0.json was made with another .*dtype"):
+        start(monkeypatch, data, model, "--seeds", "0", "--dtype", "float16")
+    test = data / "subj.test.jsonl"
+    test.write_text(test.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"compact-0.json was made with another texts; name another folder"):
+        start(monkeypatch, data, model, "--seeds", "0")
+
+
+def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, nowhere = folder_of_texts(tmp_path), tmp_path / "nowhere"
+    train = data / "subj.train.jsonl"
+    whole = train.read_text(encoding="utf-8")
+    train.write_text(whole.replace('"objective"', '"fact"', 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl:1: a line must be .* one of the labels objective, subjective"):
+        start(monkeypatch, data, nowhere)
+    train.write_text("".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
+        start(monkeypatch, data, nowhere)
+    train.unlink()
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl cannot be read as UTF-8: .*; --data names the folder"):
+        start(monkeypatch, data, nowhere)
