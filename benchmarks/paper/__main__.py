@@ -113,7 +113,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
     parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there under --out")
-    parser.add_argument("--page", type=Path, default=None, help="takes the tables between its marks in place of paper.md; the figures go beside it too")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=None,
+        help="takes the tables between its marks in place of paper.md; the figures go beside it too",
+    )
     parser.add_argument("--model", default=MODEL, help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--device", default="auto", help="as torch names it")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")
