@@ -32,7 +32,8 @@ Bytes = dict[str, dict[str, int]]
 
 
 def of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:
-    """Bytes up and down of a task's parts: joining, the context vector, a calibration round, the evaluation; and of the bodies alone.
+    """Bytes up and down of a task's parts: joining, the context vector, a calibration round, the evaluation with the question after it; and of
+    the bodies alone.
 
     The values are drawn at random; bodies of numbers are as long whatever the numbers are.
     """
@@ -93,6 +94,7 @@ async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity
     await client.coefficients(TASK, version=asked.version)
     assert asked.round is not None
     await client.submit_update(TASK, asked.round, _update(spec, identity, asked, None, random))
+    await _asked(client, AssignmentKind.DONE)
     found["evaluation"] = meter.taken()
     return found | {"bodies": {"context": len(context), "update": len(update)}}
 

@@ -247,8 +247,8 @@ def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
     for parts in found.values():
         assert parts["context"]["up"] > parts["bodies"]["context"] + 300
         assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
-        assert 300 < parts["evaluation"]["up"] < parts["round"]["up"]
-        assert 0 <= parts["round"]["down"] - parts["evaluation"]["down"] < 300, "no optimiser's settings are told, the rest is"
+        assert 300 < parts["evaluation"]["up"] < 2500, "an answer without coefficients, and the question after it"
+        assert parts["round"]["down"] < parts["evaluation"]["down"] < parts["round"]["down"] + 2000
     ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
     assert ups == sorted(ups, reverse=True)
     with lora.adapted(build("llama"), 8, 0) as parameters:
