@@ -1,8 +1,10 @@
-"""What a benchmark ran on. Measures nothing."""
+"""What a benchmark runs on, and how it ends there. Measures nothing."""
 
 from __future__ import annotations
 
 import platform
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +27,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def end_whole() -> None:
+    """From now on SIGTERM ends this process like an error would, so that the services it has started end too."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))

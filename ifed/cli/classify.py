@@ -72,7 +72,8 @@ def classify(
     if write is None:
         _show(rows)
     elif out is not None:
-        error_console.print(f"{write.count - write.refused} texts classified, in {out}.", highlight=False)
+        done = write.count - write.refused
+        error_console.print(f"{done} {'text' if done == 1 else 'texts'} classified, in {out}.", highlight=False)
     refused = write.refused if write is not None else sum(one.error is not None for _, one in rows)
     if refused:
         error_console.print(f"{refused} could not be classified; the rows say why.", highlight=False)

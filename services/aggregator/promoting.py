@@ -20,3 +20,8 @@ async def may_serve(work: Work, task: FederatedTask) -> bool:
     It does not when no vector could be made of those who are left: the newest one then holds what somebody took back.
     """
     return (await work.aggregates.context(task.name)).changes >= task.context_settled
+
+
+def besides_void(reason: str | None) -> str | None:
+    """What a task's reason says beside `VOID`, as why it failed; None for nothing."""
+    return (reason or "").partition(VOID)[0].removesuffix("; ") or None

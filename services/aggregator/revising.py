@@ -18,7 +18,7 @@ from ifed.tensors import digest_of
 from services.aggregator.backstage import Backstage
 from services.aggregator.matching import keep_sketch
 from services.aggregator.ports import Work
-from services.aggregator.promoting import VOID, may_serve, promote
+from services.aggregator.promoting import VOID, besides_void, may_serve, promote
 from services.aggregator.records import Aggregate, FederatedTask
 from services.aggregator.summing import sum_context
 from services.aggregator.tally import Summed
@@ -74,7 +74,7 @@ class Revising:
             await work.aggregates.add_context(_head(task, version, number, summed, now), summed.body)
             await keep_sketch(work, task, summed.sketch)
             if void:
-                task.reason = None
+                task.reason = besides_void(task.reason)
                 await promote(work, task)
             await _settle(work, task, claimed.context_changes)
         return version
@@ -85,9 +85,9 @@ class Revising:
             task = await _behind(work, claimed)
             if task is None:
                 return
-            said = f"{VOID}: {reason}"
+            earlier, said = besides_void(task.reason), f"{VOID}: {reason}"
             task.hold(said)
-            task.served, task.reason = None, said
+            task.served, task.reason = None, said if earlier is None else f"{earlier}; {said}"
             await _settle(work, task, claimed.context_changes)
 
 

@@ -66,7 +66,7 @@ def test_a_finished_file_with_a_text_that_was_refused_ends_with_1_again(running:
     for _ in range(2):
         done = run(running, *given)
         assert done.returncode == 1, done.stderr
-        assert "1 texts classified, in" in done.stderr
+        assert "1 text classified, in" in done.stderr
         assert "1 could not be classified" in done.stderr
 
 

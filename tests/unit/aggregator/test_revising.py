@@ -116,6 +116,20 @@ async def test_what_somebody_took_back_is_served_by_no_round_and_no_rollback() -
     assert (resumed.state, resumed.reason, len(world.store.rows.rounds)) == (TaskState.RUNNING, None, 3)
 
 
+async def test_why_a_task_failed_is_still_told_when_its_context_vector_cannot_be_made() -> None:
+    world = World()
+    service = await gathered(world, "a", "b")
+    for client in ("a", "b"):
+        await service.additions.withdraw(TASK, client)
+        await service.revising.run_due()
+    task = world.store.rows.tasks[TASK]
+    assert task.state is TaskState.FAILED
+    assert str(task.reason).startswith(
+        "round 2 had too few answers; its context vector cannot be made without those who withdrew: "
+    )
+    assert str(task.reason).count("cannot be made") == 1
+
+
 async def test_a_failed_task_takes_no_additions() -> None:
     world = World()
     service = await gathered(world, "a")
