@@ -27,7 +27,7 @@ COLOURS = {
     "published": "#2f6690",
     "ours": "#0b6e4f",
     "ours-int8": "#e07a9b",
-    "all-layers": "#1f2933",
+    "wide": "#1f2933",
     "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",

@@ -93,8 +93,8 @@ PUBLISHED = Setting(
 
 
 OURS_INT8 = replace(OURS, policy={"update_dtype": "int8"})
-ALL_LAYERS = replace(OURS_INT8, layers="all")
-LONG = replace(OURS, groups=128, policy={"update_dtype": "int8"}, times=2)
+WIDE = replace(OURS_INT8, groups=128)
+LONG = replace(WIDE, times=2)
 COMPACT = replace(OURS, groups=16)
 
 
@@ -107,7 +107,7 @@ SETTINGS: dict[str, Setting] = {
     "published": PUBLISHED,
     "ours": OURS,
     "ours-int8": OURS_INT8,
-    "all-layers": ALL_LAYERS,
+    "wide": WIDE,
     "long": LONG,
     "compact": COMPACT,
     "compact-float16": compact("float16"),
@@ -120,7 +120,7 @@ TITLES = {
     "published": "IFed-ICL as published",
     "ours": "ours",
     "ours-int8": "ours, int8 updates",
-    "all-layers": "ours, int8 updates, all layers",
+    "wide": "ours, G = 128, int8",
     "long": "ours, G = 128, int8, twice the rounds",
     "compact": "compact",
     "compact-float16": "compact, float16 updates",

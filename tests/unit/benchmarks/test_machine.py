@@ -18,14 +18,18 @@ def handler_of_before() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+def killed(cleaned: list[bool]) -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 5)
+    finally:
+        cleaned.append(True)
+
+
 @pytest.mark.usefixtures("handler_of_before")
 def test_a_benchmark_that_is_told_to_end_cleans_up() -> None:
-    cleaned = []
+    cleaned: list[bool] = []
     end_whole()
     with pytest.raises(SystemExit) as ended:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.sigtimedwait([], 5)
-        finally:
-            cleaned.append(True)
+        killed(cleaned)
     assert (ended.value.code, cleaned) == (143, [True])

@@ -128,7 +128,7 @@ def test_another_model_has_a_folder_of_its_own() -> None:
 def test_what_was_not_measured_is_left_out_and_meets_no_goal() -> None:
     bare = found()
     one = bare["data"]["subj"]
-    one["runs"] |= {"lora": [], "zero-shot": [], "long": [], "ours-int8": [], "all-layers": []}
+    one["runs"] |= {"lora": [], "zero-shot": [], "long": [], "ours-int8": [], "wide": []}
     one |= {"wire": None, "sweep": []}
     assert [goal.met for goal in goals(bare)] == [True, None]
     text = tables(bare)
