@@ -1,5 +1,8 @@
-"""Measurements that print a table and write JSON. Never part of the tests."""
+"""Measurements that print a table and write JSON.
+
+Importing the package keeps off the error stream what torchao says when it is imported, which must be asked for before torch is.
+"""
 
 from ifed.logs import hush_imports
 
-hush_imports()  # before any of them imports torch
+hush_imports()

@@ -1,10 +1,8 @@
-"""What a benchmark runs on, and how it ends there. Measures nothing."""
+"""What a benchmark ran on. Measures nothing."""
 
 from __future__ import annotations
 
 import platform
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Processor, AMX, cores, memory in GB of 10⁹ bytes, load over the last minute, and versions; JSON-ready."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -27,8 +25,3 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def end_whole() -> None:
-    """From now on SIGTERM ends this process like an error would, so that the services it has started end too."""
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.S)
-WORDY = ("data", "method", "goal", "found", "")  # columns that stand to the left; others are figures
+
+
+class BadPage(ValueError):
+    """A page is not there, or has no place for figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +21,18 @@ class Table:
 
     Attributes:
         note: a sentence between title and table, or nothing.
+        wordy: heads of the columns that stand to the left; others hold figures.
     """
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    wordy: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """With its title; nothing where there are no rows."""
-        if not self.rows:
-            return ""
-        ways = ["---" if head in WORDY else "---:" for head in self.heads]
+        """With its title."""
+        ways = ["---" if head in self.wordy else "---:" for head in self.heads]
         lines = [f"| {' | '.join(line)} |" for line in (self.heads, ways, *self.rows)]
         return "\n".join([f"### {self.title}", "", *([self.note, ""] if self.note else []), *lines])
 
@@ -42,9 +45,23 @@ def write_into(page: Path, words: str) -> None:
     """Put the tables between the page's two marks.
 
     Raises:
-        ValueError: the page has no such marks.
+        BadPage: there is no such page, or it has no such marks.
     """
-    text = page.read_text(encoding="utf-8")
-    if not MARKED.search(text):
-        raise ValueError(f"{page} has no <!-- figures --> and <!-- end of figures -->")
-    page.write_text(MARKED.sub(lambda _: f"{words}\n", text), encoding="utf-8")
+    before, after = around_figures(page)
+    page.write_text(f"{before}{words}\n{after}", encoding="utf-8")
+
+
+def around_figures(page: Path) -> tuple[str, str]:
+    """What stands before the place of the figures, and after it.
+
+    Raises:
+        BadPage: there is no such page, or it has no such place.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadPage(f"{page} cannot be read: {error.strerror}") from error
+    found = MARKED.search(text)
+    if found is None:
+        raise BadPage(f"{page} has no <!-- figures --> and <!-- end of figures --> with a line between them")
+    return text[: found.start()], text[found.end() :]

@@ -16,7 +16,7 @@ from benchmarks.aggregator.federation import Federation, Payload
 from benchmarks.aggregator.figures import Figures, goals, medians, percentile, table
 from benchmarks.aggregator.stack import running
 from benchmarks.aggregator.wire import connected
-from benchmarks.machine import end_whole
+from benchmarks.ending import end_on_sigterm
 from tests.factories import ADMIN_TOKEN
 
 SMALL, LARGE = Payload(18, 640, 16), Payload(32, 4096, 8)
@@ -106,7 +106,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run everything that was asked for."""
-    end_whole()
+    end_on_sigterm()
     options = arguments()
     found = [several(SMALL, clients, options) for clients in options.clients]
     found += [several(LARGE, clients, options) for clients in options.large]

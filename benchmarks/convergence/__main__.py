@@ -17,10 +17,11 @@ from benchmarks.convergence.plots import draw
 from benchmarks.convergence.report import collect, page, tables
 from benchmarks.convergence.study import run
 from benchmarks.federated.parties import Federation
-from benchmarks.federated.texts import SOURCES, Source, dirichlet_split, read
+from benchmarks.federated.texts import SOURCES, BadTexts, Source, dirichlet_split, read
 from benchmarks.pages import write_into
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
+from ifed.modeling.prompts import Example
 from ifed.paths import cache_folder
 
 
@@ -35,9 +36,13 @@ def main() -> None:
     if not given.report and any(todo.values()):
         if given.threads:
             torch.set_num_threads(given.threads)
+        try:
+            texts = {key: _texts(SOURCES[key], given.data, plan) for key, waiting in todo.items() if waiting}
+        except BadTexts as refusal:
+            sys.exit(str(refusal))
         lm = load(given.model, cache=cache_folder(given.cache), device=given.device, announce=_tell)
-        for key, waiting in todo.items():
-            for cell, federation in _federations(lm, SOURCES[key], given.data, waiting, plan):
+        for key, (training, test) in texts.items():
+            for cell, federation in _federations(lm, SOURCES[key], training, test, todo[key], plan):
                 _run(lm, federation, cell, plan, _file(given.out, key, cell))
     found = collect(given.out, plan)
     (given.out / "convergence.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -49,12 +54,9 @@ def main() -> None:
 
 
 def _federations(
-    lm: LanguageModel, source: Source, data: Path, waiting: list[Cell], plan: Plan
+    lm: LanguageModel, source: Source, training: list[Example], test: list[Example], waiting: list[Cell], plan: Plan
 ) -> Iterator[tuple[Cell, Federation]]:
     """Each cell with its clients; cells of the same layers share them, since what their lower layers give is the same."""
-    if not waiting:
-        return
-    training, test = (read(data, source, part, count) for part, count in (("train", plan.training), ("test", plan.test)))
     split = dirichlet_split([example.label for example in training], plan.clients, plan.alpha, plan.seed)
     parts = [[training[index] for index in part] for part in split]
     for layers, group in groupby(sorted(waiting, key=lambda cell: str(cell.layers) != "upper_half"), key=lambda cell: cell.layers):
@@ -62,6 +64,10 @@ def _federations(
         federation = Federation(lm, source, parts, test, layers)
         for cell in group:
             yield cell, federation
+
+
+def _texts(source: Source, data: Path, plan: Plan) -> tuple[list[Example], list[Example]]:
+    return read(data, source, "train", plan.training), read(data, source, "test", plan.test)
 
 
 def _run(lm: LanguageModel, federation: Federation, cell: Cell, plan: Plan, path: Path) -> None:

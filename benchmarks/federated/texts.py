@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,6 @@ import numpy as np
 
 from ifed.modeling.prompts import Example
 
-Part = Literal["train", "test"]
-PARTS: tuple[Part, ...] = ("train", "test")
 LEAST = 16  # examples of the smallest client: a draw that leaves one less is drawn again
 
 
@@ -43,51 +42,46 @@ SOURCES = {
 
 
 class BadTexts(Exception):
-    """A file of texts is not there, is too short, or has a line that is no example of its data set."""
+    """A file of texts cannot be read as UTF-8, is too short, or has a line that is no example of its data set."""
 
 
-def read(folder: Path, source: Source, part: Part, count: int) -> list[Example]:
-    """The first `count` examples of a part; the files are shuffled.
+def read(folder: Path, source: Source, part: Literal["train", "test"], count: int) -> list[Example]:
+    """The first `count` examples of a part, empty lines aside; the files are shuffled.
 
     Raises:
-        BadTexts: no such file, fewer examples, or a line that is not `{"text": …, "label": …}` with a label of the data set.
+        BadTexts: no such file or none in UTF-8, fewer examples, or a line that is not `{"text": …, "label": …}` with a label of the data set.
     """
-    path = path_of(folder, source, part)
-    lines = [line for line in _text(path).split("\n")[:count] if line]
-    found = [_example(source, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    path = folder / f"{source.key}.{part}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadTexts(f"{path} cannot be read as UTF-8: {error}; --data names the folder of the data sets") from error
+    there = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    found = [_example(source, line, f"{path}:{number}") for number, line in islice(there, count)]
     if len(found) < count:
         raise BadTexts(f"{path} has {len(found)} examples, {count} are asked for")
     return found
 
 
-def digest_of(folder: Path, source: Source) -> str:
-    """SHA-256 of both files of a data set, in hexadecimal digits.
-
-    Raises:
-        BadTexts: one of them cannot be read.
-    """
-    return hashlib.sha256("".join(_text(path_of(folder, source, part)) for part in PARTS).encode()).hexdigest()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadTexts(f"{path} cannot be read as UTF-8: {error}; --data names the folder of the data sets") from error
-
-
-def path_of(folder: Path, source: Source, part: Part) -> Path:
-    """Where a part of a data set lies."""
-    return folder / f"{source.key}.{part}.jsonl"
+def digest_of(*parts: Sequence[Example]) -> str:
+    """SHA-256 of the texts and labels of these parts, in hexadecimal digits."""
+    told = [[(one.text, one.label) for one in part] for part in parts]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _example(source: Source, line: str, place: str) -> Example:
     try:
         row = json.loads(line)
-        return Example(str(row["text"]), source.labels.index(row["label"]))
+        text, label = row["text"], source.labels.index(row["label"])
     except (ValueError, KeyError, TypeError) as error:
-        words = f'{{"text": …, "label": …}} with one of the labels {", ".join(source.labels)}'
-        raise BadTexts(f"{place}: a line must be {words}") from error
+        raise BadTexts(_wanted(source, place)) from error
+    if not isinstance(text, str):
+        raise BadTexts(_wanted(source, place))
+    return Example(text, label)
+
+
+def _wanted(source: Source, place: str) -> str:
+    return f'{place}: a line must be {{"text": …, "label": …}} with one of the labels {", ".join(source.labels)}'
 
 
 def dirichlet_split(truths: Sequence[int], clients: int, alpha: float, seed: int) -> list[list[int]]:

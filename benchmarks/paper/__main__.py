@@ -13,12 +13,13 @@ import torch
 
 from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, read
 from benchmarks.machine import machine
-from benchmarks.pages import write_into
+from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
-from benchmarks.paper.methods import QUICK, QUICK_RATES, RATES, SWEEP_SEED, TITLES, Plan
-from benchmarks.paper.report import sections, tables
+from benchmarks.paper.methods import QUICK, QUICK_METHODS, QUICK_RATES, RATES, SETTINGS, SWEEP_SEED, TITLES, Plan
+from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
+from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
 
@@ -31,27 +32,36 @@ def main() -> None:
     plan = _plan(given)
     store = Store(given.out or _folder(given), plan, given.model)
     rates = tuple(given.lora_rates or (QUICK_RATES if given.quick else RATES))
-    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
     try:
+        if given.page is not None:
+            around_figures(given.page)  # a page without room for them is told before hours of work
         if not given.report:
-            _run(given, plan, store, rates, seeds)
+            _run(given, plan, store, rates)
         found = store.collect(rates)
-    except (OtherRun, BadTexts) as refusal:
+    except (OtherRun, BadTexts, BadPage) as refusal:
         sys.exit(str(refusal))
     if not found["data"]:
-        sys.exit(f"there are no cells under {store.folder}; run without --report, or name the folder of a run with --out")
+        sys.exit(f"there are no cells under {store.folder}; a run makes them, and --out names the folder of another one")
+    _show(given.page, store.folder, found)
+
+
+def _show(page: Path | None, folder: Path, found: dict[str, Any]) -> None:
+    """Tables to the terminal, the folder and the page; figures beside them."""
     for key, one in found["data"].items():
         if one["sweep"] and one["rate"] is None:
-            _tell(f"{SOURCES[key].title}: FedAvg-LoRA is in no table until all of its learning rates have run on seed {SWEEP_SEED}")
-    words, listed = tables(found), {"tables": [one.json() for one in sections(found)]}
-    (store.folder / "paper.json").write_text(json.dumps(found | listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            _tell(
+                f"{SOURCES[key].title}: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed {SWEEP_SEED}"
+            )
+    words, listed = markdown(found), {"tables": [one.json() for one in tables(found)]}
+    (folder / "paper.json").write_text(json.dumps(found | listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(words)
-    for path in draw(found, store.folder):
+    for path in draw(found, folder):
         _tell(f"drew {path.name}")
-    if given.page is None:
-        (store.folder / "paper.md").write_text(words + "\n", encoding="utf-8")
-    else:
-        _write_page(given.page, found, words)
+    if page is None:
+        (folder / "paper.md").write_text(words + "\n", encoding="utf-8")
+        return
+    shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
+    write_into(page, "\n\n".join([words, *shown]))
 
 
 def _folder(given: argparse.Namespace) -> Path:
@@ -60,19 +70,13 @@ def _folder(given: argparse.Namespace) -> Path:
     return Path("-".join(part for part in parts if part))
 
 
-def _write_page(page: Path, found: dict[str, Any], words: str) -> None:
-    """The tables between the marks of a page with the figures, which are drawn beside it."""
-    shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
-    write_into(page, "\n\n".join([words, *shown]))
-
-
-def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...], seeds: list[int]) -> None:
-    todo = [(seed, key) for seed in seeds for key in given.sources]
+def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...]) -> None:
     for key in given.sources:
-        store.texts[key] = digest_of(given.data, SOURCES[key])
-        for part, count in (("train", plan.training), ("test", plan.test)):
-            read(given.data, SOURCES[key], part, count)  # refused before hours of work
-    methods = [method for method in TITLES if given.methods is None or method in given.methods]
+        parts = (
+            read(given.data, SOURCES[key], part, getattr(plan, size)) for part, size in (("train", "training"), ("test", "test"))
+        )
+        store.texts[key] = digest_of(*parts)
+    store.collect(rates)  # a folder of another run is refused before work is put into it
     lm = load(
         given.model,
         cache=cache_folder(given.cache),
@@ -81,14 +85,24 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
         threads=given.threads,
         announce=_tell,
     )
-    told = machine()
+    told, dtype = machine(), str(lm.dtype).removeprefix("torch.")
     store.machine = {name: told[name] for name in ("cpu", "amx", "cores", "torch")}
-    dtype = str(lm.dtype).removeprefix("torch.")
     store.machine |= {"device": _name(lm.device), "dtype": dtype, "threads": torch.get_num_threads()}
     store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
-    store.collect(rates)  # refuses a folder of another run before work is put into it
-    for seed, key in todo:
-        Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+    store.collect(rates)  # nor into one of other weights
+    chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
+    methods = [method for method in TITLES if method in chosen and _fits(method, lm)]
+    for seed in given.seeds or ([0] if given.quick else [0, 1, 2]):
+        for key in given.sources:
+            Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+
+
+def _fits(method: str, lm: LanguageModel) -> bool:
+    """Whether a model can have this method; it is told where not."""
+    if method not in SETTINGS or SETTINGS[method].fits(lm.hidden_size):
+        return True
+    _tell(f"{TITLES[method]}: left out, {SETTINGS[method].groups} groups do not divide the {lm.hidden_size} channels of {lm.name}")
+    return False
 
 
 def _name(device: torch.device) -> str:
@@ -104,14 +118,16 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with {subj,agnews,emoc}.{train,test}.jsonl")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder with {subj,agnews,emoc}.{train,test}.jsonl; only --report needs none"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
         help="folder of cells, tables and figures; .paper, with the name of another model and with quick behind it",
     )
-    parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts and rounds")
+    parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts, rounds and rows")
     parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there under --out")
     parser.add_argument(
         "--page",
@@ -125,14 +141,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
     parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
     parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
-    parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=None, help="all unless told")
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(TITLES), default=None, help="all unless told; without ours-int8 and wide when quick"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")
     for name, value in asdict(Plan()).items():
         quick = asdict(QUICK)[name]
         words = f"{value} unless told" + (f", {quick} when quick" if quick != value else "")
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=words)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.data is None and not given.report:
+        parser.error("--data names the folder of the data sets")
+    return given
 
 
 def _tell(words: str) -> None:

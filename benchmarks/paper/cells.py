@@ -11,9 +11,9 @@ from typing import Any
 from benchmarks.federated.parties import Federation, held_back
 from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, Setting
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan
 from benchmarks.paper.runs import Told, calibrated
-from benchmarks.paper.store import WIRE, Store
+from benchmarks.paper.store import Store
 from ifed.identity import identity_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example
@@ -48,30 +48,17 @@ class Work:
     def run(self, methods: Sequence[str]) -> None:
         """Every cell of these methods that is not there yet."""
         for method in methods:
-            if method in self._settings:
+            if method in SETTINGS:
                 self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
         self._made.clear()  # the clients' kept activations, before anything else needs the memory
-        if "zero-shot" in methods and self._seed == SWEEP_SEED:  # of the seed only its prior-matched reading knows
+        if "zero-shot" in methods and self._seed == SWEEP_SEED:  # the seed changes only its prior-matched reading
             held = [example for part in self._parts for example in part[: held_back(part)]]
             self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
         if "icl" in methods:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        if not self._store.has(self._source.key, WIRE):
-            self._store.keep(self._source.key, WIRE, self._bytes())
-
-    @cached_property
-    def _settings(self) -> dict[str, Setting]:
-        """Those whose groups divide the model's channels; of others it is told that they are left out."""
-        found = {}
-        for method, setting in SETTINGS.items():
-            if setting.fits(self._lm.hidden_size):
-                found[method] = setting
-            else:
-                words = f"{setting.groups} groups do not divide the {self._lm.hidden_size} channels of {self._lm.name}"
-                self._tell(f"{self._source.title}, {TITLES[method]}: left out, {words}")
-        return found
+        self._count_bytes()
 
     def _lora(self) -> None:
         if not lora.fits(self._lm):
@@ -121,18 +108,20 @@ class Work:
     def _adapted(self, rate: float, told: Told) -> dict[str, Any]:
         return lora.federated(self._lm, self._source, self._parts, self._test, self._plan, rate, self._seed, told)
 
-    def _bytes(self) -> dict[str, Any]:
-        """On the wire, by method."""
+    def _count_bytes(self) -> None:
+        """On the wire, of every method that fits the model and is not counted yet."""
+        known = self._store.wire(self._source.key) or {}
+        missing = {method: one for method, one in SETTINGS.items() if method not in known and one.fits(self._lm.hidden_size)}
+        adapters = "lora" not in known and lora.fits(self._lm)
+        if not missing and not adapters:
+            return
         self._tell(f"{self._source.title}: bytes on the wire")
         identity = identity_of(self._lm)
-        found = {
-            method: traffic.of_coefficients(identity, self._source, setting, self._plan)
-            for method, setting in self._settings.items()
-        }
-        if not lora.fits(self._lm):
-            return found
-        with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
-            return found | {"lora": traffic.of_lora(lora.weights_of(parameters))}
+        found = {method: traffic.of_coefficients(identity, self._source, one, self._plan) for method, one in missing.items()}
+        if adapters:
+            with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
+                found["lora"] = traffic.of_lora(lora.weights_of(parameters))
+        self._store.keep_wire(self._source.key, known | found)
 
     @cached_property
     def _training(self) -> list[Example]:

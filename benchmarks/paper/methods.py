@@ -126,6 +126,7 @@ TITLES = {
     "compact-float16": "compact, float16 updates",
     "compact-int8": "compact, int8 updates",
 }
+QUICK_METHODS = tuple(method for method in TITLES if method not in ("ours-int8", "wide"))
 
 
 @dataclass(frozen=True)

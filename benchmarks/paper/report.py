@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.federated.texts import SOURCES
@@ -31,16 +32,16 @@ PARTS = ("joining", "context", "round", "evaluation")
 READINGS = ("accuracy_plain", "accuracy_prior_matched")
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """The same as Markdown, with what was run and where before them."""
-    return "\n\n".join([_machine(found), *(one.markdown() for one in sections(found))])
+def markdown(found: Mapping[str, Any]) -> str:
+    """Every table, with what was run and where before them."""
+    return "\n\n".join([_machine(found), *(one.markdown() for one in tables(found))])
 
 
-def sections(found: Mapping[str, Any]) -> list[Table]:
+def tables(found: Mapping[str, Any]) -> list[Table]:
     """Every table for which something was measured."""
     data = found["data"]
     made = (_accuracy(data), _bytes(data), _times(data), _local(data, found["plan"]), _sweep(data), _goals(found))
-    return [one for one in made if one.rows]
+    return [replace(one, wordy=("data", "method", "goal", "found", "")) for one in made if one.rows]
 
 
 def _machine(found: Mapping[str, Any]) -> str:
@@ -50,15 +51,14 @@ def _machine(found: Mapping[str, Any]) -> str:
         f"{found['model']}; {plan['clients']} clients, Dirichlet {plan['alpha']}, {plan['training']} training and {plan['test']} test examples, "
         f"{plan['rounds']} rounds of {plan['local_steps']} steps of {plan['batch_size']} examples, local coefficients on {plan['few']} texts, up to {seeds} seeds."
     )
-    told = [
-        f"{_cpu(one)}, {one['cores']} cores, {one['threads']} thread{'' if one['threads'] == 1 else 's'}, on {one['device']} in {one['dtype']}, torch {one['torch']}"
-        for one in found["machines"]
-    ]
+    told = [_ran_on(one) for one in found["machines"]]
     return f"{words} Measured on {'; and on '.join(told)}." if told else words
 
 
-def _cpu(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cpu']}{' with AMX' if machine['amx'] else ''}"
+def _ran_on(machine: Mapping[str, Any]) -> str:
+    cpu = f"{machine['cpu']}{' with AMX' if machine['amx'] else ''}, {machine['cores']} cores"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return f"{cpu}, {threads}, on {machine['device']} in {machine['dtype']}, torch {machine['torch']}"
 
 
 def _accuracy(data: Data) -> Table:
@@ -146,7 +146,7 @@ def _times(data: Data) -> Table:
         "bytes until there",
         "paper: s in all",
     ]
-    where = f"Seconds are of the cells that ran on {_cpu(machine)} alone; bytes of all." if machine else ""
+    where = f"Seconds are of the cells that ran on {_ran_on(machine)} alone; bytes are of all." if machine else ""
     return Table("Seconds of one client, and what 95 % of the best costs", heads, rows, where)
 
 
@@ -182,7 +182,7 @@ def _local(data: Data, plan: Mapping[str, Any]) -> Table:
             paper = reported.GAIN_OVER_LOCAL[reported.ORDER.index(key)] if method == "published" else None
             rows.append([SOURCES[key].title, TITLES[method], *told, str(len(runs)), _number(paper)])
     heads = ["data", "method", "global %", "mean of local %", "gain", "seeds", "paper: gain"]
-    note = f"On the first {plan['few']} texts of the test set: one text is {100 / plan['few']:.1f} points."
+    note = f"On the first {plan['few']} texts of the test set."
     return Table("Global coefficients against each client's own, last round", heads, rows, note)
 
 
@@ -199,7 +199,7 @@ def _sweep(data: Data) -> Table:
         for run in one["sweep"]
     ]
     heads = ["data", "rate", "prior kept", "prior matched", "training loss", ""]
-    note = "The rate of the highest of its two readings is taken; where two are level, the lower."
+    note = "Taken is the rate whose better reading is highest; of level ones the lowest."
     return Table(f"FedAvg-LoRA: the learning rate, on seed {SWEEP_SEED}", heads, rows, note)
 
 

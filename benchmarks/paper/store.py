@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ WIRE = "wire"  # the cell of bytes
 
 
 class OtherRun(Exception):
-    """A folder holds cells of another plan, model, setting or data."""
+    """A folder holds cells of another plan, of other weights or number formats of the model, of other texts, or of a method set otherwise."""
 
 
 class Store:
@@ -45,39 +46,54 @@ class Store:
         """What a cell found, or None.
 
         Raises:
-            OtherRun: it was made under another plan, with another model or data, or under another setting of its method, as after a
-                default of the product has changed.
+            OtherRun: it was made under another plan, with other weights or texts, or with its method set otherwise, as before a default
+                of the product changed.
         """
         path = self._path(key, name)
         if not path.exists():
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = self._wanted(key, name, found.get("method"))
+        wanted = self._wanted(key, found.get("method"))
         if differing := [word for word, value in wanted.items() if found.get(word) != value]:
-            raise OtherRun(f"{path} was made with another {' and '.join(differing)}; name another folder with --out")
+            raise OtherRun(f"{path} differs in {' and '.join(differing)} from this run; name another folder with --out")
         return found
 
-    def _wanted(self, key: str, name: str, method: str | None) -> dict[str, Any]:
+    def wire(self, key: str) -> dict[str, Any] | None:
+        """Bytes by method, of the methods that are set now as they were then; None where none were counted.
+
+        Raises:
+            OtherRun: they were counted under another plan or with another model.
+        """
+        found = self.read(key, WIRE)
+        if found is None:
+            return None
+        then, now = found.get("settings", {}), self._told()
+        return {method: found[method] for method in now if method in found and then.get(method) == now[method]}
+
+    def keep_wire(self, key: str, found: Mapping[str, Any]) -> None:
+        """Write the bytes of these methods."""
+        told = self._told()
+        self.keep(key, WIRE, {**found, "settings": {method: told[method] for method in found}})
+
+    def _wanted(self, key: str, method: str | None) -> dict[str, Any]:
         """What a cell must have been made with, as far as that is known by now."""
         texts = {"texts": self.texts[key]} if key in self.texts else {}
-        return self._made | self.loaded | texts | self._settings(name, method)
+        setting = {"setting": told} if method is not None and (told := self._told().get(method)) else {}
+        return self._made | self.loaded | texts | setting
 
-    def _settings(self, name: str, method: str | None) -> dict[str, Any]:
-        """What a cell must say of how its methods are set."""
+    def _told(self) -> dict[str, Any]:
+        """How each method that has rounds is set; LoRA has the loss, the schedule and the draws of ours."""
         told = {one: setting.told(self._plan) for one, setting in SETTINGS.items()}
-        told["lora"] = told["ours"]  # whose loss, schedule and draws it has
-        if name == WIRE:
-            return {"setting": told}
-        return {} if method not in told else {"setting": told[method]}
+        return told | {"lora": told["ours"]}
 
     def keep(self, key: str, name: str, found: dict[str, Any]) -> None:
         """Write a cell, whole or not at all."""
         path = self._path(key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        made = self._wanted(key, name, found.get("method")) | {"machine": self.machine}
+        part = path.with_suffix(f".{os.getpid()}.part")  # others may write the bytes of the same data set
+        made = self._wanted(key, found.get("method")) | {"machine": self.machine}
         part.write_text(json.dumps(found | made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.rename(path)
+        part.replace(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
         """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
@@ -97,7 +113,7 @@ class Store:
             runs = {method: self._runs(key, method, best) for method in TITLES}
             sweep = [one for rate in rates if (one := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
             if any(runs.values()) or sweep:
-                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.read(key, WIRE)}
+                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.wire(key)}
         return self._made | {"machines": _machines(data), "data": data}
 
     def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:

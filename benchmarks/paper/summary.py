@@ -1,4 +1,4 @@
-"""The figures that tables and goals are made of, out of the cells. Measures nothing and formats nothing."""
+"""The figures that tables are made of, out of the cells, and the goals. Measures nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def last(run: Mapping[str, Any], name: str) -> float:
 
 
 def usual_machine(data: Mapping[str, Data]) -> Mapping[str, Any] | None:
-    """What most cells ran on; seconds of different machines do not go into one mean."""
+    """What more cells of the tables ran on than on any other; seconds of different machines do not go into one mean."""
     told = [run["machine"] for one in data.values() for runs in one["runs"].values() for run in runs if run.get("machine")]
     return max(told, key=told.count, default=None)
 
@@ -117,7 +117,7 @@ class Goal:
 
 
 def goals(found: Mapping[str, Any]) -> list[Goal]:
-    """Every goal, data set by data set, of the product's defaults, of these with int8 updates and more groups, and of the longer calibration."""
+    """Every goal, data set by data set, of the product's defaults, of these with int8 updates and more groups, of the longer calibration, and of the compact bodies."""
     made: list[Goal] = []
     for key, data in found["data"].items():
         title = SOURCES[key].title
@@ -132,7 +132,6 @@ def goals(found: Mapping[str, Any]) -> list[Goal]:
 
 
 def _of_method(name: str, key: str, data: Data, method: str) -> Iterator[Goal]:
-    """Against LoRA counts the better of its two readings, over the seeds that both have."""
     ours, paper = over_seeds(data, method, "accuracy"), reported.accuracy("published", key)
     if ours is None or paper is None:
         return
@@ -148,6 +147,7 @@ def _of_method(name: str, key: str, data: Data, method: str) -> Iterator[Goal]:
 
 
 def _near_lora(name: str, data: Data, method: str) -> Goal:
+    """Against the better of LoRA's two readings, over the seeds that both have."""
     ways = [above_lora(data, method, way) for way in ("accuracy_plain", "accuracy_prior_matched")]
     gap = min((100 * way for way in ways if way is not None), default=None)
     words = f"{name}: at most 2 points below tuned FedAvg-LoRA"

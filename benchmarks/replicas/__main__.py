@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import end_whole, machine
+from benchmarks.ending import end_on_sigterm
+from benchmarks.machine import machine
 from benchmarks.pages import write_into
 from benchmarks.replicas import report
 from benchmarks.replicas.inference import inference
@@ -72,7 +73,7 @@ def _say(words: str) -> None:
 
 def main() -> None:
     """Read the options, measure, tell."""
-    end_whole()
+    end_on_sigterm()
     options = arguments()
     found = measured(options)
     words = report.tables(found)

@@ -8,14 +8,15 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import end_whole, machine
+from benchmarks.ending import end_on_sigterm
+from benchmarks.machine import machine
 from benchmarks.serving.measuring import COMPARED, measure_all
 from benchmarks.serving.report import goals, table
 
 
 def main() -> None:
     """Read the options, measure, tell."""
-    end_whole()
+    end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--texts", type=Path, required=True, help="JSONL with `text` and `label`, AG News for one")
     parser.add_argument("--demonstrations", type=Path, required=True, help="JSONL likewise, for the few-shot prompts")

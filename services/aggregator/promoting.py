@@ -6,6 +6,7 @@ from services.aggregator.plan import promoted
 from services.aggregator.ports import Work
 from services.aggregator.records import FederatedTask
 
+# No other reason of a task holds these words: what stands before them is kept.
 VOID = "its context vector cannot be made without those who withdrew"
 
 

@@ -129,6 +129,23 @@ async def test_why_a_task_failed_is_still_told_when_its_context_vector_cannot_be
     assert void.startswith("its context vector cannot be made without those who withdrew: ")
 
 
+async def test_what_else_a_reason_told_is_told_again_once_the_vector_can_be_made() -> None:
+    world = World()
+    service = await gathered(world, "a", serve="latest", rounds=1)
+    await service.participation.submit(TASK, 2, "a", update_body(), read_update_body)
+    await service.closing.run_due()
+    await service.history.rollback(TASK, 0)
+    await service.additions.withdraw(TASK, "a")
+    await service.revising.run_due()
+    assert str(world.store.rows.tasks[TASK].reason).startswith("rolled back to version 0; its context vector cannot be made")
+    world.store.rows.parties["b"] = party("b")
+    await service.participation.join(TASK, "b", join_request())
+    await service.additions.add(TASK, "b", context_body(3.0))
+    await service.revising.run_due()
+    task = world.store.rows.tasks[TASK]
+    assert (task.state, task.reason, task.served) == (TaskState.PAUSED, "rolled back to version 0", 0)
+
+
 async def test_a_failed_task_takes_no_additions() -> None:
     world = World()
     service = await gathered(world, "a")

@@ -10,6 +10,8 @@ from benchmarks.paper.methods import SETTINGS
 from tests.unit.modeling.builders import HIDDEN
 from tests.unit.modeling.conftest import one_thread as one_thread
 
+AS_SET = dict(SETTINGS)
+
 
 @pytest.fixture(autouse=True)
 def groups_of_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import __main__ as command
+from benchmarks.paper import methods
 from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, Plan
 from benchmarks.paper.store import OtherRun, Store
+from tests.unit.benchmarks.conftest import AS_SET
 from tests.unit.benchmarks.paper_cells import RATES, run, wire
 from tests.unit.benchmarks.test_convergence import folder_of_texts
 from tests.unit.modeling.builders import build_model, build_tokenizer
@@ -21,17 +23,18 @@ def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monk
     store = Store(tmp_path, QUICK, "tiny")
     store.keep("subj", "ours-0", run("ours", 0.5))
     store.keep("subj", "lora-0.001-0", run("lora", 0.5))
-    store.keep("subj", "wire", {"ours": wire(10)})
+    store.keep_wire("subj", {"ours": wire(10), "compact": wire(5)})
     assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
-    with pytest.raises(OtherRun, match="another plan and setting; name another folder"):
+    with pytest.raises(OtherRun, match="differs in plan and setting from this run; name another folder"):
         Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
-    with pytest.raises(OtherRun, match="another model"):
+    with pytest.raises(OtherRun, match="differs in model from this run"):
         Store(tmp_path, QUICK, "large").has("subj", "ours-0")
     ours = SETTINGS["ours"]
     monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"learning_rate": 0.03}))
-    for name in ("ours-0", "lora-0.001-0", "wire"):
-        with pytest.raises(OtherRun, match=f"{name}.json was made with another setting"):
+    for name in ("ours-0", "lora-0.001-0"):
+        with pytest.raises(OtherRun, match=f"{name}.json differs in setting"):
             Store(tmp_path, QUICK, "tiny").has("subj", name)
+    assert Store(tmp_path, QUICK, "tiny").wire("subj") == {"compact": wire(5)}, "bytes are counted again, not refused"
     monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
     assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
 
@@ -44,6 +47,9 @@ def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
     store.keep("subj", "lora-0.01-0", run("lora", 0.8, rate=0.01))
     store.keep("subj", "lora-0.01-1", run("lora", 0.9, seed=1))
     assert store.best_rate("subj", RATES) == 0.01
+    store.keep("subj", "lora-0.001-0", run("lora", 0.8))
+    assert store.best_rate("subj", (0.01, 0.001)) == 0.001, "of level ones the lowest"
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
     assert [one["seed"] for one in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
 
 
@@ -116,17 +122,17 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
 
 def test_a_run_of_another_size_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(tmp_path / "out", QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
-    with pytest.raises(SystemExit, match="another plan and model and setting"):
+    with pytest.raises(SystemExit, match="differs in plan and model and setting"):
         report(monkeypatch, tmp_path / "out")
 
 
-def report(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--data", str(out), "--out", str(out), "--report"])
+def report(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--out", str(out), "--report", *more])
     command.main()
 
 
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"no cells under .*; run without --report, or name the folder"):
+    with pytest.raises(SystemExit, match=r"no cells under .*; a run makes them, and --out names the folder"):
         report(monkeypatch, tmp_path / "out")
 
 
@@ -136,7 +142,10 @@ def test_that_lora_waits_for_its_rates_is_told(
     store = Store(tmp_path, Plan(), command.MODEL)
     store.keep("subj", "lora-0.001-0", run("lora", 0.7, rate=0.001))
     report(monkeypatch, tmp_path)
-    assert "SUBJ: FedAvg-LoRA is in no table until all of its learning rates have run on seed 0" in capsys.readouterr().err
+    assert (
+        "SUBJ: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed 0"
+        in capsys.readouterr().err
+    )
 
 
 def small_qwen2(folder: Path) -> Path:
@@ -152,23 +161,69 @@ def test_a_setting_whose_groups_do_not_divide_the_channels_is_left_out_and_the_o
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "0", "--methods", "long", "compact")
     told = capsys.readouterr().err
-    assert f"SUBJ, {TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in told
+    assert f"{TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in told
     cells = data / "out" / "cells" / "subj"
     assert {path.stem for path in cells.glob("*.json")} == {"compact-0", "wire"}
     assert "long" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
 
 
-def test_cells_of_other_texts_or_of_another_model_of_the_name_are_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cells_of_other_texts_or_weights_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "0", "--methods", "compact")
-    with pytest.raises(SystemExit, match=r"compact-0.json was made with another .*dtype"):
-        start(monkeypatch, data, model, "--seeds", "0", "--dtype", "float16")
-    test = data / "subj.test.jsonl"
-    test.write_text(test.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"compact-0.json was made with another texts; name another folder"):
-        start(monkeypatch, data, model, "--seeds", "0")
+    cells = set((data / "out").rglob("*.json"))
+
+    def refused(words: str, *more: str) -> None:
+        with pytest.raises(SystemExit, match=rf"compact-0.json differs in {words} from this run; name another folder"):
+            start(monkeypatch, data, model, "--seeds", "0", *more)
+        assert set((data / "out").rglob("*.json")) == cells
+
+    refused("dtype", "--dtype", "float16")
+    build_model("qwen2", seed=1).save_pretrained(model)
+    refused("fingerprint")
+    train = data / "subj.train.jsonl"
+    train.write_text(train.read_text(encoding="utf-8").replace("film", "movie"), encoding="utf-8")
+    refused("texts")
+
+
+def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "zero-shot")
+    path = data / "out" / "cells" / "subj" / "wire.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept["compact"]["bodies"]["update"], old = 1, kept.pop("ours")
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "zero-shot")
+    again = json.loads(path.read_text(encoding="utf-8"))
+    assert again["compact"] == kept["compact"]
+    assert again["ours"]["bodies"] == old["bodies"]
+
+
+def test_quick_leaves_two_rows_out() -> None:
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"ours-int8", "wide"}
+
+
+def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    with pytest.raises(SystemExit, match=r"page.md cannot be read: No such file"):
+        report(monkeypatch, tmp_path, "--page", str(page))
+    page.write_text("words", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"page.md has no <!-- figures --> and"):
+        report(monkeypatch, tmp_path, "--page", str(page))
+
+
+def test_a_run_needs_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--data names the folder of the data sets" in capsys.readouterr().err
+
+
+def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, setting in AS_SET.items():
+        monkeypatch.setitem(SETTINGS, method, setting)
+    store = Store(Path("docs/paper"), Plan(), command.MODEL)
+    found = store.collect(methods.RATES)["data"]
+    assert all(set(store.wire(key) or ()) == {*SETTINGS, "lora"} for key in found)
 
 
 def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +233,10 @@ def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Pat
     train.write_text(whole.replace('"objective"', '"fact"', 1), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"subj.train.jsonl:1: a line must be .* one of the labels objective, subjective"):
         start(monkeypatch, data, nowhere)
-    train.write_text("".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
+    train.write_text("\n\n" + whole.replace('"text": "', '"text": 3, "was": "', 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl:3: a line must be"):
+        start(monkeypatch, data, nowhere)
+    train.write_text("\n".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
         start(monkeypatch, data, nowhere)
     train.unlink()
