@@ -21,7 +21,7 @@ from ifed.clients import AggregatorClient
 from ifed.compact import Change
 from ifed.contracts import Assignment, ContributionMeta, JoinRequest
 from ifed.states import AssignmentKind
-from ifed.tasks import Layout, ModelIdentity, TaskSpec
+from ifed.tasks import Layout, ModelIdentity, Policy, TaskSpec
 from ifed.tensors import Coefficients, ContextVector, content_digest
 from services.aggregator.app import serve
 from services.aggregator.settings import Settings
@@ -42,15 +42,7 @@ def of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, p
 
 async def _of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:
     policy = setting.policy_for(plan).model_copy(update={"clients_expected": 1, "rounds": 2})
-    spec = TaskSpec(
-        name=TASK,
-        labels=list(source.labels),
-        template=source.template,
-        model=identity.name,
-        layers=setting.layers,
-        groups=setting.groups,
-        policy=policy,
-    )
+    spec = spec_of(identity.name, source, setting, policy)
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite+aiosqlite:///{Path(folder) / 'aggregator.db'}"
         given = Settings.model_validate(
@@ -62,6 +54,14 @@ async def _of_coefficients(identity: ModelIdentity, source: Source, setting: Set
             token = (await admin.enrol(CLIENT)).token
             async with AggregatorClient(meter.url, token) as client:
                 return await _part(client, meter, spec, identity, spec.layout(identity))
+
+
+def spec_of(model: str, source: Source, setting: Setting, policy: Policy) -> TaskSpec:
+    """The task whose bytes are counted."""
+    template, labels = source.template, list(source.labels)
+    return TaskSpec(
+        name=TASK, labels=labels, template=template, model=model, layers=setting.layers, groups=setting.groups, policy=policy
+    )
 
 
 async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity: ModelIdentity, layout: Layout) -> dict[str, Any]:

@@ -35,16 +35,7 @@ def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path
     lm = load(str(model), cache=tmp_path, device="cpu", threads=1)
     setting = SETTINGS[name]
     counted = traffic.of_coefficients(identity_of(lm), SOURCE, setting, PLAN)
-    policy = setting.policy_for(PLAN)
-    spec = TaskSpec(
-        name="paper",
-        labels=list(SOURCE.labels),
-        template=SOURCE.template,
-        model=lm.name,
-        layers=setting.layers,
-        groups=setting.groups,
-        policy=policy,
-    )
+    spec = traffic.spec_of(lm.name, SOURCE, setting, setting.policy_for(PLAN))
     rows = [{"text": one.text or "nothing", "label": SOURCE.labels[one.label]} for one in examples(40)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
