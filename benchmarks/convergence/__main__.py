@@ -17,7 +17,7 @@ from benchmarks.convergence.plots import draw
 from benchmarks.convergence.report import collect, page, tables
 from benchmarks.convergence.study import run
 from benchmarks.federated.parties import Federation
-from benchmarks.federated.texts import SOURCES, BadTexts, Source, dirichlet_split, read
+from benchmarks.federated.texts import SOURCES, BadTexts, Source, dirichlet_split, read_both
 from benchmarks.pages import write_into
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
@@ -37,7 +37,7 @@ def main() -> None:
         if given.threads:
             torch.set_num_threads(given.threads)
         try:
-            texts = {key: _texts(SOURCES[key], given.data, plan) for key, waiting in todo.items() if waiting}
+            texts = {key: read_both(given.data, SOURCES[key], plan.training, plan.test) for key, waiting in todo.items() if waiting}
         except BadTexts as refusal:
             sys.exit(str(refusal))
         lm = load(given.model, cache=cache_folder(given.cache), device=given.device, announce=_tell)
@@ -64,10 +64,6 @@ def _federations(
         federation = Federation(lm, source, parts, test, layers)
         for cell in group:
             yield cell, federation
-
-
-def _texts(source: Source, data: Path, plan: Plan) -> tuple[list[Example], list[Example]]:
-    return read(data, source, "train", plan.training), read(data, source, "test", plan.test)
 
 
 def _run(lm: LanguageModel, federation: Federation, cell: Cell, plan: Plan, path: Path) -> None:

@@ -63,6 +63,15 @@ def read(folder: Path, source: Source, part: Literal["train", "test"], count: in
     return found
 
 
+def read_both(folder: Path, source: Source, training: int, test: int) -> tuple[list[Example], list[Example]]:
+    """So many examples of the training part, and so many of the test part.
+
+    Raises:
+        BadTexts: as in `read`.
+    """
+    return read(folder, source, "train", training), read(folder, source, "test", test)
+
+
 def digest_of(*parts: Sequence[Example]) -> str:
     """SHA-256 of the texts and labels of these parts, in hexadecimal digits."""
     told = [[(one.text, one.label) for one in part] for part in parts]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, read
+from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, read_both
 from benchmarks.machine import machine
 from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
@@ -72,10 +72,7 @@ def _folder(given: argparse.Namespace) -> Path:
 
 def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...]) -> None:
     for key in given.sources:
-        parts = (
-            read(given.data, SOURCES[key], part, getattr(plan, size)) for part, size in (("train", "training"), ("test", "test"))
-        )
-        store.texts[key] = digest_of(*parts)
+        store.texts[key] = digest_of(*read_both(given.data, SOURCES[key], plan.training, plan.test))
     store.collect(rates)  # a folder of another run is refused before work is put into it
     lm = load(
         given.model,
