@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,19 @@ class Table:
 
     def markdown(self) -> str:
         """With its title."""
-        ways = ["---" if head in self.wordy else "---:" for head in self.heads]
-        lines = [f"| {' | '.join(line)} |" for line in (self.heads, ways, *self.rows)]
-        return "\n".join([f"### {self.title}", "", *([self.note, ""] if self.note else []), *lines])
+        return "\n".join(
+            [f"### {self.title}", "", *([self.note, ""] if self.note else []), grid(self.heads, self.rows, self.wordy)]
+        )
 
     def json(self) -> dict[str, Any]:
         """The same for a program."""
         return {"title": self.title, "note": self.note, "heads": list(self.heads), "rows": [list(row) for row in self.rows]}
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[object]], wordy: Sequence[str] = ()) -> str:
+    """A Markdown table: the columns of the heads `wordy` stand to the left, others, which hold figures, to the right."""
+    ways = ["---" if head in wordy else "---:" for head in heads]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, ways, *rows))
 
 
 def write_into(page: Path, words: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from benchmarks.pages import grid
+
 HEADINGS = (
     "system", "payload", "clients", "rounds/s", "contributions/s", "context p50/p99 ms", "update p50/p99 ms", "peak MB", "database MB", "CPU ms each"
 )  # fmt: skip
@@ -84,8 +86,7 @@ def goals(found: Sequence[Figures], steady: Sequence[Mapping[str, float]]) -> li
 
 def table(found: Sequence[Figures]) -> str:
     """Markdown."""
-    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(_row(one) for one in found)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return grid(HEADINGS, map(_row, found), HEADINGS[:2])
 
 
 def _row(one: Figures) -> tuple[str, ...]:

@@ -11,7 +11,23 @@ from typing import Any
 
 from benchmarks.convergence.cells import BASE, Plan, cells
 from benchmarks.federated.texts import SOURCES
+from benchmarks.pages import Table
 
+HEADS = (
+    *(
+        "data",
+        "setting",
+        "bare",
+        "last",
+        "best",
+        "late swing",
+        "last, prior flat",
+        "late swing",
+        "last, prior matched",
+        "late swing",
+    ),
+    *("macro-F1", "bytes up a round"),
+)
 AXES = {
     "algorithm": "The algorithm",
     "groups": "Coefficient groups",
@@ -65,30 +81,25 @@ def late_swing(rows: Sequence[Mapping[str, Any]], name: str = "accuracy") -> flo
 def _table(runs: Sequence[Mapping[str, Any]], axis: str, title: str) -> Iterator[str]:
     if not any(run["axis"] == axis for run in runs):
         return
-    chosen = [run for run in runs if run["axis"] == axis or run["cell"] == BASE]
-    yield f"### {title}"
-    yield ""
-    yield (
-        "| data | setting | bare | last | best | late swing | last, prior flat | late swing | last, prior matched | late swing "
-        "| macro-F1 | bytes up a round |"
-    )
-    yield "|---|---|" + "---:|" * 10
-    for run in chosen:
+    lines = []
+    for run in (run for run in runs if run["axis"] == axis or run["cell"] == BASE):
         rows = run["rows"]
         up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
-        cells_ = [
-            SOURCES[run["data"]].title,
-            run["title"],
-            _percent(rows[0]["accuracy"]) if run["cell"] != "start-0.1" and run["cell"] != "published" else "–",
-            _percent(last(rows, "accuracy")),
-            _percent(max(row["accuracy"] for row in rows[1:])),
-            f"{100 * late_swing(rows):.1f}",
-            *_reading(rows, "accuracy_without_prior"),
-            *_reading(rows, "accuracy_prior_matched"),
-            f"{100 * last(rows, 'macro_f1'):.1f}",
-            f"{up:,.0f}",
-        ]
-        yield f"| {' | '.join(cells_)} |"
+        lines.append(
+            [
+                SOURCES[run["data"]].title,
+                run["title"],
+                _percent(rows[0]["accuracy"]) if run["cell"] != "start-0.1" and run["cell"] != "published" else "–",
+                _percent(last(rows, "accuracy")),
+                _percent(max(row["accuracy"] for row in rows[1:])),
+                f"{100 * late_swing(rows):.1f}",
+                *_reading(rows, "accuracy_without_prior"),
+                *_reading(rows, "accuracy_prior_matched"),
+                f"{100 * last(rows, 'macro_f1'):.1f}",
+                f"{up:,.0f}",
+            ]
+        )
+    yield Table(title, HEADS, lines, wordy=HEADS[:2]).markdown()
     yield ""
 
 

@@ -20,6 +20,7 @@ from benchmarks.federated.texts import SOURCES
 from benchmarks.lanes.injected import compared
 from benchmarks.lanes.queue import fitted, waits
 from benchmarks.machine import machine
+from benchmarks.pages import grid
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
 from ifed.modeling.passes import wanted_hidden
@@ -136,35 +137,34 @@ def _queue(measured: Sequence[dict[str, Any]], sizes: Sequence[int], budget: int
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| texts a pass | parts | one thread alone, ms | two threads at once, ms | waits a pass |", "|--:|---|--:|--:|--:|"]
+    lines = []
     for row in rows:
         parts = "traced" if row["traced"] else "operator by operator"
-        lines.append(f"| {row['texts']} | {parts} | {row['alone_ms']:.0f} | {row['two_at_once_ms']:.0f} | {row['waits']:.0f} |")
-    return "\n".join(lines)
+        lines.append([row["texts"], parts, *(f"{row[name]:.0f}" for name in ("alone_ms", "two_at_once_ms", "waits"))])
+    heads = ["texts a pass", "parts", "one thread alone, ms", "two threads at once, ms", "waits a pass"]
+    return grid(heads, lines, ["parts"])
 
 
 def _injected_table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = "| texts a pass | injected | turns | CPU over the bare model's: quartiles | by the clock: quartiles |"
-    lines = [heads, "|--:|---|--:|---|---|"]
+    lines = []
     for row in rows:
         told = [", ".join(f"{value:.3f}" for value in row[kind]) for kind in ("cpu", "clock")]
-        lines.append(f"| {row['texts']} | {row['injected']} | {row['turns']} | {' | '.join(told)} |")
-    return "\n".join(lines)
+        lines.append([row["texts"], row["injected"], row["turns"], *told])
+    heads = ["texts a pass", "injected", "turns", "CPU over the bare model's: quartiles", "by the clock: quartiles"]
+    return grid(heads, lines, [heads[1], *heads[3:]])
 
 
 def _queue_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
+    words = (
         f"Simulated: {rows[0]['rate']:.1f} texts a second, half of what full passes do, {LANES} lanes, passes of {rows[0]['fixed']:.0f} ms "
-        f"and {rows[0]['a_token']:.2f} ms a token.",
-        "",
-        "| tokens of a short pass | p50 ms | p95 ms | p99 ms | p99 over one text alone |",
-        "|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {row['short']} | {row['p50_ms']:.0f} | {row['p95_ms']:.0f} | {row['p99_ms']:.0f} | {row['over_single']:.1f} |"
+        f"and {rows[0]['a_token']:.2f} ms a token."
+    )
+    lines = [
+        [row["short"], *(f"{row[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")), f"{row['over_single']:.1f}"]
         for row in rows
     ]
-    return "\n".join(lines)
+    heads = ["tokens of a short pass", "p50 ms", "p95 ms", "p99 ms", "p99 over one text alone"]
+    return f"{words}\n\n{grid(heads, lines)}"
 
 
 def _say(words: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.pages import grid
+
+Runs = Sequence[Mapping[str, Any]]
 ROWS = (
     ("extraction", "extraction ours", "all layers, as published", 10),
     ("extraction", "extraction ours, upper half", "a task's default layers", 10),
@@ -17,58 +20,66 @@ ROWS = (
 
 def tables(found: Mapping[str, Any]) -> str:
     """Speeds, what the machine's products would allow, overheads and options of every run."""
-    parts = (_speeds(found), _ceilings(found), _overheads(found), _options(found))
-    return "\n\n".join("\n".join(part) for part in parts)
+    runs = found["runs"]
+    return "\n\n".join((_speeds(runs), _ceilings(runs), _overheads(runs), _options(runs)))
 
 
-def _speeds(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| model | data | step | ours | published, ms an example | ours, ms | ratio | goal |"
-    yield "|---|---|---|---|---:|---:|---:|---:|"
-    for run in found["runs"]:
+def _speeds(runs: Runs) -> str:
+    rows = []
+    for run in runs:
         times = run["milliseconds"]
         for step, key, words, goal in ROWS:
             published, ours = times[f"{step} published"], times[key]
-            cells = [
-                run["model"],
-                run["data"],
-                step,
-                words,
-                f"{published:.1f}",
-                f"{ours:.1f}",
-                f"{published / ours:.1f}",
-                f"{goal}",
-            ]
-            yield f"| {' | '.join(cells)} |"
+            told = (f"{value:.1f}" for value in (published, ours, published / ours))
+            rows.append([run["model"], run["data"], step, words, *told, goal])
+    heads = ["model", "data", "step", "ours", "published, ms an example", "ours, ms", "ratio", "goal"]
+    return grid(heads, rows, heads[:4])
 
 
-def _ceilings(found: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        "| model | data | float32, one text, G multiply-adds/s | ours, a batch, G multiply-adds/s "
-        "| most: extraction, classification | most: calibration, four epochs |"
-    )
-    yield "|---|---|---:|---:|---:|---:|"
-    for run in found["runs"]:
+def _ceilings(runs: Runs) -> str:
+    rows = []
+    for run in runs:
         most = run["ceilings"]
         rates = (f"{most[name]:.0f}" for name in ("published", "ours"))
         ratios = (f"{most[name]:.1f}" for name in ("extraction, classification", "calibration"))
-        yield f"| {' | '.join([run['model'], run['data'], *rates, *ratios])} |"
+        rows.append([run["model"], run["data"], *rates, *ratios])
+    heads = [
+        "model",
+        "data",
+        "float32, one text, G multiply-adds/s",
+        "ours, a batch, G multiply-adds/s",
+        "most: extraction, classification",
+        "most: calibration, four epochs",
+    ]
+    return grid(heads, rows, heads[:2])
 
 
-def _overheads(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| model | data | hooks | folded | the bare model against itself | 12 demonstrations, ms a text | injection, ms | ratio |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|"
-    for run in found["runs"]:
+def _overheads(runs: Runs) -> str:
+    rows = []
+    for run in runs:
         seen = run["overheads"]
         prompting, injecting = seen["few-shot ms"], seen["injection ms"]
-        cells = [run["model"], run["data"], *(_share(seen[name]) for name in ("hooks", "folded", "itself"))]
-        yield f"| {' | '.join([*cells, f'{prompting:.1f}', f'{injecting:.1f}', f'{prompting / injecting:.1f}'])} |"
+        shares = (_share(seen[name]) for name in ("hooks", "folded", "itself"))
+        told = (f"{value:.1f}" for value in (prompting, injecting, prompting / injecting))
+        rows.append([run["model"], run["data"], *shares, *told])
+    heads = [
+        "model",
+        "data",
+        "hooks",
+        "folded",
+        "the bare model against itself",
+        "12 demonstrations, ms a text",
+        "injection, ms",
+        "ratio",
+    ]
+    return grid(heads, rows, heads[:2])
 
 
-def _options(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| option, off / on | " + " | ".join(f"{run['model']}, {run['data']}" for run in found["runs"]) + " |"
-    yield "|---|" + "---:|" * len(found["runs"])
-    for name in dict.fromkeys(name for run in found["runs"] for name in run["options"]):
-        yield f"| {name} | {' | '.join(_told(run['options'].get(name)) for run in found['runs'])} |"
+def _options(runs: Runs) -> str:
+    names = dict.fromkeys(name for run in runs for name in run["options"])
+    rows = [[name, *(_told(run["options"].get(name)) for run in runs)] for name in names]
+    heads = ["option, off / on", *(f"{run['model']}, {run['data']}" for run in runs)]
+    return grid(heads, rows, heads[:1])
 
 
 def _told(value: Any) -> str:

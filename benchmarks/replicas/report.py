@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.pages import grid
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -15,7 +16,7 @@ def tables(found: dict[str, Any]) -> str:
     ]
     if rows := found["aggregators"]:
         parts.append(
-            _table(
+            grid(
                 ["aggregators", "contributions/s", "update p50 ms", "update p99 ms", "cores: aggregators", "the callers", "in all"],
                 [
                     [
@@ -34,7 +35,7 @@ def tables(found: dict[str, Any]) -> str:
     if rows := found["survival"]:
         names = ["replicas", "failed_and_sent_again", "longest_silence_seconds", "longest_wait_of_a_client_seconds"]
         parts.append(
-            _table(
+            grid(
                 ["aggregators, one killed", "requests failed", "longest silence s", "longest wait of a client s", "counted / sent"],
                 [[*(one[name] for name in names), f"{one['counted_in_the_round']} / {one['sent']}"] for one in rows],
             )
@@ -42,14 +43,9 @@ def tables(found: dict[str, Any]) -> str:
     if rows := found["inference"]:
         names = ["replicas", "threads_each", "callers", "requests_per_second", "p50_ms", "p99_ms", "memory_mb"]
         parts.append(
-            _table(
+            grid(
                 ["inference", "threads each", "callers", "requests/s", "p50 ms", "p99 ms", "memory MB, all"],
                 [[one[name] for name in names] for one in rows],
             )
         )
     return "\n\n".join(parts)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [headings, ["--:" for _ in headings], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

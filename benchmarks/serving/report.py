@@ -6,22 +6,20 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.pages import grid
 from benchmarks.serving.measuring import AT, BY_TURNS, Row
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown, a line for each way to answer and number of callers."""
-    lines = [
-        "| answered by | callers | requests/s | p50 ms | p95 ms | p99 ms | CPU ms a request | cores | memory MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    lines = []
     for row in rows:
         said = row.json()
-        lines.append(
-            f"| {said['name']} | {said['callers']} | {said['requests_per_second']:.1f} | {said['p50_ms']:.0f} | {said['p95_ms']:.0f} "
-            f"| {said['p99_ms']:.0f} | {said['cpu_ms_per_request']:.1f} | {said['cores']:.2f} | {said['memory_mb']} |"
-        )
-    return "\n".join(lines)
+        told = (f"{said[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
+        rate, cpu, cores = f"{said['requests_per_second']:.1f}", f"{said['cpu_ms_per_request']:.1f}", f"{said['cores']:.2f}"
+        lines.append([said["name"], said["callers"], rate, *told, cpu, cores, said["memory_mb"]])
+    heads = ["answered by", "callers", "requests/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms a request", "cores", "memory MB"]
+    return grid(heads, lines, heads[:1])
 
 
 def goals(rows: Sequence[Row], half: dict[str, float]) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def test_the_tables_say_what_was_found_now_and_from_the_file(kept: bool) -> None
     assert "| smollm2 | SUBJ | +2.0 % (+1.0 to +3.0) | +0.1 % (-1.0 to +1.0) | +0.0 % (-1.0 to +1.0) | 90.0 | 10.0 | 9.0 |" in lines
     assert "| gemma | SUBJ | +2.0 % (+1.0 to +3.0) | not possible | +0.0 % (-1.0 to +1.0) | 90.0 | 10.0 | 9.0 |" in lines
     assert lines[-5:] == [
-        "|---|---:|---:|",
+        "| --- | ---: | ---: |",
         "| rows packed | 1.25 (1.10 to 1.50) | 1.00 (1.00 to 1.00) |",
         "| int8 weights | 0.90 (0.80 to 1.00) | not possible |",
         "| moved | 0.012 | – |",
