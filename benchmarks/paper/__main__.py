@@ -16,7 +16,7 @@ from benchmarks.machine import machine
 from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
-from benchmarks.paper.methods import QUICK, QUICK_METHODS, QUICK_RATES, RATES, SETTINGS, SWEEP_SEED, TITLES, Plan
+from benchmarks.paper.methods import QUICK, QUICK_METHODS, QUICK_RATES, RATES, SETTINGS, SWEEP_SEED, TITLES, TRIED, TRIED_ON, Plan
 from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
 from ifed.modeling.language_model import LanguageModel
@@ -89,7 +89,11 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     store.collect(rates)  # nor into one of other weights
     chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
     methods = [method for method in TITLES if method in chosen and _fits(method, lm)]
-    for seed in given.seeds or ([0] if given.quick else [0, 1, 2]):
+    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
+    tried_here = SWEEP_SEED in seeds and set(TRIED_ON) & set(given.sources)
+    if not tried_here and (alone := [method for method in given.methods or () if method in TRIED]):
+        _tell(f"{' and '.join(alone)}: left out, tried on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone")
+    for seed in seeds:
         for key in given.sources:
             Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
 
@@ -139,7 +143,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
     parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
     parser.add_argument(
-        "--methods", nargs="+", choices=list(TITLES), default=None, help="all unless told; without ours-int8 and wide when quick"
+        "--methods",
+        nargs="+",
+        choices=list(TITLES),
+        default=None,
+        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; no such and no ours-int8 when quick",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.federated.parties import Federation, held_back
 from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TRIED, TRIED_ON, Cell, Plan
 from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import Store
 from ifed.identity import identity_of
@@ -47,8 +47,9 @@ class Work:
 
     def run(self, methods: Sequence[str]) -> None:
         """Every cell of these methods that is not there yet."""
+        tried_here = self._seed == SWEEP_SEED and self._source.key in TRIED_ON
         for method in methods:
-            if method in SETTINGS:
+            if method in SETTINGS and (method not in TRIED or tried_here):
                 self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
         self._made.clear()  # the clients' kept activations, before anything else needs the memory
         if "zero-shot" in methods and self._seed == SWEEP_SEED:  # the seed changes only its prior-matched reading

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.federated.drawing import GRID, STYLE, save
 from benchmarks.federated.texts import SOURCES
-from benchmarks.paper.methods import TITLES
+from benchmarks.paper.methods import COMPARED, TITLES
 from benchmarks.paper.summary import Data, bytes_until, over_seeds
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
@@ -27,7 +27,6 @@ COLOURS = {
     "published": "#2f6690",
     "ours": "#0b6e4f",
     "ours-int8": "#e07a9b",
-    "wide": "#1f2933",
     "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",
@@ -51,8 +50,8 @@ def _by_round(data: Data) -> Figure | None:
     figure = Figure(figsize=(WIDTH * len(keys), 2 * HEIGHT), layout="constrained")
     panels = figure.subplots(2, len(keys), squeeze=False)
     for column, key in enumerate(keys):
-        for method, title in TITLES.items():
-            _method(panels[0][column], panels[1][column], data[key], method, title)
+        for method in COMPARED:
+            _method(panels[0][column], panels[1][column], data[key], method)
         panels[0][column].set_title(SOURCES[key].title)
         panels[0][column].set_xlabel("rounds")
         panels[1][column].set_xlabel("kB up and down, one client, all of HTTP")
@@ -60,11 +59,11 @@ def _by_round(data: Data) -> Figure | None:
     return _finished(figure, panels.flat, panels[0], "accuracy, %")
 
 
-def _method(above: Axes, below: Axes, one: Data, method: str, title: str) -> None:
+def _method(above: Axes, below: Axes, one: Data, method: str) -> None:
     """One method's mean over the seeds; a line across where it has no rounds."""
     if not (runs := one["runs"][method]):
         return
-    look: dict[str, Any] = {"color": COLOURS[method], "linewidth": 2.2 if method == "ours" else 1.3, "label": title}
+    look: dict[str, Any] = {"color": COLOURS[method], "linewidth": 2.2 if method == "ours" else 1.3, "label": TITLES[method]}
     spread = over_seeds(one, method, "accuracy")
     if "rows" not in runs[0]:
         assert spread is not None

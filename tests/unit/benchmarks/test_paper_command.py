@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
-from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, Plan
+from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, TRIED, Plan
 from benchmarks.paper.store import OtherRun, Store
 from tests.unit.benchmarks.conftest import AS_SET
 from tests.unit.benchmarks.paper_cells import RATES, run, wire
@@ -55,26 +55,8 @@ def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
 
 def start(monkeypatch: pytest.MonkeyPatch, data: Path, model: Path, *more: str) -> None:
     """The very command, on a small Qwen 2 from a folder, as a larger one would come from a hub."""
-    sizes = [
-        "--clients",
-        "2",
-        "--rounds",
-        "2",
-        "--local-steps",
-        "1",
-        "--batch-size",
-        "2",
-        "--training",
-        "64",
-        "--test",
-        "8",
-        "--shots",
-        "1",
-        "--few",
-        "4",
-        "--lora-rank",
-        "2",
-    ]
+    small = {"clients": 2, "rounds": 2, "local-steps": 1, "batch-size": 2, "training": 64, "test": 8, "shots": 1, "few": 4}
+    sizes = [word for name, size in (small | {"lora-rank": 2}).items() for word in (f"--{name}", str(size))]
     given = ["--data", str(data), "--out", str(data / "out"), "--sources", "subj", "--lora-rates", "0.001", "0.01", *sizes]
     monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *given, "--model", str(model), "--device", "cpu", *more])
     command.main()
@@ -92,7 +74,8 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     assert (cells / "ours-1.json").read_bytes() == first
     tried = [f"lora-{rate:g}-0" for rate in RATES]
     names = {path.stem for path in cells.glob("*.json")}
-    assert names >= {f"{method}-{seed}" for method in SETTINGS for seed in (0, 1)} | {
+    assert {name for name in names if name.rpartition("-")[0] in TRIED} == {f"{method}-0" for method in TRIED}
+    assert names >= {f"{method}-{seed}" for method in SETTINGS if method not in TRIED for seed in (0, 1)} | {
         "zero-shot-0",
         "icl-0",
         "icl-1",
@@ -198,8 +181,17 @@ def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: py
     assert again["ours"]["bodies"] == old["bodies"]
 
 
-def test_quick_leaves_two_rows_out() -> None:
-    assert set(TITLES) - set(methods.QUICK_METHODS) == {"ours-int8", "wide"}
+def test_quick_leaves_rows_out() -> None:
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"ours-int8", *TRIED}
+
+
+def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "compact")
+    assert "wide: left out, tried on seed 0 of subj and emoc alone" in capsys.readouterr().err
+    assert {path.stem for path in (data / "out" / "cells" / "subj").glob("*.json")} == {"compact-1", "wire"}
 
 
 def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""What a client spends, as tables: bytes on the wire, seconds. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.pages import Table
+from benchmarks.paper import reported
+from benchmarks.paper.methods import COMPARED, SETTINGS, TITLES
+from benchmarks.paper.summary import (
+    NONE,
+    Data,
+    Spread,
+    bytes_until,
+    first_seconds,
+    reached,
+    seconds_until,
+    target,
+    times_fewer,
+    times_fewer_in_all,
+    usual_machine,
+)
+from benchmarks.paper.words import number, plain, ran_on, times
+
+ROUNDS = tuple(method for method in COMPARED if method in ("lora", *SETTINGS))  # the methods that run rounds
+PARTS = ("joining", "context", "round", "evaluation")
+WHOLE = "all of LoRA's by all of this"
+
+
+def bytes_table(data: Data) -> Table:
+    """Of one client, part by part, beside LoRA's and the paper's."""
+    rows = []
+    for key, one in data.items():
+        if (wire := one["wire"]) is None:
+            continue
+        for method in ROUNDS:
+            if (parts := wire.get(method)) is None:
+                continue
+            each = [f"{parts[name][way]:,}" if name in parts else "0" for name in PARTS for way in ("up", "down")]
+            both = times(times_fewer(wire, method)), times(times_fewer_in_all(one, method))
+            paper = (reported.KILOBYTES_A_ROUND, reported.KILOBYTES_OF_CONTEXT)
+            told = [number(figures.get(method)) for figures in paper]
+            rows.append(
+                [
+                    SOURCES[key].title,
+                    TITLES[method],
+                    *each,
+                    f"{parts['bodies']['update']:,}",
+                    *both,
+                    *told,
+                ]
+            )
+    heads = [
+        "data",
+        "method",
+        "joining up",
+        "down",
+        "context up",
+        "down",
+        "round up",
+        "down",
+        "evaluation up",
+        "down",
+        "update's body",
+        "LoRA's round by this",
+        WHOLE,
+        "paper: kB a round",
+        "paper: kB once",
+    ]
+    return Table("Bytes of one client on the wire, headers included", heads, rows)
+
+
+def seconds_table(data: Data) -> Table:
+    """Of one client, and what it spends until 95 % of the best accuracy."""
+    rows, machine = [], usual_machine(data)
+    for key, one in data.items():
+        if not any(one["runs"].values()):
+            continue
+        goal = target(one)
+        for method in ROUNDS:
+            if runs := one["runs"][method]:
+                timed = [run for run in runs if run.get("machine") == machine]
+                seconds = [plain(spread) for spread in _seconds(timed)]
+                told = [str(len(timed)), *seconds, f"{100 * goal:.1f}", *_reached(runs, timed, one["wire"], goal)]
+                rows.append([SOURCES[key].title, TITLES[method], *told, number(reported.SECONDS.get(method))])
+    heads = [
+        "data",
+        "method",
+        "seeds timed",
+        "s before round 1",
+        "s a round",
+        "s in all",
+        "95 % of the best",
+        "seeds there",
+        "s until there",
+        "bytes until there",
+        "paper: s in all",
+    ]
+    where = f"Seconds are of the cells that ran on {ran_on(machine)} alone; bytes are of all." if machine else ""
+    return Table("Seconds of one client, and what 95 % of the best costs", heads, rows, where)
+
+
+def _seconds(runs: Sequence[Mapping[str, Any]]) -> Iterator[Spread | None]:
+    """Before the first round, a round, and in all."""
+    first, whole = [first_seconds(run) for run in runs], [seconds_until(run)[-1] for run in runs]
+    yield Spread.of(first)
+    yield Spread.of([(all_ - begin) / run["rows"][-1]["round"] for run, all_, begin in zip(runs, whole, first, strict=True)])
+    yield Spread.of(whole)
+
+
+def _reached(
+    runs: Sequence[Mapping[str, Any]], timed: Sequence[Mapping[str, Any]], wire: Mapping[str, Any] | None, goal: float
+) -> list[str]:
+    """Over the seeds that got there: how many, their seconds where those are timed, their bytes."""
+    places = [(run, place) for run in runs if (place := reached(run, goal)) is not None]
+    seconds = Spread.of([seconds_until(run)[place] for run, place in places if run in timed])
+    sent = [until[place] for run, place in places if (until := bytes_until(run, wire)) is not None]
+    bytes_ = Spread.of([float(one) for one in sent])
+    return [f"{len(places)} of {len(runs)}", plain(seconds), NONE if bytes_ is None else f"{bytes_.mean:,.0f}"]
