@@ -147,7 +147,7 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         choices=list(TITLES),
         default=None,
-        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; no such and no ours-int8 when quick",
+        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; no such and no steps when quick",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")

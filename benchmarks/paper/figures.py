@@ -26,7 +26,7 @@ COLOURS = {
     "lora": "#c8553d",
     "published": "#2f6690",
     "ours": "#0b6e4f",
-    "ours-int8": "#e07a9b",
+    "steps": "#e07a9b",
     "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",

@@ -123,7 +123,7 @@ def _tried(data: Data) -> Table:
     for key, one in data.items():
         if not any(one["runs"][method] for method in TRIED):
             continue
-        for method in ("ours", "ours-int8", *TRIED, "long"):
+        for method in ("ours", *TRIED, "steps", "long"):
             for run in (run for run in one["runs"][method] if run["seed"] == SWEEP_SEED):
                 accuracy = [100 * row["accuracy"] for row in run["rows"]]
                 told = accuracy[len(accuracy) // 2], accuracy[-1], mean(accuracy[-3:]), max(accuracy)

@@ -182,7 +182,7 @@ def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: py
 
 
 def test_quick_leaves_rows_out() -> None:
-    assert set(TITLES) - set(methods.QUICK_METHODS) == {"ours-int8", *TRIED}
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", *TRIED}
 
 
 def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
