@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,19 @@ from benchmarks.machine import machine
 from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
-from benchmarks.paper.methods import QUICK, QUICK_METHODS, QUICK_RATES, RATES, SETTINGS, SWEEP_SEED, TITLES, TRIED, TRIED_ON, Plan
+from benchmarks.paper.methods import (
+    QUICK,
+    QUICK_METHODS,
+    QUICK_RATES,
+    RATES,
+    SETTINGS,
+    SWEEP_SEED,
+    TITLES,
+    TRIED,
+    TRIED_ON,
+    Plan,
+    runs_on,
+)
 from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
 from ifed.modeling.language_model import LanguageModel
@@ -41,7 +54,14 @@ def main() -> None:
     except (OtherRun, BadTexts, BadPage) as refusal:
         sys.exit(str(refusal))
     if not found["data"]:
-        sys.exit(f"there are no cells under {store.folder}; a run makes them, and --out names the folder of another one")
+        sys.exit(
+            f"there are no cells under {store.folder}; "
+            + (
+                "a run makes them, and --out names the folder of another one"
+                if given.report
+                else "all that was asked for is left out"
+            )
+        )
     _show(given.page, store.folder, found)
 
 
@@ -88,14 +108,19 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
     store.collect(rates)  # nor into one of other weights
     chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
-    methods = [method for method in TITLES if method in chosen and _fits(method, lm)]
-    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
-    tried_here = SWEEP_SEED in seeds and set(TRIED_ON) & set(given.sources)
-    if not tried_here and (alone := [method for method in given.methods or () if method in TRIED]):
-        _tell(f"{' and '.join(alone)}: left out, tried on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone")
-    for seed in seeds:
-        for key in given.sources:
-            Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+    where = [(seed, key) for seed in given.seeds or ([0] if given.quick else [0, 1, 2]) for key in given.sources]
+    methods = [one for one in TITLES if one in chosen and _runs(one, where, asked=bool(given.methods)) and _fits(one, lm)]
+    for seed, key in where:
+        Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+
+
+def _runs(method: str, where: Sequence[tuple[int, str]], *, asked: bool) -> bool:
+    """Whether a method runs anywhere; who asked for it is told where it would."""
+    runs = any(runs_on(method, seed, key) for seed, key in where)
+    if asked and not runs:
+        on = f" of {' and '.join(SOURCES[key].title for key in TRIED_ON)}" if method in TRIED else ""
+        _tell(f"{TITLES[method]}: left out, it runs on seed {SWEEP_SEED}{on} alone")
+    return runs
 
 
 def _fits(method: str, lm: LanguageModel) -> bool:
@@ -147,7 +172,7 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         choices=list(TITLES),
         default=None,
-        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; no such and no steps when quick",
+        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; neither these nor steps when quick",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")

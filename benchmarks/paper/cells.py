@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.federated.parties import Federation, held_back
 from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TRIED, TRIED_ON, Cell, Plan
+from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan, runs_on
 from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import Store
 from ifed.identity import identity_of
@@ -46,20 +46,20 @@ class Work:
         self._made: dict[str, tuple[Federation, float]] = {}
 
     def run(self, methods: Sequence[str]) -> None:
-        """Every cell of these methods that is not there yet."""
-        tried_here = self._seed == SWEEP_SEED and self._source.key in TRIED_ON
+        """Every cell of these methods that is not there yet, of those that run under this seed on this data set, and their bytes."""
+        methods = [method for method in methods if runs_on(method, self._seed, self._source.key)]
         for method in methods:
-            if method in SETTINGS and (method not in TRIED or tried_here):
+            if method in SETTINGS:
                 self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
         self._made.clear()  # the clients' kept activations, before anything else needs the memory
-        if "zero-shot" in methods and self._seed == SWEEP_SEED:  # the seed changes only its prior-matched reading
+        if "zero-shot" in methods:  # under one seed, which changes only its prior-matched reading
             held = [example for part in self._parts for example in part[: held_back(part)]]
             self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
         if "icl" in methods:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
         if "lora" in methods:
             self._lora()
-        self._count_bytes()
+        self._count_bytes(methods)
 
     def _lora(self) -> None:
         if not lora.fits(self._lm):
@@ -109,11 +109,11 @@ class Work:
     def _adapted(self, rate: float, told: Told) -> dict[str, Any]:
         return lora.federated(self._lm, self._source, self._parts, self._test, self._plan, rate, self._seed, told)
 
-    def _count_bytes(self) -> None:
-        """On the wire, of every method that fits the model and is not counted yet."""
+    def _count_bytes(self, methods: Sequence[str]) -> None:
+        """On the wire, of those that are not counted yet."""
         known = self._store.wire(self._source.key) or {}
-        missing = {method: one for method, one in SETTINGS.items() if method not in known and one.fits(self._lm.hidden_size)}
-        adapters = "lora" not in known and lora.fits(self._lm)
+        missing = {method: SETTINGS[method] for method in methods if method in SETTINGS and method not in known}
+        adapters = "lora" in methods and "lora" not in known and lora.fits(self._lm)
         if not missing and not adapters:
             return
         self._tell(f"{self._source.title}: bytes on the wire")

@@ -22,67 +22,41 @@ from benchmarks.paper.summary import (
     times_fewer_in_all,
     usual_machine,
 )
-from benchmarks.paper.words import number, plain, ran_on, times
+from benchmarks.paper.words import number, one_decimal, ran_on, whole
 
 ROUNDS = tuple(method for method in COMPARED if method in ("lora", *SETTINGS))  # the methods that run rounds
 PARTS = ("joining", "context", "round", "evaluation")
-WHOLE = "all of LoRA's by all of this"
+LORA_IN_ALL = "all of LoRA's by all of this"
 
 
 def bytes_table(data: Data) -> Table:
     """Of one client, part by part, beside LoRA's and the paper's."""
     rows = []
     for key, one in data.items():
-        if (wire := one["wire"]) is None:
-            continue
-        for method in ROUNDS:
-            if (parts := wire.get(method)) is None:
-                continue
+        wire = one["wire"] or {}
+        for method in (method for method in ROUNDS if method in wire):
+            parts = wire[method]
             each = [f"{parts[name][way]:,}" if name in parts else "0" for name in PARTS for way in ("up", "down")]
-            both = times(times_fewer(wire, method)), times(times_fewer_in_all(one, method))
-            paper = (reported.KILOBYTES_A_ROUND, reported.KILOBYTES_OF_CONTEXT)
-            told = [number(figures.get(method)) for figures in paper]
-            rows.append(
-                [
-                    SOURCES[key].title,
-                    TITLES[method],
-                    *each,
-                    f"{parts['bodies']['update']:,}",
-                    *both,
-                    *told,
-                ]
-            )
-    heads = [
-        "data",
-        "method",
-        "joining up",
-        "down",
-        "context up",
-        "down",
-        "round up",
-        "down",
-        "evaluation up",
-        "down",
-        "update's body",
-        "LoRA's round by this",
-        WHOLE,
-        "paper: kB a round",
-        "paper: kB once",
-    ]
-    return Table("Bytes of one client on the wire, headers included", heads, rows)
+            ratios = times_fewer(wire, method), times_fewer_in_all(one, method)
+            paper = (figures.get(method) for figures in (reported.KILOBYTES_A_ROUND, reported.KILOBYTES_OF_CONTEXT))
+            told = [*each, f"{parts['bodies']['update']:,}", *map(whole, ratios), *map(number, paper)]
+            rows.append([SOURCES[key].title, TITLES[method], *told])
+    ways = [f"{name} up" if way == "up" else way for name in PARTS for way in ("up", "down")]
+    last = ["update's body", "LoRA's round by this", LORA_IN_ALL, "paper: kB a round", "paper: kB once"]
+    return Table("Bytes of one client on the wire, headers included", ["data", "method", *ways, *last], rows)
 
 
 def seconds_table(data: Data) -> Table:
     """Of one client, and what it spends until 95 % of the best accuracy."""
     rows, machine = [], usual_machine(data)
     for key, one in data.items():
-        if not any(one["runs"].values()):
+        if not any(one["runs"][method] for method in COMPARED):
             continue
         goal = target(one)
         for method in ROUNDS:
             if runs := one["runs"][method]:
                 timed = [run for run in runs if run.get("machine") == machine]
-                seconds = [plain(spread) for spread in _seconds(timed)]
+                seconds = [one_decimal(spread) for spread in _seconds(timed)]
                 told = [str(len(timed)), *seconds, f"{100 * goal:.1f}", *_reached(runs, timed, one["wire"], goal)]
                 rows.append([SOURCES[key].title, TITLES[method], *told, number(reported.SECONDS.get(method))])
     heads = [
@@ -118,4 +92,4 @@ def _reached(
     seconds = Spread.of([seconds_until(run)[place] for run, place in places if run in timed])
     sent = [until[place] for run, place in places if (until := bytes_until(run, wire)) is not None]
     bytes_ = Spread.of([float(one) for one in sent])
-    return [f"{len(places)} of {len(runs)}", plain(seconds), NONE if bytes_ is None else f"{bytes_.mean:,.0f}"]
+    return [f"{len(places)} of {len(runs)}", one_decimal(seconds), NONE if bytes_ is None else f"{bytes_.mean:,.0f}"]

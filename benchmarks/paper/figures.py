@@ -44,7 +44,7 @@ def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def _by_round(data: Data) -> Figure | None:
-    keys = [key for key, one in data.items() if any("rows" in run for runs in one["runs"].values() for run in runs)]
+    keys = [key for key, one in data.items() if any("rows" in run for method in COMPARED for run in one["runs"][method])]
     if not keys:
         return None
     figure = Figure(figsize=(WIDTH * len(keys), 2 * HEIGHT), layout="constrained")

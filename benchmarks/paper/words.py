@@ -1,4 +1,4 @@
-"""Figures in the words of a table. Measures nothing."""
+"""Figures, and what a cell ran on, in the words of a table. Measures nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def percent(found: Spread | None) -> str:
     return f"{100 * found.mean:.1f}{deviation}"
 
 
-def plain(found: Spread | None) -> str:
-    """The mean alone, as it is."""
+def one_decimal(found: Spread | None) -> str:
+    """The mean alone."""
     return NONE if found is None else f"{found.mean:.1f}"
 
 
-def times(ratio: float | None) -> str:
-    """How many times, whole: `times(132.4) == "132"`."""
+def whole(ratio: float | None) -> str:
+    """How many times: `whole(1132.4) == "1,132"`."""
     return NONE if ratio is None else f"{ratio:,.0f}"
 
 

@@ -18,7 +18,9 @@ def row(number: int, accuracy: float, **more: float) -> dict[str, Any]:
 
 def run(method: str, *accuracies: float, seed: int = 0, **more: Any) -> dict[str, Any]:
     rows = [row(number, one, local=0.5, **{"global": one}) for number, one in enumerate(accuracies)]
-    return {"method": method, "seed": seed, "rows": rows, "context_seconds": 3.0, "kept_seconds": 1.0, "machine": MACHINE} | more
+    setting = {"policy": {"local_steps": 8 * (SETTINGS[method].steps_times if method in SETTINGS else 1)}}
+    found = {"method": method, "seed": seed, "rows": rows, "setting": setting, "machine": MACHINE}
+    return found | {"context_seconds": 3.0, "kept_seconds": 1.0} | more
 
 
 def wire(up: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
 from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, TRIED, Plan
@@ -170,28 +171,34 @@ def test_cells_of_other_texts_or_weights_are_refused_before_anything_runs(tmp_pa
 
 def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
-    start(monkeypatch, data, model, "--seeds", "0", "--methods", "zero-shot")
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
     path = data / "out" / "cells" / "subj" / "wire.json"
     kept = json.loads(path.read_text(encoding="utf-8"))
     kept["compact"]["bodies"]["update"], old = 1, kept.pop("ours")
     path.write_text(json.dumps(kept), encoding="utf-8")
-    start(monkeypatch, data, model, "--seeds", "0", "--methods", "zero-shot")
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
     again = json.loads(path.read_text(encoding="utf-8"))
     assert again["compact"] == kept["compact"]
     assert again["ours"]["bodies"] == old["bodies"]
 
 
 def test_quick_leaves_rows_out() -> None:
-    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", *TRIED}
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "ours-int8", "wide", "constant", "wide-constant"}
 
 
 def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
-    start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "compact")
-    assert "wide: left out, tried on seed 0 of subj and emoc alone" in capsys.readouterr().err
-    assert {path.stem for path in (data / "out" / "cells" / "subj").glob("*.json")} == {"compact-1", "wire"}
+    start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "zero-shot", "compact")
+    told = capsys.readouterr().err
+    assert f"{TITLES['wide']}: left out, it runs on seed 0 of SUBJ and EmoContext alone" in told
+    assert "zero-shot: left out, it runs on seed 0 alone" in told
+    cells = data / "out" / "cells" / "subj"
+    assert {path.stem for path in cells.glob("*.json")} == {"compact-1", "wire"}
+    assert "wide" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
+    with pytest.raises(SystemExit, match=r"there are no cells under .*; all that was asked for is left out"):
+        start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "--out", str(tmp_path / "other"))
 
 
 def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +222,9 @@ def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set
         monkeypatch.setitem(SETTINGS, method, setting)
     store = Store(Path("docs/paper"), Plan(), command.MODEL)
     found = store.collect(methods.RATES)["data"]
-    assert all(set(store.wire(key) or ()) == {*SETTINGS, "lora"} for key in found)
+    assert set(found) == set(SOURCES)
+    for key in found:
+        assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, "lora") if methods.runs_on(method, 0, key)}
 
 
 def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from benchmarks.federated.parties import Federation
 from benchmarks.federated.rounds import plan_of
 from benchmarks.paper import lora, traffic
 from benchmarks.paper.meter import metered
-from benchmarks.paper.methods import OURS, PUBLISHED, SETTINGS, Plan, Setting, compact
+from benchmarks.paper.methods import OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
 from benchmarks.paper.prompting import few_shot, prompt_of, zero_shot
 from benchmarks.paper.runs import calibrated
 from ifed.identity import identity_of
@@ -140,12 +140,39 @@ def test_every_round_of_lora_is_evaluated() -> None:
     assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])
 
 
+def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
+    ours = OURS.policy_for(Plan())
+    policies = {name: setting.policy_for(Plan()) for name, setting in SETTINGS.items()}
+    assert {name for name, policy in policies.items() if policy.local_steps == 2 * ours.local_steps} == {"steps"}
+    assert {name for name, policy in policies.items() if policy.rounds == 2 * ours.rounds} == {"long"}
+    constant = {name for name, policy in policies.items() if policy.learning_rate_schedule == "constant"}
+    assert constant == {"published", "constant", "wide-constant"}
+    assert {name for name, policy in policies.items() if policy.update_dtype == "float32"} == {"published", "ours", "compact"}
+
+
+@pytest.mark.parametrize(
+    ("method", "seed", "key", "runs"),
+    [
+        ("ours", 1, "agnews", True),
+        ("lora", 2, "subj", True),
+        ("zero-shot", 0, "agnews", True),
+        ("zero-shot", 1, "agnews", False),
+        ("wide", 0, "subj", True),
+        ("wide", 0, "emoc", True),
+        ("wide", 0, "agnews", False),
+        ("wide", 1, "subj", False),
+    ],
+)
+def test_the_bare_model_and_what_is_tried_run_on_one_seed(method: str, seed: int, key: str, runs: bool) -> None:
+    assert runs_on(method, seed, key) is runs
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> None:
     setting = SETTINGS[name]
     made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers, few=4)
     found = calibrated(made, setting, PLAN, 0, quietly, local=True)
-    assert [row["round"] for row in found["rows"]] == list(range(1 + setting.times * PLAN.rounds))
+    assert [row["round"] for row in found["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
     assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in found["rows"][1:])
     if name == "published":
         assert (found["groups"], found["layers"]) == (1, 3)

@@ -49,6 +49,9 @@ def test_seconds_of_another_machine_go_into_no_mean() -> None:
         in markdown(bare)
     )
     assert "| SUBJ | ours | 1 | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 8.0 | 2,666 | – |" in markdown(bare)
+    elsewhere = MACHINE | {"cpu": "elsewhere"}
+    bare["data"]["subj"]["runs"]["wide"] = [run("wide", 0.5, 0.6, machine=elsewhere) for _ in range(30)]
+    assert "Seconds are of the cells that ran on a CPU with AMX" in markdown(bare), "rows that are not in the table decide nothing"
     second["machine"] = first["machine"]
     assert "| SUBJ | ours | 0 | – | – | – | 88.3 | 2 of 2 | – | 2,666 | – |" in markdown(bare)
 
@@ -68,17 +71,32 @@ def test_what_else_was_tried_stands_on_its_own_beside_what_it_differs_from() -> 
     bare = found()
     runs = bare["data"]["subj"]["runs"]
     runs["wide"] = [run("wide", 0.5, 0.6, 0.9, 0.7, 0.8)]
-    table = markdown(bare).partition("### What else was tried, on seed 0")[2].partition("###")[0]
+    runs["constant"] = [run("constant", 0.5, 0.6, seed=1)]
+    table = tried(bare)
     assert f"| SUBJ | {TITLES['wide']} | 4 | 90.0 | 80.0 | 80.0 | 90.0 | {800_000 / (100 + 4 * 1711 + 17):.0f} |" in table
-    assert "| SUBJ | ours | 2 | 90.0 | 92.0 | 80.7 | 92.0 | 226 |" in table
+    assert "| SUBJ | ours | 2 | 90.0 | 92.0 | 91.0 | 92.0 | 226 |" in table, "the first version is the bare model"
     assert [row.split(" | ")[1] for row in table.splitlines() if row.startswith("| SUBJ")] == [
-        TITLES[method] for method in ("ours", *TRIED, "steps", "long")
-    ]
+        TITLES[method] for method in ("ours", "ours-int8", "wide", "wide-constant", "steps", "long")
+    ], "on the seed that it is tried on"
     best = target(bare["data"]["subj"])
     runs["wide"] = [run("wide", 0.99)]
     assert target(bare["data"]["subj"]) == best
-    runs |= {method: [] for method in TRIED}
-    assert "What else was tried" not in markdown(bare)
+    runs |= {method: [] for method in TRIED if method != "constant"}
+    assert tried(bare) == ""
+
+
+def tried(bare: dict[str, Any]) -> str:
+    return markdown(bare).partition("### What else was tried, on seed 0")[2].partition("###")[0]
+
+
+def test_of_cells_that_are_in_no_comparison_there_is_a_table_and_no_figure(tmp_path: Path) -> None:
+    bare = found()
+    one = bare["data"]["subj"]
+    one["runs"] = {method: [] for method in one["runs"]} | {"wide": [run("wide", 0.5, 0.6)]}
+    one["sweep"] = []
+    assert f"| SUBJ | {TITLES['wide']} | 1 |" in tried(bare)
+    assert "Seconds of one client" not in markdown(bare)
+    assert list(draw(bare, tmp_path)) == []
 
 
 def test_global_coefficients_stand_beside_local_ones() -> None:
@@ -124,8 +142,10 @@ def test_a_goal_says_where_lora_is_given_fewer_rounds() -> None:
         told[f"SUBJ, {TITLES['long']}: at most 2 points below tuned FedAvg-LoRA, which is given 2 rounds where this has 4"] is True
     )
     assert "SUBJ, ours: at most 2 points below tuned FedAvg-LoRA" in told
-    steps = "at most 2 points below tuned FedAvg-LoRA, which is given 8 steps a round where this has 16"
-    assert f"SUBJ, {TITLES['steps']}: {steps}" in told
+    below = f"SUBJ, {TITLES['steps']}: at most 2 points below tuned FedAvg-LoRA, which is given"
+    assert f"{below} 8 steps a round where this has 16" in told
+    bare["data"]["subj"]["runs"]["steps"] = [run("steps", 0.6, 0.7, 0.8, 0.85, 0.92)]
+    assert f"{below} 2 rounds where this has 4 and 8 steps a round where this has 16" in {one.words for one in goals(bare)}
 
 
 def test_as_good_as_the_paper_is_not_above_it() -> None:
