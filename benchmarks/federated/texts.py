@@ -42,7 +42,7 @@ SOURCES = {
 
 
 class BadTexts(Exception):
-    """A file of texts cannot be read as UTF-8, is too short, or has a line that is no example of its data set."""
+    """A file of texts cannot be read as UTF-8, is too short, for itself or for the clients, or has a line that is no example of its data set."""
 
 
 def read(folder: Path, source: Source, part: Literal["train", "test"], count: int) -> list[Example]:
@@ -54,8 +54,10 @@ def read(folder: Path, source: Source, part: Literal["train", "test"], count: in
     path = folder / f"{source.key}.{part}.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadTexts(f"{path} cannot be read as UTF-8: {error}; --data names the folder of the data sets") from error
+    except OSError as error:
+        raise BadTexts(f"{path} cannot be read: {error.strerror}; --data names the folder of the data sets") from error
+    except UnicodeDecodeError as error:
+        raise BadTexts(f"{path} cannot be read as UTF-8: {error}") from error
     there = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     found = [_example(source, line, f"{path}:{number}") for number, line in islice(there, count)]
     if len(found) < count:
@@ -99,7 +101,7 @@ def dirichlet_split(truths: Sequence[int], clients: int, alpha: float, seed: int
     Drawn again until the smallest client has `LEAST` examples.
 
     Raises:
-        ValueError: no such division was found.
+        BadTexts: no such division was found.
     """
     random = np.random.default_rng(seed)
     labels = np.asarray(truths)
@@ -112,4 +114,6 @@ def dirichlet_split(truths: Sequence[int], clients: int, alpha: float, seed: int
                 part.extend(indices.tolist())
         if min(map(len, parts)) >= LEAST:
             return [random.permutation(part).tolist() for part in parts]
-    raise ValueError(f"{len(truths)} examples do not suffice for {clients} clients of at least {LEAST}")
+    raise BadTexts(
+        f"{len(truths)} examples do not suffice for {clients} clients of at least {LEAST}; take more examples or fewer clients"
+    )

@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, read_both
+from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, dirichlet_split, read_both
 from benchmarks.machine import machine
 from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
@@ -37,6 +38,19 @@ from ifed.modeling.loading import load
 from ifed.paths import cache_folder
 
 MODEL = "gemma-3-270m"
+OF_A_RUN = {
+    "clients": "that share the training texts, 16 each at the least",
+    "alpha": "of the Dirichlet distribution of a label among the clients; small is uneven",
+    "rounds": "of every method but those that the page gives more",
+    "local_steps": "of a client in a round, likewise",
+    "batch_size": "examples of a step",
+    "training": "texts that the clients divide",
+    "test": "texts on which accuracy is measured",
+    "shots": "demonstrations of a few-shot prompt at the most",
+    "few": "test texts for global against local coefficients",
+    "few_seeds": "so many of the seeds measure those, the first",
+    "lora_rank": "of each adapter",
+}
 
 
 def main() -> None:
@@ -53,6 +67,9 @@ def main() -> None:
         found = store.collect(rates)
     except (OtherRun, BadTexts, BadPage) as refusal:
         sys.exit(str(refusal))
+    except KeyboardInterrupt:
+        _tell("stopped; the same command goes on with the cells that are missing")
+        sys.exit(130)
     if not found["data"]:
         sys.exit(
             f"there are no cells under {store.folder}; "
@@ -91,8 +108,12 @@ def _folder(given: argparse.Namespace) -> Path:
 
 
 def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...]) -> None:
+    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
     for key in given.sources:
-        store.texts[key] = digest_of(*read_both(given.data, SOURCES[key], plan.training, plan.test))
+        training, test = read_both(given.data, SOURCES[key], plan.training, plan.test)
+        store.texts[key] = digest_of(training, test)
+        for seed in seeds:  # too few texts for the clients are told before the model is loaded
+            dirichlet_split([example.label for example in training], plan.clients, plan.alpha, seed)
     store.collect(rates)  # a folder of another run is refused before work is put into it
     lm = load(
         given.model,
@@ -108,7 +129,7 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
     store.collect(rates)  # nor into one of other weights
     chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
-    where = [(seed, key) for seed in given.seeds or ([0] if given.quick else [0, 1, 2]) for key in given.sources]
+    where = list(product(seeds, given.sources))
     methods = [one for one in TITLES if one in chosen and _runs(one, where, asked=bool(given.methods)) and _fits(one, lm)]
     for seed, key in where:
         Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
@@ -171,14 +192,16 @@ def _arguments() -> argparse.Namespace:
         "--methods",
         nargs="+",
         choices=list(TITLES),
+        metavar="METHOD",
         default=None,
-        help=f"all unless told, {', '.join(TRIED)} on seed {SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; neither these nor steps when quick",
+        help=f"{'; '.join(f'{method}: {title}' for method, title in TITLES.items() if method != title)}. All unless told, the last {len(TRIED)} on seed "
+        f"{SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; neither these nor steps when quick",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")
     for name, value in asdict(Plan()).items():
         quick = asdict(QUICK)[name]
-        words = f"{value} unless told" + (f", {quick} when quick" if quick != value else "")
+        words = f"{OF_A_RUN[name]}; {value} unless told" + (f", {quick} when quick" if quick != value else "")
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=words)
     given = parser.parse_args()
     if given.data is None and not given.report:

@@ -72,7 +72,11 @@ def seconds_table(data: Data) -> Table:
         "bytes until there",
         "paper: s in all",
     ]
-    where = f"Seconds are of the cells that ran on {ran_on(machine)} alone; bytes are of all." if machine else ""
+    where = (
+        f"Seconds are of the cells that ran on {ran_on(machine)} alone; bytes are of all. Until there: mean over the seeds that got there, of seconds those of that machine."
+        if machine
+        else ""
+    )
     return Table("Seconds of one client, and what 95 % of the best costs", heads, rows, where)
 
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.federated.corrected import Corrected, FedLALR, FedProx, Scaffold, walk
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.rounds import ByPolicy, plan_of
-from benchmarks.federated.texts import LEAST, SOURCES, Source, dirichlet_split, read
+from benchmarks.federated.texts import LEAST, SOURCES, BadTexts, Source, dirichlet_split, read
 from benchmarks.federated.wire import Measured
 from ifed.tasks import Policy
 from ifed.tensors import Coefficients
@@ -59,7 +59,7 @@ def test_a_small_alpha_makes_clients_one_sided_and_a_large_one_does_not() -> Non
 
 
 def test_too_few_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not suffice"):
+    with pytest.raises(BadTexts, match="20 examples do not suffice for 10 clients of at least 16; take more"):
         dirichlet_split([0] * 20, 10, 0.5, 0)
 
 

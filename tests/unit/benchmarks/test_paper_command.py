@@ -240,6 +240,22 @@ def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Pat
     train.write_text("\n".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
         start(monkeypatch, data, nowhere)
+    train.write_text(whole, encoding="utf-8")
+    with pytest.raises(SystemExit, match="64 examples do not suffice for 5 clients of at least 16; take more examples or fewer"):
+        start(monkeypatch, data, nowhere, "--clients", "5")
     train.unlink()
-    with pytest.raises(SystemExit, match=r"subj.train.jsonl cannot be read as UTF-8: .*; --data names the folder"):
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl cannot be read: No such file or directory; --data names the folder"):
         start(monkeypatch, data, nowhere)
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, tmp_path, tmp_path)
+    assert ended.value.code == 130
+    assert "stopped; the same command goes on with the cells that are missing" in capsys.readouterr().err

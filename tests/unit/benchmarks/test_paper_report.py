@@ -45,7 +45,7 @@ def test_seconds_of_another_machine_go_into_no_mean() -> None:
     first, second = bare["data"]["subj"]["runs"]["ours"]
     first["machine"], first["context_seconds"] = MACHINE | {"amx": False}, 100.0
     assert (
-        "Seconds are of the cells that ran on a CPU with AMX, 2 cores, 1 thread, on cpu in float32, torch 2 alone; bytes are of all."
+        "Seconds are of the cells that ran on a CPU with AMX, 2 cores, 1 thread, on cpu in float32, torch 2 alone; bytes are of all. "
         in markdown(bare)
     )
     assert "| SUBJ | ours | 1 | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 8.0 | 2,666 | – |" in markdown(bare)
