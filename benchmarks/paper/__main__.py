@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import SOURCES, BadTexts, digest_of, dirichlet_split, read_both
+from benchmarks.federated.texts import LEAST, SOURCES, BadTexts, digest_of, dirichlet_split, read_both
 from benchmarks.machine import machine
 from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
@@ -39,7 +39,7 @@ from ifed.paths import cache_folder
 
 MODEL = "gemma-3-270m"
 OF_A_RUN = {
-    "clients": "that share the training texts, 16 each at the least",
+    "clients": f"that share the training texts, {LEAST} each at the least",
     "alpha": "of the Dirichlet distribution of a label among the clients; small is uneven",
     "rounds": "of every method but those that the page gives more",
     "local_steps": "of a client in a round, likewise",

@@ -10,7 +10,6 @@ from benchmarks.pages import Table
 from benchmarks.paper import reported
 from benchmarks.paper.methods import COMPARED, SETTINGS, TITLES
 from benchmarks.paper.summary import (
-    NONE,
     Data,
     Spread,
     bytes_until,
@@ -82,10 +81,10 @@ def seconds_table(data: Data) -> Table:
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> Iterator[Spread | None]:
     """Before the first round, a round, and in all."""
-    first, whole = [first_seconds(run) for run in runs], [seconds_until(run)[-1] for run in runs]
+    first, in_all = [first_seconds(run) for run in runs], [seconds_until(run)[-1] for run in runs]
     yield Spread.of(first)
-    yield Spread.of([(all_ - begin) / run["rows"][-1]["round"] for run, all_, begin in zip(runs, whole, first, strict=True)])
-    yield Spread.of(whole)
+    yield Spread.of([(all_ - begin) / run["rows"][-1]["round"] for run, all_, begin in zip(runs, in_all, first, strict=True)])
+    yield Spread.of(in_all)
 
 
 def _reached(
@@ -96,4 +95,4 @@ def _reached(
     seconds = Spread.of([seconds_until(run)[place] for run, place in places if run in timed])
     sent = [until[place] for run, place in places if (until := bytes_until(run, wire)) is not None]
     bytes_ = Spread.of([float(one) for one in sent])
-    return [f"{len(places)} of {len(runs)}", one_decimal(seconds), NONE if bytes_ is None else f"{bytes_.mean:,.0f}"]
+    return [f"{len(places)} of {len(runs)}", one_decimal(seconds), whole(None if bytes_ is None else bytes_.mean)]

@@ -29,7 +29,7 @@ def one_decimal(found: Spread | None) -> str:
 
 
 def whole(ratio: float | None) -> str:
-    """How many times: `whole(1132.4) == "1,132"`."""
+    """Times or bytes: `whole(1132.4) == "1,132"`."""
     return NONE if ratio is None else f"{ratio:,.0f}"
 
 
