@@ -19,6 +19,8 @@ from benchmarks.pages import BadPage, around_figures, write_into
 from benchmarks.paper.cells import Work
 from benchmarks.paper.figures import WORDS, draw
 from benchmarks.paper.methods import (
+    DATA_SETS,
+    ONE_SEED,
     QUICK,
     QUICK_METHODS,
     QUICK_RATES,
@@ -26,13 +28,12 @@ from benchmarks.paper.methods import (
     SETTINGS,
     SWEEP_SEED,
     TITLES,
-    TRIED,
-    TRIED_ON,
     Plan,
     runs_on,
 )
 from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
+from ifed import logs
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
@@ -139,9 +140,21 @@ def _runs(method: str, where: Sequence[tuple[int, str]], *, asked: bool) -> bool
     """Whether a method runs anywhere; who asked for it is told where it would."""
     runs = any(runs_on(method, seed, key) for seed, key in where)
     if asked and not runs:
-        on = f" of {' and '.join(SOURCES[key].title for key in TRIED_ON)}" if method in TRIED else ""
-        _tell(f"{TITLES[method]}: left out, it runs on seed {SWEEP_SEED}{on} alone")
+        _tell(f"{TITLES[method]}: left out, it runs on {_where(method)} alone")
     return runs
+
+
+def _where(method: str) -> str:
+    """The seeds and the data sets of a method that does not run on all; of others nothing."""
+    seed = [f"seed {SWEEP_SEED}"] if method in ONE_SEED else []
+    data = [" and ".join(SOURCES[key].title for key in DATA_SETS[method])] if method in DATA_SETS else []
+    return " of ".join(seed + data)
+
+
+def _meaning(method: str) -> str:
+    """What a method is, in a word of help."""
+    title = "" if method == TITLES[method] else f": {TITLES[method]}"
+    return method + title + (f" ({where} alone)" if (where := _where(method)) else "")
 
 
 def _fits(method: str, lm: LanguageModel) -> bool:
@@ -194,8 +207,7 @@ def _arguments() -> argparse.Namespace:
         choices=list(TITLES),
         metavar="METHOD",
         default=None,
-        help=f"{'; '.join(f'{method}: {title}' for method, title in TITLES.items() if method != title)}. All unless told, the last {len(TRIED)} on seed "
-        f"{SWEEP_SEED} of {' and '.join(TRIED_ON)} alone; neither these nor steps when quick",
+        help=f"{'; '.join(map(_meaning, TITLES))}. All unless told; when quick {', '.join(QUICK_METHODS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
     parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")
@@ -214,4 +226,5 @@ def _tell(words: str) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("WARNING", json_lines=False)  # the aggregator whose bytes are counted says of every request that it came
     main()

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.federated.parties import Federation, held_back
 from benchmarks.federated.texts import Source, dirichlet_split, read
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, Cell, Plan, runs_on
+from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
 from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import Store
 from ifed.identity import identity_of
@@ -57,24 +57,27 @@ class Work:
             self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
         if "icl" in methods:
             self._cell(Cell("icl", self._seed), lambda _: self._prompted())
-        if "lora" in methods:
-            self._lora()
+        for method in LORA:
+            if method in methods:
+                self._lora(method)
         self._count_bytes(methods)
 
-    def _lora(self) -> None:
+    def _lora(self, method: str) -> None:
         if not lora.fits(self._lm):
-            self._tell(f"{self._source.title}: {self._lm.name} has no modules {' and '.join(lora.TARGETS)}, LoRA is left out")
+            self._tell(
+                f"{self._source.title}: {self._lm.name} has no modules {' and '.join(lora.TARGETS)}, {TITLES[method]} is left out"
+            )
             return
         rates = list(self._rates)
-        if self._seed != SWEEP_SEED:
+        if method != "lora" or self._seed != SWEEP_SEED:
             best = self._store.best_rate(self._source.key, self._rates)
             if best is None:
                 self._tell(
-                    f"{self._source.title}: LoRA of seed {self._seed} waits for all learning rates of seed {SWEEP_SEED}; run again"
+                    f"{self._source.title}: {TITLES[method]} of seed {self._seed} waits for all learning rates of seed {SWEEP_SEED}; run again"
                 )
             rates = [] if best is None else [best]
         for rate in rates:
-            self._cell(Cell("lora", self._seed, rate), lambda told, rate=rate: self._adapted(rate, told))
+            self._cell(Cell(method, self._seed, rate), lambda told, rate=rate: self._adapted(method, rate, told))
 
     def _cell(self, cell: Cell, run: Run) -> None:
         if self._store.has(self._source.key, cell.name):
@@ -106,14 +109,15 @@ class Work:
         own = [part[held_back(part) :] for part in self._parts]
         return prompting.few_shot(self._lm, self._source, own, self._test, self._plan.shots, self._seed)
 
-    def _adapted(self, rate: float, told: Told) -> dict[str, Any]:
-        return lora.federated(self._lm, self._source, self._parts, self._test, self._plan, rate, self._seed, told)
+    def _adapted(self, method: str, rate: float, told: Told) -> dict[str, Any]:
+        policy = LORA[method].policy_for(self._plan).model_copy(update={"learning_rate": rate})
+        return lora.federated(self._lm, self._source, self._parts, self._test, policy, self._plan.lora_rank, self._seed, told)
 
     def _count_bytes(self, methods: Sequence[str]) -> None:
         """On the wire, of those that are not counted yet."""
         known = self._store.wire(self._source.key) or {}
         missing = {method: SETTINGS[method] for method in methods if method in SETTINGS and method not in known}
-        adapters = "lora" in methods and "lora" not in known and lora.fits(self._lm)
+        adapters = [method for method in methods if method in LORA and method not in known and lora.fits(self._lm)]
         if not missing and not adapters:
             return
         self._tell(f"{self._source.title}: bytes on the wire")
@@ -121,7 +125,7 @@ class Work:
         found = {method: traffic.of_coefficients(identity, self._source, one, self._plan) for method, one in missing.items()}
         if adapters:
             with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
-                found["lora"] = traffic.of_lora(lora.weights_of(parameters))
+                found |= dict.fromkeys(adapters, traffic.of_lora(lora.weights_of(parameters)))
         self._store.keep_wire(self._source.key, known | found)
 
     @cached_property

@@ -28,6 +28,7 @@ COLOURS = {
     "ours": "#0b6e4f",
     "steps": "#e07a9b",
     "long": "#7a3e9d",
+    "steps-long": "#3d3bbf",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",
     "compact-int8": "#5c8001",

@@ -18,7 +18,6 @@ from benchmarks.federated.parties import held_back
 from benchmarks.federated.rounds import plan_of, seed_of
 from benchmarks.federated.testing import bias_from, three_ways
 from benchmarks.federated.texts import Source
-from benchmarks.paper.methods import OURS, Plan
 from benchmarks.paper.runs import Told, as_served
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
 from ifed.modeling.calibration import LocalPlan, draws, training_row
@@ -27,6 +26,7 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.objective import Objective
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
+from ifed.tasks import Policy
 from ifed.tensors import Float32, Int64, TensorBody
 from services.aggregator.aggregation import WeightedMean
 
@@ -113,21 +113,20 @@ def federated(
     source: Source,
     parts: Sequence[Sequence[Example]],
     test: Sequence[Example],
-    plan: Plan,
-    rate: float,
+    policy: Policy,
+    rank: int,
     seed: int,
     told: Told,
 ) -> dict[str, Any]:
-    """All rounds at one learning rate: from the weights' mean each client takes its steps, and its weights count by its examples.
+    """All rounds of a policy, with adapters of this rank: from the weights' mean each client takes its steps, and its weights count by its examples.
 
     Returns:
         JSON-ready: a row for every round, as those of coefficients.
     """
-    policy = OURS.policy_for(plan).model_copy(update={"learning_rate": rate})
     learners = learners_of(lm, source, parts, policy.logit_adjustment)
     reading = _Reading.of(lm, source, parts, test)
     rows: list[dict[str, Any]] = []
-    with adapted(lm, plan.lora_rank, seed) as parameters:
+    with adapted(lm, rank, seed) as parameters:
         current = weights_of(parameters)
         for index in range(policy.rounds):
             began = now(lm)
@@ -139,7 +138,7 @@ def federated(
             rows.append(row)
             ways = f"{row['accuracy_plain']:.1%}, {row['accuracy_prior_matched']:.1%} with the prior matched"
             told(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, accuracy {ways}, {spent:.1f} s a client")
-    return {"rate": rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
+    return {"rate": policy.learning_rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
 
 
 @dataclass(frozen=True, slots=True)

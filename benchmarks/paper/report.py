@@ -11,11 +11,11 @@ from benchmarks.federated.texts import SOURCES
 from benchmarks.pages import Table
 from benchmarks.paper import reported
 from benchmarks.paper.costs import LORA_IN_ALL, bytes_table, seconds_table
-from benchmarks.paper.methods import COMPARED, SWEEP_SEED, TITLES, TRIED
-from benchmarks.paper.summary import Data, Spread, goals, last, over_seeds, times_fewer_in_all
+from benchmarks.paper.methods import COMPARED, LORA, SWEEP_SEED, TITLES, TRIED
+from benchmarks.paper.summary import NONE, READINGS, Data, Spread, goals, last, over_seeds, times_fewer_in_all
 from benchmarks.paper.words import number, one_decimal, percent, ran_on, whole
 
-READINGS = ("accuracy_plain", "accuracy_prior_matched")
+BESIDE_TRIED = ("steps", "steps-long", "long", "lora")  # what stands below what was tried, to hold it against
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -114,18 +114,28 @@ def _tried(data: Data) -> Table:
         runs = {run["method"]: run for method in TITLES for run in one["runs"][method] if run.get("seed") == SWEEP_SEED}
         if not set(TRIED) & set(runs):
             continue
-        for method in ("ours", *TRIED, "steps", "long"):
-            if (run := runs.get(method)) is not None:
-                accuracy = [100 * row["accuracy"] for row in run["rows"]]
-                count, ends = len(accuracy) - 1, [mean(accuracy[1:][-3:]), max(accuracy[1:])]
-                told = (f"{each:.1f}" for each in (accuracy[count // 2], accuracy[-1], *ends))
-                rows.append([SOURCES[key].title, TITLES[method], str(count), *told, whole(times_fewer_in_all(one, method))])
+        rows += [
+            [SOURCES[key].title, TITLES[method], *_course(runs[method]), whole(times_fewer_in_all(one, method))]
+            for method in ("ours", *TRIED, *BESIDE_TRIED)
+            if method in runs
+        ]
     heads = ["data", "method", "rounds", "after half of them", "after all", "mean of the last three", "highest", LORA_IN_ALL]
-    note = "Accuracy in percent on the test texts, by which the highest is chosen too."
+    note = "Accuracy in percent on the test texts, by which the highest is chosen too; of LoRA the reading that is the better one after all rounds."
     return Table(f"What else was tried, on seed {SWEEP_SEED}", heads, rows, note)
+
+
+def _course(run: Mapping[str, Any]) -> list[str]:
+    """The number of rounds, and accuracy on the way through them; none where a version was not read."""
+    way = max(READINGS, key=lambda name: last(run, name)) if run["method"] in LORA else "accuracy"
+    read = {row["round"]: 100 * row[way] for row in run["rows"] if row["round"]}  # not what it starts from
+    count = max(read)
+    three = range(max(1, count - 2), count + 1)
+    end = mean(read[each] for each in three) if set(three) <= set(read) else None
+    told = read.get(count // 2), read[count], end, max(read.values())
+    return [str(count), *(NONE if each is None else f"{each:.1f}" for each in told)]
 
 
 def _goals(found: Mapping[str, Any]) -> Table:
     said = {True: "met", False: "missed", None: "not measured"}
-    rows = [[goal.words, goal.found, said[goal.met]] for goal in goals(found)]
-    return Table("Goals", ["goal", "found", ""], rows)
+    rows = [[goal.data, goal.method, goal.words, goal.found, said[goal.met]] for goal in goals(found)]
+    return Table("Goals", ["data", "method", "goal", "found", ""], rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.federated.texts import SOURCES
-from benchmarks.paper.methods import SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
+from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
 
 WIRE = "wire"  # the cell of bytes
 
@@ -83,8 +83,7 @@ class Store:
 
     def _told(self) -> dict[str, Any]:
         """How each method that has rounds is set; LoRA has the loss, the schedule and the draws of ours."""
-        told = {one: setting.told(self._plan) for one, setting in SETTINGS.items()}
-        return told | {"lora": told["ours"]}
+        return {one: setting.told(self._plan) for one, setting in (*SETTINGS.items(), *LORA.items())}
 
     def keep(self, key: str, name: str, found: dict[str, Any]) -> None:
         """Write a cell, whole or not at all."""
@@ -117,9 +116,9 @@ class Store:
         return self._made | {"machines": _machines(data), "data": data}
 
     def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:
-        if method == "lora" and best is None:
+        if method in LORA and best is None:
             return []
-        begins = Cell(method, 0, best if method == "lora" else None).name.removesuffix("0")
+        begins = Cell(method, 0, best if method in LORA else None).name.removesuffix("0")
         paths = sorted((self.folder / "cells" / key).glob(f"{begins}*.json"))
         names = [path.stem for path in paths if path.stem.removeprefix(begins).isdigit()]
         return [one for name in names if (one := self.read(key, name))]

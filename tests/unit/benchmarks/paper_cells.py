@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.methods import SETTINGS, Plan
+from benchmarks.paper.methods import LORA, SETTINGS, Plan
 
 RATES = (0.001, 0.01)
 MACHINE = {"cpu": "a CPU", "amx": True, "cores": 2, "threads": 1, "device": "cpu", "dtype": "float32", "torch": "2"}
@@ -18,7 +18,7 @@ def row(number: int, accuracy: float, **more: float) -> dict[str, Any]:
 
 def run(method: str, *accuracies: float, seed: int = 0, **more: Any) -> dict[str, Any]:
     rows = [row(number, one, local=0.5, **{"global": one}) for number, one in enumerate(accuracies)]
-    setting = {"policy": {"local_steps": 8 * (SETTINGS[method].steps_times if method in SETTINGS else 1)}}
+    setting = {"policy": {"local_steps": 8 * (one.steps_times if (one := (SETTINGS | LORA).get(method)) else 1)}}
     found = {"method": method, "seed": seed, "rows": rows, "setting": setting, "machine": MACHINE}
     return found | {"context_seconds": 3.0, "kept_seconds": 1.0} | more
 
@@ -34,6 +34,7 @@ def found(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str,
     runs: dict[str, Any] = {method: [run(method, 0.6, 0.7, 0.8, seed=seed) for seed in (0, 1)] for method in SETTINGS}
     runs["ours"] = [run("ours", 0.6, 0.9, ours - 0.01), run("ours", 0.6, 0.7, ours + 0.01, seed=1)]
     runs["lora"] = [{**run("lora", lora), "rows": [row(2, lora)], "rate": 0.01}]
+    runs["lora-steps"] = []
     runs["zero-shot"], runs["icl"] = [row(0, 0.6) | {"method": "zero-shot"}], [{"method": "icl", "accuracy": 0.55, "macro_f1": 0.5}]
     del runs["icl"][0]["method"], runs["zero-shot"][0]["round"]
     counted = {method: wire(body + 1) for method in SETTINGS} | {"lora": {"round": {"up": 200_000, "down": 200_000}}}

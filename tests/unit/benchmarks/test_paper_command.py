@@ -12,7 +12,7 @@ import pytest
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
-from benchmarks.paper.methods import QUICK, SETTINGS, TITLES, TRIED, Plan
+from benchmarks.paper.methods import LORA, QUICK, SETTINGS, SWEEP_SEED, TITLES, TRIED, Cell, Plan, runs_on
 from benchmarks.paper.store import OtherRun, Store
 from tests.unit.benchmarks.conftest import AS_SET
 from tests.unit.benchmarks.paper_cells import RATES, run, wire
@@ -31,7 +31,9 @@ def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monk
     with pytest.raises(OtherRun, match="differs in model from this run"):
         Store(tmp_path, QUICK, "large").has("subj", "ours-0")
     ours = SETTINGS["ours"]
-    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"learning_rate": 0.03}))
+    changed = replace(ours, policy={"learning_rate": 0.03})
+    monkeypatch.setitem(SETTINGS, "ours", changed)
+    monkeypatch.setitem(LORA, "lora", changed)
     for name in ("ours-0", "lora-0.001-0"):
         with pytest.raises(OtherRun, match=f"{name}.json differs in setting"):
             Store(tmp_path, QUICK, "tiny").has("subj", name)
@@ -73,17 +75,16 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     first = (cells / "ours-1.json").read_bytes()
     start(monkeypatch, data, model, "--seeds", "0", "1")
     assert (cells / "ours-1.json").read_bytes() == first
-    tried = [f"lora-{rate:g}-0" for rate in RATES]
-    names = {path.stem for path in cells.glob("*.json")}
-    assert {name for name in names if name.rpartition("-")[0] in TRIED} == {f"{method}-0" for method in TRIED}
-    assert names >= {f"{method}-{seed}" for method in SETTINGS if method not in TRIED for seed in (0, 1)} | {
-        "zero-shot-0",
-        "icl-0",
-        "icl-1",
-        "wire",
-        *tried,
-    }
-    assert len([name for name in names if name.startswith("lora") and name.endswith("-1")]) == 1
+    (best,) = (rate for rate in RATES if (cells / f"lora-{rate:g}-1.json").exists())
+    wanted = [
+        Cell(method, seed, best if method in LORA else None)
+        for method in TITLES
+        for seed in (0, 1)
+        if runs_on(method, seed, "subj")
+    ]
+    wanted += [Cell("lora", SWEEP_SEED, rate) for rate in RATES]
+    assert {path.stem for path in cells.glob("*.json")} == {"wire", *(cell.name for cell in wanted)}
+    assert "zero-shot-1" not in {cell.name for cell in wanted}
     assert "### Goals" in (data / "out" / "paper.md").read_text(encoding="utf-8")
     kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
     (ran_on,) = kept["machines"]
@@ -183,7 +184,7 @@ def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: py
 
 
 def test_quick_leaves_rows_out() -> None:
-    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "ours-int8", "wide", "constant", "wide-constant"}
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "steps-long", *TRIED}
 
 
 def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
@@ -224,7 +225,7 @@ def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set
     found = store.collect(methods.RATES)["data"]
     assert set(found) == set(SOURCES)
     for key in found:
-        assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, "lora") if methods.runs_on(method, 0, key)}
+        assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
 
 
 def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from benchmarks.federated.parties import Federation
 from benchmarks.federated.rounds import plan_of
 from benchmarks.paper import lora, traffic
 from benchmarks.paper.meter import metered
-from benchmarks.paper.methods import OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
+from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
 from benchmarks.paper.prompting import few_shot, prompt_of, zero_shot
 from benchmarks.paper.runs import calibrated
 from ifed.identity import identity_of
@@ -134,7 +134,9 @@ def test_lora_trains_on_the_very_batches_of_a_task() -> None:
 def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
     plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
-    found = lora.federated(lm, SOURCE, parts, examples(8), plan, 0.01, 0, quietly)
+    policy = OURS.policy_for(plan).model_copy(update={"learning_rate": 0.01})
+    found = lora.federated(lm, SOURCE, parts, examples(8), policy, plan.lora_rank, 0, quietly)
+    assert found["rate"] == 0.01
     assert [row["round"] for row in found["rows"]] == [1, 2, 3]
     assert found["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
     assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])
@@ -143,8 +145,9 @@ def test_every_round_of_lora_is_evaluated() -> None:
 def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
     ours = OURS.policy_for(Plan())
     policies = {name: setting.policy_for(Plan()) for name, setting in SETTINGS.items()}
-    assert {name for name, policy in policies.items() if policy.local_steps == 2 * ours.local_steps} == {"steps"}
-    assert {name for name, policy in policies.items() if policy.rounds == 2 * ours.rounds} == {"long"}
+    assert {name for name, policy in policies.items() if policy.local_steps == 2 * ours.local_steps} == {"steps", "steps-long"}
+    assert {name for name, policy in policies.items() if policy.local_steps == 4 * ours.local_steps} == {"more-steps"}
+    assert {name for name, policy in policies.items() if policy.rounds == 2 * ours.rounds} == {"long", "steps-long"}
     constant = {name for name, policy in policies.items() if policy.learning_rate_schedule == "constant"}
     assert constant == {"published", "constant", "wide-constant"}
     assert {name for name, policy in policies.items() if policy.update_dtype == "float32"} == {"published", "ours", "compact"}
@@ -161,10 +164,22 @@ def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
         ("wide", 0, "emoc", True),
         ("wide", 0, "agnews", False),
         ("wide", 1, "subj", False),
+        ("more-steps", 0, "subj", True),
+        ("more-steps", 0, "emoc", False),
+        ("lora-steps", 0, "emoc", True),
+        ("lora-steps", 1, "emoc", False),
+        ("steps-long", 2, "subj", True),
+        ("steps-long", 0, "agnews", False),
     ],
 )
-def test_the_bare_model_and_what_is_tried_run_on_one_seed(method: str, seed: int, key: str, runs: bool) -> None:
+def test_some_methods_run_on_one_seed_or_on_some_data_sets(method: str, seed: int, key: str, runs: bool) -> None:
     assert runs_on(method, seed, key) is runs
+
+
+def test_lora_is_trained_by_the_policy_of_ours_but_for_the_steps() -> None:
+    ours = OURS.policy_for(Plan())
+    assert LORA["lora"].policy_for(Plan()) == ours
+    assert LORA["lora-steps"].policy_for(Plan()) == ours.model_copy(update={"local_steps": 16})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
