@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.pages import grid
+
 HEADINGS = (
     "fault",
     "open round ended after",
@@ -37,20 +39,19 @@ class Outcome:
     receipts: int
 
     @property
-    def row(self) -> str:
-        cells = (
+    def row(self) -> tuple[str, ...]:
+        """Under the headings."""
+        return (
             self.fault,
             f"{self.round_seconds:.1f} s",
             f"{self.whole_seconds:.1f} s",
             *(str(value) for value in (self.classifications, self.refused, self.wrong, self.calls, self.failed, self.receipts)),
         )
-        return f"| {' | '.join(cells)} |"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The table in Markdown."""
-    rule = "|---|" + "---:|" * (len(HEADINGS) - 1)
-    return "\n".join([f"| {' | '.join(HEADINGS)} |", rule, *(one.row for one in outcomes)])
+    return grid(HEADINGS, (one.row for one in outcomes), wordy=HEADINGS[:1])
 
 
 def keep(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
