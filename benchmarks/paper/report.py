@@ -15,7 +15,7 @@ from benchmarks.paper.methods import COMPARED, LORA, SWEEP_SEED, TITLES, TRIED
 from benchmarks.paper.summary import NONE, READINGS, Data, Spread, goals, last, over_seeds, times_fewer_in_all
 from benchmarks.paper.words import number, one_decimal, percent, ran_on, whole
 
-BESIDE_TRIED = ("steps", "steps-long", "long", "lora")  # what stands below what was tried, to hold it against
+BESIDE_TRIED = ("steps", "more-steps", "long", "lora")  # what stands below what was tried, to hold it against
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -164,12 +164,12 @@ def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
         ("wide", 0, "emoc", True),
         ("wide", 0, "agnews", False),
         ("wide", 1, "subj", False),
-        ("more-steps", 0, "subj", True),
-        ("more-steps", 0, "emoc", False),
+        ("steps-long", 0, "subj", True),
+        ("steps-long", 0, "emoc", False),
         ("lora-steps", 0, "emoc", True),
         ("lora-steps", 1, "emoc", False),
-        ("steps-long", 2, "subj", True),
-        ("steps-long", 0, "agnews", False),
+        ("more-steps", 2, "subj", True),
+        ("more-steps", 0, "agnews", False),
     ],
 )
 def test_some_methods_run_on_one_seed_or_on_some_data_sets(method: str, seed: int, key: str, runs: bool) -> None:

@@ -77,7 +77,7 @@ def test_what_else_was_tried_stands_on_its_own_beside_what_it_differs_from() -> 
     assert "| SUBJ | ours | 2 | 90.0 | 92.0 | 91.0 | 92.0 | 226 |" in table, "the first version is the bare model"
     assert [row.split(" | ")[1] for row in table.splitlines() if row.startswith("| SUBJ")] == [
         TITLES[method]
-        for method in ("ours", "ours-int8", "wide", "wide-constant", "more-steps", "steps", "steps-long", "long", "lora")
+        for method in ("ours", "ours-int8", "wide", "wide-constant", "steps-long", "steps", "more-steps", "long", "lora")
     ], "on the seed that it is tried on"
     best = target(bare["data"]["subj"])
     runs["wide"] = [run("wide", 0.99)]
@@ -149,7 +149,7 @@ def test_against_lora_count_the_seeds_that_both_have() -> None:
     assert above_lora(one, "ours", "accuracy_plain") is None
 
 
-@pytest.mark.parametrize("method", ["ours", "steps", "long", "steps-long"])
+@pytest.mark.parametrize("method", ["ours", "steps", "more-steps", "long"])
 def test_each_way_to_win_is_held_against_the_same_goals(method: str) -> None:
     told = [one for one in goals(found()) if (one.data, one.method) == ("SUBJ", TITLES[method])]
     assert [one.met for one in told] == [method == "ours", method == "ours", True, True]
@@ -205,7 +205,7 @@ def test_another_model_has_a_folder_of_its_own() -> None:
 def test_what_was_not_measured_is_left_out_and_meets_no_goal() -> None:
     bare = found()
     one = bare["data"]["subj"]
-    one["runs"] |= {"lora": [], "zero-shot": [], "long": [], "steps": [], "steps-long": []}
+    one["runs"] |= {"lora": [], "zero-shot": [], "long": [], "steps": [], "more-steps": []}
     one |= {"wire": None, "sweep": []}
     assert [goal.met for goal in goals(bare)] == [True, None]
     text = markdown(bare)
