@@ -33,7 +33,6 @@ from benchmarks.paper.methods import (
 )
 from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
-from ifed import logs
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.paths import cache_folder
@@ -130,21 +129,21 @@ def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float
     store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
     store.collect(rates)  # nor into one of other weights
     chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
-    where = list(product(seeds, given.sources))
-    methods = [one for one in TITLES if one in chosen and _runs(one, where, asked=bool(given.methods)) and _fits(one, lm)]
-    for seed, key in where:
+    pairs = list(product(seeds, given.sources))
+    methods = [one for one in TITLES if one in chosen and _runs(one, pairs, asked=bool(given.methods)) and _fits(one, lm)]
+    for seed, key in pairs:
         Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
 
 
-def _runs(method: str, where: Sequence[tuple[int, str]], *, asked: bool) -> bool:
-    """Whether a method runs anywhere; who asked for it is told where it would."""
-    runs = any(runs_on(method, seed, key) for seed, key in where)
+def _runs(method: str, pairs: Sequence[tuple[int, str]], *, asked: bool) -> bool:
+    """Whether a method runs under any of these seeds and data sets; who asked for it is told where it would."""
+    runs = any(runs_on(method, seed, key) for seed, key in pairs)
     if asked and not runs:
-        _tell(f"{TITLES[method]}: left out, it runs on {_where(method)} alone")
+        _tell(f"{TITLES[method]}: left out, it runs on {_limits(method)} alone")
     return runs
 
 
-def _where(method: str) -> str:
+def _limits(method: str) -> str:
     """The seeds and the data sets of a method that does not run on all; of others nothing."""
     seed = [f"seed {SWEEP_SEED}"] if method in ONE_SEED else []
     data = [" and ".join(SOURCES[key].title for key in DATA_SETS[method])] if method in DATA_SETS else []
@@ -152,9 +151,9 @@ def _where(method: str) -> str:
 
 
 def _meaning(method: str) -> str:
-    """What a method is, in a word of help."""
+    """What a method is, for the help."""
     title = "" if method == TITLES[method] else f": {TITLES[method]}"
-    return method + title + (f" ({where} alone)" if (where := _where(method)) else "")
+    return method + title + (f" ({limits} alone)" if (limits := _limits(method)) else "")
 
 
 def _fits(method: str, lm: LanguageModel) -> bool:
@@ -226,5 +225,4 @@ def _tell(words: str) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("WARNING", json_lines=False)  # the aggregator whose bytes are counted says of every request that it came
     main()

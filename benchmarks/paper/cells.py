@@ -26,7 +26,7 @@ class Work:
     """A data set divided by a seed.
 
     Args:
-        rates: learning rates of LoRA, all tried on the sweep's seed; on others the best of them.
+        rates: learning rates of LoRA, all tried on the sweep's seed; on others, and with more steps, the best of them.
         tell: told in a sentence what goes on.
     """
 
@@ -68,14 +68,15 @@ class Work:
                 f"{self._source.title}: {self._lm.name} has no modules {' and '.join(lora.TARGETS)}, {TITLES[method]} is left out"
             )
             return
-        rates = list(self._rates)
-        if method != "lora" or self._seed != SWEEP_SEED:
-            best = self._store.best_rate(self._source.key, self._rates)
-            if best is None:
-                self._tell(
-                    f"{self._source.title}: {TITLES[method]} of seed {self._seed} waits for all learning rates of seed {SWEEP_SEED}; run again"
-                )
-            rates = [] if best is None else [best]
+        sweeps = method == "lora" and self._seed == SWEEP_SEED
+        best = None if sweeps else self._store.best_rate(self._source.key, self._rates)
+        if not sweeps and best is None:
+            self._tell(
+                f"{self._source.title}: {TITLES[method]}, seed {self._seed}, waits for all learning rates of {TITLES['lora']} "
+                f"on seed {SWEEP_SEED}; run these with --methods lora --seeds {SWEEP_SEED}, then this again"
+            )
+            return
+        rates = self._rates if best is None else [best]
         for rate in rates:
             self._cell(Cell(method, self._seed, rate), lambda told, rate=rate: self._adapted(method, rate, told))
 
@@ -124,9 +125,15 @@ class Work:
         identity = identity_of(self._lm)
         found = {method: traffic.of_coefficients(identity, self._source, one, self._plan) for method, one in missing.items()}
         if adapters:
-            with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
-                found |= dict.fromkeys(adapters, traffic.of_lora(lora.weights_of(parameters)))
+            found |= dict.fromkeys(
+                adapters, next((known[method] for method in LORA if method in known), None) or self._of_adapters()
+            )
         self._store.keep_wire(self._source.key, known | found)
+
+    def _of_adapters(self) -> dict[str, Any]:
+        """Bytes of LoRA, whatever its steps."""
+        with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
+            return traffic.of_lora(lora.weights_of(parameters))
 
     @cached_property
     def _training(self) -> list[Example]:

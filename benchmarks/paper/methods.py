@@ -137,7 +137,7 @@ DATA_SETS: Mapping[str, tuple[str, ...]] = {
     "more-steps": ("subj",),
     "steps-long": ("subj",),
 }
-"""Of methods that do not run on all data sets, where they do: there ours is furthest below LoRA, or below the paper."""
+"""The data sets of methods that do not run on all."""
 
 TITLES = {
     "zero-shot": "zero-shot",

@@ -120,7 +120,10 @@ def _tried(data: Data) -> Table:
             if method in runs
         ]
     heads = ["data", "method", "rounds", "after half of them", "after all", "mean of the last three", "highest", LORA_IN_ALL]
-    note = "Accuracy in percent on the test texts, by which the highest is chosen too; of LoRA the reading that is the better one after all rounds."
+    note = (
+        "Accuracy in percent on the test texts, by which the highest is chosen too; of LoRA the reading that is the better one after all rounds. "
+        "Half of the rounds is rounded down. Nothing stands where a version was not read."
+    )
     return Table(f"What else was tried, on seed {SWEEP_SEED}", heads, rows, note)
 
 

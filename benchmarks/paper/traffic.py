@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
@@ -37,7 +40,19 @@ def of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, p
 
     The values are drawn at random; bodies of numbers are as long whatever the numbers are.
     """
-    return asyncio.run(_of_coefficients(identity, source, setting, plan))
+    with _hushed():
+        return asyncio.run(_of_coefficients(identity, source, setting, plan))
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what an aggregator says of every request, among the progress of a benchmark; warnings stay."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 async def _of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:

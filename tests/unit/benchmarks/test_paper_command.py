@@ -12,7 +12,7 @@ import pytest
 from benchmarks.federated.texts import SOURCES
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
-from benchmarks.paper.methods import LORA, QUICK, SETTINGS, SWEEP_SEED, TITLES, TRIED, Cell, Plan, runs_on
+from benchmarks.paper.methods import LORA, QUICK, SETTINGS, TITLES, TRIED, Plan, runs_on
 from benchmarks.paper.store import OtherRun, Store
 from tests.unit.benchmarks.conftest import AS_SET
 from tests.unit.benchmarks.paper_cells import RATES, run, wire
@@ -70,21 +70,19 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
 ) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "1", "--methods", "lora", "ours")
-    assert "waits for all learning rates of seed 0" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "SUBJ: FedAvg-LoRA, seed 1, waits for all learning rates of FedAvg-LoRA on seed 0; run these with" in told
     cells = data / "out" / "cells" / "subj"
     first = (cells / "ours-1.json").read_bytes()
     start(monkeypatch, data, model, "--seeds", "0", "1")
     assert (cells / "ours-1.json").read_bytes() == first
     (best,) = (rate for rate in RATES if (cells / f"lora-{rate:g}-1.json").exists())
-    wanted = [
-        Cell(method, seed, best if method in LORA else None)
-        for method in TITLES
-        for seed in (0, 1)
-        if runs_on(method, seed, "subj")
-    ]
-    wanted += [Cell("lora", SWEEP_SEED, rate) for rate in RATES]
-    assert {path.stem for path in cells.glob("*.json")} == {"wire", *(cell.name for cell in wanted)}
-    assert "zero-shot-1" not in {cell.name for cell in wanted}
+    names = {path.stem for path in cells.glob("*.json")}
+    both = {f"{method}-{seed}" for method in (*SETTINGS, "icl") if method not in TRIED for seed in (0, 1)}
+    once = {f"{method}-0" for method in ("zero-shot", *TRIED) if method not in LORA}
+    assert names == both | once | {"wire", f"lora-{best:g}-1", f"lora-steps-{best:g}-0", *(f"lora-{rate:g}-0" for rate in RATES)}
+    losses = [json.loads((cells / f"{method}-{best:g}-0.json").read_text(encoding="utf-8"))["rows"][-1]["loss"] for method in LORA]
+    assert losses[0] != losses[1], "more steps end elsewhere"
     assert "### Goals" in (data / "out" / "paper.md").read_text(encoding="utf-8")
     kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
     (ran_on,) = kept["machines"]
@@ -200,6 +198,41 @@ def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
     assert "wide" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
     with pytest.raises(SystemExit, match=r"there are no cells under .*; all that was asked for is left out"):
         start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "--out", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ours", ""),
+        ("zero-shot", "seed 0"),
+        ("more-steps", "SUBJ"),
+        ("steps-long", "seed 0 of SUBJ"),
+        ("wide", "seed 0 of SUBJ and EmoContext"),
+    ],
+)
+def test_the_limits_of_a_method_are_told_in_its_help_too(
+    method: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command._limits(method) == words
+    monkeypatch.setenv("COLUMNS", "10000")
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--help"])
+    with pytest.raises(SystemExit):
+        command.main()
+    title = "" if method == TITLES[method] else f": {TITLES[method]}"
+    limits = f" ({words} alone)" if words else ""
+    assert f" {method}{title}{limits};" in capsys.readouterr().out
+
+
+def test_more_steps_of_lora_wait_for_its_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    with pytest.raises(SystemExit, match="all that was asked for is left out"):
+        start(monkeypatch, data, model, "--seeds", "0", "--methods", "lora-steps")
+    assert (
+        f"{TITLES['lora-steps']}, seed 0, waits for all learning rates of FedAvg-LoRA on seed 0; run these with --methods lora --seeds 0"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,9 +134,10 @@ def test_lora_trains_on_the_very_batches_of_a_task() -> None:
 def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
     plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
-    policy = OURS.policy_for(plan).model_copy(update={"learning_rate": 0.01})
-    found = lora.federated(lm, SOURCE, parts, examples(8), policy, plan.lora_rank, 0, quietly)
-    assert found["rate"] == 0.01
+    low, high = (OURS.policy_for(plan).model_copy(update={"learning_rate": rate}) for rate in (0.001, 0.05))
+    found, other = (lora.federated(lm, SOURCE, parts, examples(8), policy, plan.lora_rank, 0, quietly) for policy in (low, high))
+    assert [found["rate"], other["rate"]] == [0.001, 0.05]
+    assert found["rows"][-1]["loss"] != other["rows"][-1]["loss"]
     assert [row["round"] for row in found["rows"]] == [1, 2, 3]
     assert found["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
     assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])

@@ -28,13 +28,15 @@ PLAN = Plan(clients=1, rounds=3, local_steps=1, batch_size=2)
 
 
 @pytest.mark.parametrize("name", ["ours", "compact-int8"])
-def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path: Path) -> None:
+def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
     build_model("qwen2").save_pretrained(model)
     build_tokenizer().save_pretrained(model)
     lm = load(str(model), cache=tmp_path, device="cpu", threads=1)
     setting = SETTINGS[name]
+    capsys.readouterr()
     counted = traffic.of_coefficients(identity_of(lm), SOURCE, setting, PLAN)
+    assert capsys.readouterr().out == "", "the aggregator's log"
     spec = traffic.spec_of(lm.name, SOURCE, setting, setting.policy_for(PLAN))
     rows = [{"text": one.text or "nothing", "label": SOURCE.labels[one.label]} for one in examples(40)]
     data = tmp_path / "data.jsonl"
