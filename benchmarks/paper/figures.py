@@ -27,7 +27,7 @@ COLOURS = {
     "published": "#2f6690",
     "ours": "#0b6e4f",
     "steps": "#e07a9b",
-    "more-steps": "#3d3bbf",
+    "more-steps": "#1f1f1f",
     "long": "#7a3e9d",
     "compact": "#d49a00",
     "compact-float16": "#00a0a0",
