@@ -259,6 +259,8 @@ def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set
     assert set(found) == set(SOURCES)
     for key in found:
         assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
+    unseen = Store(Path("docs/paper/unseen"), Plan(), command.MODEL).collect((0.001,))["data"]["subj"]["runs"]
+    assert {method for method, runs in unseen.items() if runs} == {"lora", "ours", "steps", "more-steps", "long"}
 
 
 def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
