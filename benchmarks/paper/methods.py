@@ -100,8 +100,6 @@ WIDE = replace(OURS_INT8, groups=128)
 LONG = replace(WIDE, rounds_times=2)
 CONSTANT = replace(OURS_INT8, policy={**OURS_INT8.policy, "learning_rate_schedule": "constant"})
 STEPS = replace(OURS_INT8, steps_times=2)
-STEPS_LONG = replace(STEPS, rounds_times=2)
-MORE_STEPS = replace(OURS_INT8, steps_times=4)
 COMPACT = replace(OURS, groups=16)
 
 
@@ -114,7 +112,7 @@ SETTINGS: dict[str, Setting] = {
     "published": PUBLISHED,
     "ours": OURS,
     "steps": STEPS,
-    "more-steps": MORE_STEPS,
+    "more-steps": replace(OURS_INT8, steps_times=4),
     "long": LONG,
     "compact": COMPACT,
     "compact-float16": compact("float16"),
@@ -123,7 +121,7 @@ SETTINGS: dict[str, Setting] = {
     "wide": WIDE,
     "constant": CONSTANT,
     "wide-constant": replace(CONSTANT, groups=WIDE.groups),
-    "steps-long": STEPS_LONG,
+    "steps-long": replace(STEPS, rounds_times=2),
 }
 LORA: dict[str, Setting] = {"lora": OURS, "lora-steps": replace(OURS, steps_times=2)}
 """FedAvg-LoRA: the policies that its adapters are trained by, all but the learning rate."""
