@@ -3,6 +3,6 @@
 Importing the package keeps off the error stream what torchao says when it is imported, which must be asked for before torch is.
 """
 
-from ifed.logs import hush_imports
+from ifed.server.logs import hush_imports
 
 hush_imports()

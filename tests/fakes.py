@@ -19,26 +19,16 @@ from ifed.errors import (
     UnknownVersion,
     WrongState,
 )
-from ifed.states import RoundKind, RoundState, TaskState
-from services.aggregator.aggregation import Measure
-from services.aggregator.bells import Bells
-from services.aggregator.contribution import Contribution, Entry
-from services.aggregator.domain import Round, Seat
-from services.aggregator.ports import Bell
-from services.aggregator.records import (
-    Aggregate,
-    AuditEntry,
-    Delivery,
-    EnrolmentCode,
-    FederatedTask,
-    Happening,
-    LedgerLine,
-    Membership,
-    Part,
-    Party,
-    Webhook,
-)
-from tests.factories import NOON
+from ifed.messages.enums import RoundKind, RoundState, TaskState
+from services.aggregator.domain.access import AuditEntry, EnrolmentCode, Party
+from services.aggregator.domain.aggregates import Aggregate, ContextPart, LedgerLine
+from services.aggregator.domain.contribution import Contribution, ContributionRecord
+from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
+from services.aggregator.domain.round import Round, Seat
+from services.aggregator.domain.task import Membership, Task
+from services.aggregator.runtime.notifications import Subscription, Topics
+from testing.factories import NOON
 from tests.fakes_events import FakeEvents, FakeWebhooks
 
 
@@ -46,7 +36,7 @@ from tests.fakes_events import FakeEvents, FakeWebhooks
 class Sent:
     """A contribution with its bytes, and the change of the context vector that took it away again."""
 
-    entry: Entry
+    entry: ContributionRecord
     body: bytes
     removed: int | None = None
 
@@ -55,7 +45,7 @@ class Sent:
 class Rows:
     """Everything a fake store keeps."""
 
-    tasks: dict[str, FederatedTask] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
     parties: dict[str, Party] = field(default_factory=dict)
     memberships: dict[tuple[str, str], Membership] = field(default_factory=dict)
     rounds: dict[tuple[str, int], Round] = field(default_factory=dict)
@@ -66,7 +56,7 @@ class Rows:
     contexts: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     versions: dict[tuple[str, int], tuple[Aggregate, bytes]] = field(default_factory=dict)
     enrolments: dict[str, EnrolmentCode] = field(default_factory=dict)
-    events: list[Happening] = field(default_factory=list)
+    events: list[DomainEvent] = field(default_factory=list)
     webhooks: dict[str, Webhook] = field(default_factory=dict)
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     webhook_claims: dict[str, datetime] = field(default_factory=dict)
@@ -80,17 +70,17 @@ class FakeTasks:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    async def add(self, task: FederatedTask) -> None:
+    async def add(self, task: Task) -> None:
         if task.name in self._rows.tasks:
             raise AlreadyExists(f"a task named {task.name!r} exists already")
         self._rows.tasks[task.name] = replace(task)
 
-    async def get(self, name: str, *, for_update: bool = False) -> FederatedTask:
+    async def get(self, name: str, *, for_update: bool = False) -> Task:
         if name not in self._rows.tasks:
             raise UnknownTask(f"there is no task named {name!r}")
         return replace(self._rows.tasks[name])
 
-    async def save(self, task: FederatedTask) -> None:
+    async def save(self, task: Task) -> None:
         self._rows.tasks[task.name] = replace(task)
 
     async def delete(self, name: str) -> None:
@@ -103,11 +93,11 @@ class FakeTasks:
             for key in [key for key in kept if key[0] == name]:
                 del kept[key]  # type: ignore[attr-defined]  # every one of these is keyed by the task first
 
-    async def page(self, after: str | None, limit: int) -> list[FederatedTask]:
+    async def page(self, after: str | None, limit: int) -> list[Task]:
         names = sorted(name for name in self._rows.tasks if name > (after or ""))
         return [replace(self._rows.tasks[name]) for name in names[:limit]]
 
-    async def claim_context(self, now: datetime, until: datetime) -> FederatedTask | None:
+    async def claim_context(self, now: datetime, until: datetime) -> Task | None:
         for name, task in self._rows.tasks.items():
             behind = task.version is not None and task.context_settled < task.context_changes
             if behind and self._rows.context_claims.get(name, now) <= now:
@@ -207,7 +197,7 @@ class FakeRounds:
                 return replace(kept)
         return None
 
-    async def evaluations(self, task: str) -> list[tuple[int, Measure]]:
+    async def evaluations(self, task: str) -> list[tuple[int, EvaluationResult]]:
         measured = [(kept.version, kept.evaluation) for kept in await self.page(task, 0, 10_000) if kept.state is RoundState.CLOSED]
         told = [(version, measure) for version, measure in measured if version is not None and measure is not None]
         return [(version, measure) for version, measure in told if (task, version) not in self._rows.withdrawn]
@@ -263,7 +253,7 @@ class FakeParts:
                 found.append(sent)
         return found
 
-    async def find(self, task: str, client: str, digest: str) -> Entry | None:
+    async def find(self, task: str, client: str, digest: str) -> ContributionRecord | None:
         sent = self._counting(task, client, closed=True)
         return next((one.entry for one in sent if one.entry.digest == digest), None)
 
@@ -276,11 +266,11 @@ class FakeParts:
             one.removed = change
         return len(taken)
 
-    async def bodies(self, task: str, number: int, changes: int) -> AsyncIterator[Part]:
+    async def bodies(self, task: str, number: int, changes: int) -> AsyncIterator[ContextPart]:
         for key in sorted(self._rows.bodies):
             sent = self._rows.bodies[key]
             if key[:2] == (task, number) and key[3] <= changes and (sent.removed is None or sent.removed > changes):
-                yield Part(sent.entry.client, sent.entry.digest, sent.entry.weight, sent.body)
+                yield ContextPart(sent.entry.client, sent.entry.digest, sent.entry.weight, sent.body)
 
 
 class FakeAggregates:
@@ -431,7 +421,7 @@ class FakeCache:
         self.bodies: dict[str, bytes] = {}
         self.announced: list[str] = []
         self.down = False
-        self._bells = Bells()
+        self._bells = Topics()
 
     async def get(self, key: str) -> bytes | None:
         return None if self.down else self.bodies.get(key)
@@ -440,7 +430,7 @@ class FakeCache:
         if not self.down:
             self.bodies[key] = body
 
-    def listen(self, topic: str) -> AbstractContextManager[Bell]:
+    def listen(self, topic: str) -> AbstractContextManager[Subscription]:
         return self._bells.listen(topic)
 
     async def announce(self, topic: str) -> None:

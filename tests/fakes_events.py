@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ifed.errors import AlreadyExists, UnknownWebhook
-from ifed.events import DeliveryState
-from services.aggregator.records import Delivery, Happening, Webhook
+from ifed.messages.events import DeliveryState
+from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 
 if TYPE_CHECKING:
     from tests.fakes import Rows
@@ -19,12 +19,12 @@ class FakeEvents:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    async def add(self, happenings: Sequence[Happening]) -> list[Happening]:
+    async def add(self, happenings: Sequence[DomainEvent]) -> list[DomainEvent]:
         kept = [replace(one, number=len(self._rows.events) + rank) for rank, one in enumerate(happenings, start=1)]
         self._rows.events += kept
         return kept
 
-    async def page(self, after: int, limit: int, task: str | None = None) -> list[Happening]:
+    async def page(self, after: int, limit: int, task: str | None = None) -> list[DomainEvent]:
         return [one for one in self._rows.events[after:] if task in (None, one.task)][:limit]
 
     async def newest(self) -> int:
@@ -59,7 +59,7 @@ class FakeWebhooks:
     async def all(self, *, lasting: bool = False) -> list[Webhook]:
         return [self._rows.webhooks[name] for name in sorted(self._rows.webhooks)]
 
-    async def queue(self, wanted: Sequence[tuple[str, Happening]], now: datetime) -> None:
+    async def queue(self, wanted: Sequence[tuple[str, DomainEvent]], now: datetime) -> None:
         for name, one in wanted:
             assert one.number is not None
             self._rows.deliveries[name, one.number] = Delivery(one, next_at=now)

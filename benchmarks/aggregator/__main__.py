@@ -17,7 +17,7 @@ from benchmarks.aggregator.figures import Figures, goals, medians, percentile, t
 from benchmarks.aggregator.stack import running
 from benchmarks.aggregator.wire import connected
 from benchmarks.ending import end_on_sigterm
-from tests.factories import ADMIN_TOKEN
+from testing.factories import ADMIN_TOKEN
 
 SMALL, LARGE = Payload(18, 640, 16), Payload(32, 4096, 8)
 ROUNDS = 2  # of calibration; a context round comes before them and an evaluation round after

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.aggregator.wire import Wire
-from ifed.bodies import ContextBody, UpdateBody
-from ifed.contracts import ContributionMeta
-from ifed.tensors import Coefficients, ContextVector
-from tests.factories import probe
+from ifed.messages.bodies import ContextBody, UpdateBody
+from ifed.messages.rounds import ContributionMeta
+from ifed.tensors.values import Coefficients, ContextVector
+from testing.factories import probe
 
 FINGERPRINT = "a" * 64
 CONFUSION = np.array([[40, 10], [10, 40]], dtype=np.int64)

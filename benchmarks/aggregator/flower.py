@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.aggregator.federation import Payload
 from benchmarks.aggregator.figures import Figures
-from tests.servers import free_port
+from testing.servers import free_port
 
 VERSION = "1.41.0"
 APP = Path(__file__).parent / "flower_app"

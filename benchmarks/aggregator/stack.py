@@ -13,8 +13,8 @@ from pathlib import Path
 import asyncpg
 import psutil
 
-from tests.processes import Process
-from tests.servers import PostgresServer, RedisServer
+from testing.processes import Process
+from testing.servers import PostgresServer, RedisServer
 
 
 @dataclass

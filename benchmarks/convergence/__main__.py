@@ -19,10 +19,10 @@ from benchmarks.convergence.study import run
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.texts import SOURCES, BadTexts, Source, dirichlet_split, read_both
 from benchmarks.pages import write_into
+from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 from ifed.modeling.prompts import Example
-from ifed.paths import cache_folder
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.federated.corrected import FedLALR, FedProx, Scaffold
 from benchmarks.federated.rounds import ByPolicy, Maker
-from ifed.tasks import LayerChoice, Policy
+from ifed.messages.tasks import LayerChoice, Policy
 
 BASE = "fedavg-adjusted"
 

@@ -12,7 +12,7 @@ from benchmarks.convergence.cells import Cell, Plan
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.testing import measured, tested
 from benchmarks.federated.wire import Measured
-from ifed.tensors import Coefficients
+from ifed.tensors.values import Coefficients
 
 Told = Callable[[str], None]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from benchmarks.federated.parties import Federation, Party
 from benchmarks.federated.rounds import Step, plan_of, seed_of
 from benchmarks.federated.wire import Measured, body_of
+from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalPlan, LocalResult, draws
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients
-from services.aggregator.aggregation import WeightedMean
+from ifed.tensors.values import Coefficients
+from services.aggregator.aggregation.rules import WeightedMean
 
 Float64 = npt.NDArray[np.float64]
 Correct = Callable[[Float64, Float64], Float64]

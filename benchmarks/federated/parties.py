@@ -10,14 +10,14 @@ import numpy as np
 from benchmarks.federated.clock import now
 from benchmarks.federated.texts import Source
 from benchmarks.federated.wire import Wire
+from ifed.messages.tasks import LayerChoice, resolve_layers
 from ifed.modeling.calibration import CACHE_BYTES, Calibrator
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import HeldOut
-from ifed.tasks import LayerChoice, resolve_layers
-from ifed.tensors import Coefficients, Float32
+from ifed.tensors.values import Coefficients, Float32
 
 HOLDOUT = 0.1
 MOST_HELD_OUT = 10

@@ -12,11 +12,11 @@ import numpy as np
 from benchmarks.federated.clock import now
 from benchmarks.federated.parties import Federation, Party
 from benchmarks.federated.wire import Measured, body_of, coefficients_of
-from ifed.compact import Change, with_feedback
+from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients, Float32
-from services.aggregator.tally import Start
+from ifed.tensors.quantization import QuantizedUpdate, with_feedback
+from ifed.tensors.values import Coefficients, Float32
+from services.aggregator.aggregation.accumulators import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ByPolicy:
             tuple(done.coefficients for done in work if isinstance(done, LocalResult)),
         )
 
-    def _change(self, party: Party, done: LocalResult | LocalGradient, start: Coefficients) -> Change | None:
+    def _change(self, party: Party, done: LocalResult | LocalGradient, start: Coefficients) -> QuantizedUpdate | None:
         """What travels in a compact setting; what is lost by it comes with the client's next update."""
         dtype = self._policy.update_dtype
         if dtype == "float32" or not isinstance(done, LocalResult):

@@ -9,11 +9,11 @@ import numpy as np
 
 from benchmarks.federated.parties import Federation
 from benchmarks.federated.wire import Measured
-from ifed.label_bias import bias_of
+from ifed.messages.tasks import Policy
 from ifed.modeling.scoring import confusion
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients, Float32, Int64
-from services.aggregator.aggregation import Measure, measure
+from ifed.tensors.label_prior import bias_of
+from ifed.tensors.values import Coefficients, Float32, Int64
+from services.aggregator.domain.evaluation import EvaluationResult, measure
 
 
 def measured(federation: Federation, coefficients: Coefficients) -> list[Measured]:
@@ -48,7 +48,7 @@ def bias_from(scores: Float32, truths: Int64) -> tuple[Float32, Float32]:
     return told, _shares(counts)
 
 
-def counted(truths: Int64, scores: Float32, labels: int) -> Measure:
+def counted(truths: Int64, scores: Float32, labels: int) -> EvaluationResult:
     """Accuracy and macro-F1 of the most probable labels."""
     return measure(confusion(truths.tolist(), list(scores), labels))
 

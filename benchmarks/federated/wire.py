@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from ifed.bodies import ContextBody, UpdateBody, read_coefficients, read_context
-from ifed.compact import Change
-from ifed.contracts import ContributionMeta
+from ifed.messages.bodies import ContextBody, UpdateBody, read_coefficients, read_context
+from ifed.messages.enums import RoundKind
+from ifed.messages.rounds import ContributionMeta
+from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalResult
-from ifed.states import RoundKind
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
-from services.aggregator.domain import Round
-from services.aggregator.tally import ContextTally, Start, Summed, Tally
+from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
+from services.aggregator.aggregation.accumulators import AggregationResult, ContextAccumulator, RoundAccumulator, Start
+from services.aggregator.domain.round import Round
 
 TASK = "benchmark"
 ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ class Wire:
         examples: int,
         version: int,
         *,
-        change: Change | None = None,
+        change: QuantizedUpdate | None = None,
     ) -> bytes:
         """A client's contribution to a calibration round, or to the evaluation when it did no work.
 
@@ -69,24 +69,24 @@ class Wire:
 
     def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
         """The global context vector, and the bytes of its body."""
-        tally = ContextTally(TASK, 1, Policy(clients_expected=len(bodies)))
+        tally = ContextAccumulator(TASK, 1, Policy(clients_expected=len(bodies)))
         for rank, body in enumerate(bodies):
             tally.add(f"client-{rank:02}", _weight(body), body)
         made = tally.summed().body
         assert made is not None
         return read_context(TensorBody.from_bytes(made)), len(made)
 
-    def calibration(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> Summed:
+    def calibration(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> AggregationResult:
         """What a calibration round of the aggregator gives."""
         return self._sum(RoundKind.CALIBRATION, policy, bodies, start)
 
-    def evaluation(self, policy: Policy, bodies: Sequence[bytes]) -> Summed:
+    def evaluation(self, policy: Policy, bodies: Sequence[bytes]) -> AggregationResult:
         """What an evaluation round gives."""
         return self._sum(RoundKind.EVALUATION, policy, bodies, None)
 
-    def _sum(self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: Start | None) -> Summed:
+    def _sum(self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: Start | None) -> AggregationResult:
         round_ = Round(TASK, 1, kind, ALWAYS, ALWAYS, expected=len(bodies), required=len(bodies), version=0)
-        tally = Tally(round_, self._labels, policy, start)
+        tally = RoundAccumulator(round_, self._labels, policy, start)
         for body in bodies:
             tally.add(_weight(body), body)
         return tally.summed()

@@ -21,15 +21,15 @@ from benchmarks.lanes.injected import compared
 from benchmarks.lanes.queue import fitted, waits
 from benchmarks.machine import machine
 from benchmarks.pages import grid
+from ifed.downloads import cache_folder
+from ifed.modeling.forward import wanted_hidden
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
-from ifed.modeling.passes import wanted_hidden
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.prefix_cache import Prefixes
 from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.replicas import twins
 from ifed.modeling.scoring import rows_of
-from ifed.modeling.twins import twins
-from ifed.paths import cache_folder
-from services.inference.scorer import SHORT_PASS
+from services.inference.model import SHORT_PASS
 
 LANES = 2
 SOME = 72  # texts of which passes are made
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--a-pass", type=int, nargs="+", default=[1, 3, 8], help="texts of a pass")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each row, taken in turn")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-lanes.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/lanes.json"))
     given = parser.parse_args()
     texts = [json.loads(line)["text"] for line in given.texts.read_text().splitlines()]
     measured, injected, sizes, budget = _passes(given, texts)

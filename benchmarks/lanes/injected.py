@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ifed.modeling.batching import Row
+from ifed.modeling.forward import wanted_hidden
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.passes import wanted_hidden
-from ifed.modeling.prefixes import Prefixes
-from ifed.tensors import SITES
+from ifed.modeling.prefix_cache import Prefixes
+from ifed.tensors.values import SITES
 
 BARE, ONE, SEVERAL = "the bare model", "one task", "a task for each text"
 WARM = 2  # passes whose times do not count

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.inference.batches import choose, share
+from services.inference.engine import choose_batch, lane_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ def waits(
             coming += 1
         idle = sum(end <= begins for end in free) - 1
         tokens = [size for _, size in queue]
-        most = share(sum(tokens), idle=idle, lanes=lanes, budget=budget, short=short)
-        batch = set(choose(tokens, most, padded=False))
+        most = lane_share(sum(tokens), idle=idle, lanes=lanes, budget=budget, short=short)
+        batch = set(choose_batch(tokens, most, padded=False))
         free[lane] = begins + cost.of(sum(tokens[index] for index in batch))
         found += [free[lane] - queue[index][0] for index in batch]
         queue = [one for index, one in enumerate(queue) if index not in batch]

@@ -18,9 +18,9 @@ from benchmarks.modeling.measures import Setting, overheads, speeds
 from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import tables
 from benchmarks.modeling.texts import SOURCES, read
+from ifed.downloads import cache_folder
 from ifed.modeling.catalog import CATALOG
 from ifed.modeling.loading import load
-from ifed.paths import cache_folder
 
 
 def main() -> None:

@@ -17,15 +17,15 @@ from benchmarks.modeling.published import Published
 from benchmarks.modeling.texts import Source
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.errors import UnsupportedFamily
+from ifed.messages.tasks import resolve_layers
 from ifed.modeling.calibration import Calibrator, LocalPlan
+from ifed.modeling.export import fold, write
 from ifed.modeling.extraction import context_vector
-from ifed.modeling.folding import fold, write
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet, wrap
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tasks import resolve_layers
-from ifed.tensors import Coefficients, ContextVector
+from ifed.tensors.values import Coefficients, ContextVector
 
 EPOCHS = 4  # of a task on a small client: what the lower layers give is then computed once and used four times
 DEMONSTRATIONS = 12

@@ -14,16 +14,16 @@ import torch
 from benchmarks.modeling.measures import DEMONSTRATIONS, EPOCHS, Setting, injection, shown
 from benchmarks.modeling.timing import overhead
 from ifed.errors import IFedError
+from ifed.messages.tasks import resolve_layers
 from ifed.modeling.calibration import Calibrator, LocalPlan
-from ifed.modeling.heads import vocabulary_logits
+from ifed.modeling.forward import wanted_hidden
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
-from ifed.modeling.passes import wanted_hidden
+from ifed.modeling.logits import vocabulary_logits
 from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, rows_of, score
-from ifed.tasks import resolve_layers
-from ifed.tensors import Coefficients, ContextVector, Float32
+from ifed.tensors.values import Coefficients, ContextVector, Float32
 
 Work = Callable[[], object]
 

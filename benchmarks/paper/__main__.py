@@ -33,9 +33,9 @@ from benchmarks.paper.methods import (
 )
 from benchmarks.paper.report import markdown, tables
 from benchmarks.paper.store import OtherRun, Store
+from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
-from ifed.paths import cache_folder
 
 MODEL = "gemma-3-270m"
 OF_A_RUN = {

@@ -14,10 +14,9 @@ from benchmarks.paper import lora, prompting, traffic
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
 from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import Store
-from ifed.identity import identity_of
+from ifed.messages.tasks import LayerChoice
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example
-from ifed.tasks import LayerChoice
 
 Run = Callable[[Told], dict[str, Any]]
 
@@ -122,7 +121,7 @@ class Work:
         if not missing and not adapters:
             return
         self._tell(f"{self._source.title}: bytes on the wire")
-        identity = identity_of(self._lm)
+        identity = self._lm.identity
         found = {method: traffic.of_coefficients(identity, self._source, one, self._plan) for method, one in missing.items()}
         if adapters:
             found |= dict.fromkeys(

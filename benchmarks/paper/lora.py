@@ -19,16 +19,16 @@ from benchmarks.federated.rounds import plan_of, seed_of
 from benchmarks.federated.testing import bias_from, three_ways
 from benchmarks.federated.texts import Source
 from benchmarks.paper.runs import Told, as_served
+from ifed.messages.tasks import Policy
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
 from ifed.modeling.calibration import LocalPlan, draws, training_row
 from ifed.modeling.hooks import wanted_states
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.objective import Objective
+from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tasks import Policy
-from ifed.tensors import Float32, Int64, TensorBody
-from services.aggregator.aggregation import WeightedMean
+from ifed.tensors.values import Float32, Int64, TensorBody
+from services.aggregator.aggregation.rules import WeightedMean
 
 TARGETS = ("q_proj", "v_proj")
 Weights = dict[str, Float32]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ifed.tasks import LayerChoice, Policy, TaskSpec
+from ifed.messages.tasks import LayerChoice, Policy, TaskSpec
 
 SWEEP_SEED = 0  # the division on which LoRA's learning rate is chosen, the bare model asked, and what stands in no comparison tried
 RATES = (0.0003, 0.001, 0.003, 0.01)
@@ -93,8 +93,6 @@ PUBLISHED = Setting(
         "learning_rate_schedule": "constant",
     },
 )
-
-
 OURS_INT8 = replace(OURS, policy={"update_dtype": "int8"})
 WIDE = replace(OURS_INT8, groups=128)
 LONG = replace(WIDE, rounds_times=2)

@@ -12,12 +12,12 @@ from benchmarks.federated.testing import bias_from, counted, three_ways
 from benchmarks.federated.texts import Source
 from benchmarks.paper.runs import as_served
 from ifed.errors import BadTemplate
+from ifed.messages.tasks import TEXT_SLOT
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.prefix_cache import Prefixes
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tasks import TEXT_SLOT
-from ifed.tensors import Float32
+from ifed.tensors.values import Float32
 
 
 def zero_shot(lm: LanguageModel, source: Source, held: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from benchmarks.federated.rounds import ByPolicy
 from benchmarks.federated.testing import counted, measured, tested
 from benchmarks.federated.wire import Measured
 from benchmarks.paper.methods import Plan, Setting
-from ifed.tasks import Policy
-from ifed.tensors import Coefficients
+from ifed.messages.tasks import Policy
+from ifed.tensors.values import Coefficients
 
 Told = Callable[[str], None]
 

@@ -19,16 +19,16 @@ from benchmarks.federated.texts import Source
 from benchmarks.paper.lora import Weights, body_of
 from benchmarks.paper.meter import Meter, metered
 from benchmarks.paper.methods import Plan, Setting
-from ifed.bodies import TENSORS, ContextBody, UpdateBody
 from ifed.clients import AggregatorClient
-from ifed.compact import Change
-from ifed.contracts import Assignment, ContributionMeta, JoinRequest
-from ifed.states import AssignmentKind
-from ifed.tasks import Layout, ModelIdentity, Policy, TaskSpec
-from ifed.tensors import Coefficients, ContextVector, content_digest
+from ifed.messages.bodies import TENSORS, ContextBody, UpdateBody
+from ifed.messages.enums import AssignmentKind
+from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest
+from ifed.messages.tasks import Layout, ModelIdentity, Policy, TaskSpec
+from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.values import Coefficients, ContextVector, content_digest
 from services.aggregator.app import serve
 from services.aggregator.settings import Settings
-from tests.factories import probe
+from testing.factories import probe
 
 ADMIN, CLIENT, TASK = "benchmark-admin-token-of-32-chars", "client-00", "paper"
 Bytes = dict[str, dict[str, int]]
@@ -130,7 +130,7 @@ def _update(
     if start is not None:
         step = random.normal(scale=0.05, size=start.values.shape).astype(np.float32)
         dtype = spec.policy.update_dtype
-        change = None if dtype == "float32" else Change.of(step, dtype)
+        change = None if dtype == "float32" else QuantizedUpdate.of(step, dtype)
         values = Coefficients(start.values + step) if change is None else None
     means = np.full(labels, 1 / labels, np.float32) if spec.policy.label_bias else None
     meta = ContributionMeta(

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.aggregator.wire import Connection, Wire
-from tests.processes import Process
-from tests.servers import PostgresServer, RedisServer
+from testing.processes import Process
+from testing.servers import PostgresServer, RedisServer
 
 POOL = "15"  # connections of each replica, as in deploy/kubernetes
 

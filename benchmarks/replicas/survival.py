@@ -11,7 +11,7 @@ from benchmarks.aggregator.federation import Federation, Member
 from benchmarks.aggregator.wire import Connection, Refused
 from benchmarks.replicas.fleet import Fleet, connected, fleet
 from benchmarks.replicas.throughput import CONNECTIONS, SMALL
-from tests.factories import ADMIN_TOKEN
+from testing.factories import ADMIN_TOKEN
 
 KILLED_AFTER, AWAY_SECONDS, PAUSE_SECONDS, PATIENCE = 3.0, 4.0, 0.25, 90.0
 

@@ -13,7 +13,7 @@ import psutil
 from benchmarks.aggregator.federation import Federation, Payload
 from benchmarks.aggregator.figures import percentile
 from benchmarks.replicas.fleet import connected, fleet
-from tests.factories import ADMIN_TOKEN
+from testing.factories import ADMIN_TOKEN
 
 SMALL = Payload(18, 640, 16)
 ROUNDS = 2  # of calibration; a context round comes before them and an evaluation round after

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=16, help="turns of one task, many tasks and the bare model on the same texts")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each row at 1 and 32 callers, taken in turn")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-serving.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
     options = parser.parse_args()
     if missing := set(COMPARED) - set(options.callers):
         parser.error(f"the goals stand at {COMPARED[0]} and {COMPARED[1]} callers; --callers lacks {sorted(missing)}")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ifed.bodies import AdapterBody
-from ifed.contracts import AdapterMeta
-from ifed.tasks import Layout, ModelIdentity
-from ifed.tensors import Coefficients, ContextVector
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import Layout, ModelIdentity
+from ifed.tensors.values import Coefficients, ContextVector
 
 TEMPLATE = "News: {text}\nTopic:"
 GROUPS = 64
@@ -23,10 +23,10 @@ GROUPS = 64
 def identity(model: str, cache: Path | None) -> tuple[ModelIdentity, Path]:
     """The identity of a model and its folder, from a process of its own, so that the driver keeps no model in memory."""
     program = (
-        "import json, sys; from pathlib import Path; from ifed.identity import identity_of; from ifed.paths import cache_folder;"
+        "import json, sys; from pathlib import Path; from ifed.downloads import cache_folder;"
         "from ifed.modeling.catalog import prepare; from ifed.modeling.loading import load;"
         "cache = cache_folder(Path(sys.argv[2]) if sys.argv[2] else None);"
-        "print(json.dumps([identity_of(load(sys.argv[1], cache=cache)).model_dump(), "
+        "print(json.dumps([load(sys.argv[1], cache=cache).identity.model_dump(), "
         "str(prepare(sys.argv[1], cache=cache, announce=lambda _: None))]))"
     )
     done = subprocess.run(

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ifed.cli.session import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run
+from ifed.cli.console import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run
 from ifed.cli.texts import count_texts, read_texts
 from ifed.clients import InferenceClient
 from ifed.errors import BadData
-from ifed.serving import Classification, ClassifyResponse
+from ifed.messages.inference import Classification, ClassifyResponse
 
 BATCH = 32
 BEGINNING = b'{"row": '  # of every row written

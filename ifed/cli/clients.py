@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ifed.access import ClientInfo, Enrolment
-from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Unauthenticated
-from ifed.states import Role
+from ifed.messages.clients import ClientInfo, Enrolment
+from ifed.messages.enums import Role
 
 app = typer.Typer(help="Enrol organisations and readers, renew and revoke their tokens.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the client: lower-case letters, digits, dots, dashes.")]

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
 from ifed.clients import AggregatorClient
-from ifed.events import Event
+from ifed.messages.events import Event
 
 
 def events(

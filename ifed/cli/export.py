@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from ifed.bodies import AdapterBody
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
 from ifed.cli.models import Cache
-from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
 from ifed.clients import AggregatorClient
-from ifed.paths import cache_folder
+from ifed.downloads import cache_folder
+from ifed.messages.bodies import AdapterBody
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
     if adapter:
         _write_adapter(task, body, digest, out)
         return
-    from ifed.exporting import export as write  # torch takes seconds to import
+    from ifed.modeling.export import export as write  # torch takes seconds to import
     from ifed.modeling.loading import load
 
     name = model or body.meta.identity.name

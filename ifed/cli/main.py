@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, events, export, ledger, models, webhooks
-from ifed.cli.session import console, error_console
+from ifed.cli import classify, clients, demo, events, export, models, tasks_ledger, webhooks
+from ifed.cli.console import console, error_console
 from ifed.errors import IFedError
-from ifed.logs import hush_imports
+from ifed.server.logs import hush_imports
 
 app = typer.Typer(
     name="ifed",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(ledger.app, name="task")
+app.add_typer(tasks_ledger.app, name="task")
 app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
 app.add_typer(webhooks.app, name="webhook")

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ifed.cli.session import console, say
-from ifed.paths import cache_folder
+from ifed.cli.console import console, say
+from ifed.downloads import cache_folder
 
 app = typer.Typer(help="List named language models, or get one ready.", no_args_is_help=True)
 Cache = Annotated[Path | None, typer.Option("--cache", envvar="MODEL_CACHE", help="Folder of downloaded and converted models.")]

@@ -10,16 +10,14 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
 from ifed.clients import AggregatorClient
-from ifed.contracts import RoundInfo, TaskInfo
 from ifed.errors import AlreadyExists, BadData
-from ifed.history import Start
-from ifed.states import TaskState
-from ifed.tasks import TaskSpec
+from ifed.messages.enums import TaskState
+from ifed.messages.rounds import RoundInfo, Start, TaskInfo
+from ifed.messages.tasks import TaskSpec
 
 Result = TypeVar("Result")
-
 app = typer.Typer(help="Define tasks, run their rounds, see how far they are.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the task.")]
 Number = Annotated[int, typer.Argument(help="Number of the round.")]

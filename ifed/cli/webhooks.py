@@ -7,9 +7,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ifed.cli.session import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
 from ifed.clients import AggregatorClient
-from ifed.events import EventKind, NewWebhook
+from ifed.messages.events import EventKind, NewWebhook
 
 Result = TypeVar("Result")
 

@@ -10,16 +10,33 @@ from typing import Any
 import httpx
 from httpx_sse import SSEError, aconnect_sse
 
-from ifed.access import ClientInfo, Enrolment, NewClient, TokenHolder
-from ifed.bodies import TENSORS, AdapterBody, read_coefficients, read_context
 from ifed.clients.transport import Service, raise_refusal
-from ifed.contracts import Assignment, Extension, JoinRequest, Member, Receipt, RoundInfo, TaskChanges, TaskInfo
 from ifed.errors import Malformed, Unavailable
-from ifed.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
-from ifed.history import ContextInfo, LedgerEntry, Match, Matches, MatchRequest, Replay, Rollback, Start, Withdrawal
-from ifed.states import Role
-from ifed.tasks import TaskSpec
-from ifed.tensors import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
+from ifed.messages.bodies import TENSORS, AdapterBody, read_coefficients, read_context
+from ifed.messages.clients import ClientInfo, Enrolment, NewClient, TokenHolder
+from ifed.messages.enums import Role
+from ifed.messages.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
+from ifed.messages.rounds import (
+    Assignment,
+    ContextInfo,
+    Extension,
+    JoinRequest,
+    LedgerEntry,
+    Match,
+    Matches,
+    MatchRequest,
+    Member,
+    Receipt,
+    Replay,
+    Rollback,
+    RoundInfo,
+    Start,
+    TaskChanges,
+    TaskInfo,
+    Withdrawal,
+)
+from ifed.messages.tasks import TaskSpec
+from ifed.tensors.values import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
 
 LONG_POLL_SLACK = 15.0
 REPLAY_SECONDS = 600.0

@@ -10,7 +10,7 @@ from typing import Self
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ifed.clients.inference import InferenceClient
-from ifed.serving import Classification, ClassifyResponse, ServedModel, ServedModels
+from ifed.messages.inference import Classification, ClassifyResponse, ServedModel, ServedModels
 
 
 class BlockingInferenceClient:

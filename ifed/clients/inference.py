@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from itertools import islice
 
-from ifed import serving_errors  # noqa: F401  # makes them known by name, so that a caller gets the class the service raised
 from ifed.clients.transport import Service
 from ifed.errors import Overloaded
-from ifed.serving import DEADLINE_HEADER, Classification, ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
+from ifed.messages.inference import DEADLINE_HEADER, Classification, ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 
 MOST_TRIES = 8
 

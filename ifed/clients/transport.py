@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from ifed.contracts import Page
 from ifed.errors import IFedError, Malformed, Overloaded, Unavailable
+from ifed.messages.rounds import Page
 
 Answer = TypeVar("Answer", bound=BaseModel)
 UNNAMED = {429: Overloaded.__name__, 500: Unavailable.__name__} | dict.fromkeys((502, 503, 504), Unavailable.__name__)

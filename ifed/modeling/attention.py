@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ifed.modeling.scripted import attended
+from ifed.modeling.torchscript import attended
 
 NAME = "ifed_rows"
 

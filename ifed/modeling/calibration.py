@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ifed.errors import LayoutMismatch, Malformed
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
+from ifed.modeling.forward import ActivationCache
 from ifed.modeling.hooks import inject, wanted_states
 from ifed.modeling.injection import Injection, affine, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.objective import Objective
-from ifed.modeling.passes import LowerLayers
+from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import HeldOut
-from ifed.tensors import Coefficients, ContextVector, Float32, Int64
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64
 
 Progress = Callable[[int, int], None]
 CACHE_BYTES = 1 << 30
@@ -106,7 +106,7 @@ class Calibrator:
         self._rows = [training_row(template.prompt(example.text).ids, labels.ids[example.label]) for example in examples]
         again = expected_draws is None or expected_draws >= REUSE * len(examples)
         limit = cache_bytes if again else 0
-        self._lower = LowerLayers(lm, self._layers[0], self._rows, limit=limit, token_budget=token_budget)
+        self._lower = ActivationCache(lm, self._layers[0], self._rows, limit=limit, token_budget=token_budget)
         self._held_out = HeldOut(
             lm, template, labels, held_out, first_layer=self._layers[0], cache_bytes=cache_bytes, token_budget=token_budget
         )

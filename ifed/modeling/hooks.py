@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ifed.errors import LayoutMismatch
 from ifed.modeling.attention import Prefix, Rows
 from ifed.modeling.batching import Batch
-from ifed.modeling.injection import Injection, SideBySide
+from ifed.modeling.injection import Injection, Rescaling, RunByRun, SideBySide
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.rescaling import Rescaling, RunByRun
-from ifed.tensors import SITES
+from ifed.tensors.values import SITES
 
 _injected: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ifed.messages.tasks import ModelIdentity
 from ifed.modeling.attention import attend_by_rows, takes_rows
 from ifed.modeling.families import Family, family_of
 from ifed.modeling.fingerprint import fingerprint_of_model
@@ -62,6 +63,17 @@ class LanguageModel:
     num_layers: int
     hidden_size: int
     options: Options = Options()
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The identity under which a party joins a task or checks an adapter."""
+        return ModelIdentity(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            family=self.family.name,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+        )
 
     @property
     def by_rows(self) -> bool:

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ifed.errors import UnknownModel
 from ifed.modeling.catalog import prepare
 from ifed.modeling.families import family_of, refuse_unknown
-from ifed.modeling.faster import apply
 from ifed.modeling.fingerprint import fingerprint_of_folder
 from ifed.modeling.language_model import LanguageModel, Options, quiet, wrap
+from ifed.modeling.optimizations import apply
 
 __all__ = ["LanguageModel", "Options", "load", "wrap"]
 

@@ -12,7 +12,7 @@ from ifed.modeling.hooks import capture, final_hidden
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import PromptTemplate
-from ifed.probes import TEXTS, Probe
+from ifed.tensors.probes import TEXTS, Probe
 
 LONG = "word " * 2000  # shows where a long text is cut
 

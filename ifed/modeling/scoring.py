@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ifed.modeling.batching import Row
-from ifed.modeling.heads import label_scores
+from ifed.modeling.forward import ActivationCache, wanted_hidden
 from ifed.modeling.injection import Injection
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.passes import LowerLayers, wanted_hidden
-from ifed.modeling.prefixes import Prefixes
+from ifed.modeling.logits import label_scores
+from ifed.modeling.prefix_cache import Prefixes
 from ifed.modeling.prompts import Example, Prompt, PromptTemplate
-from ifed.tensors import Float32, Int64
+from ifed.tensors.values import Float32, Int64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +94,7 @@ class HeldOut:
         self._lm, self._labels, self._token_budget = lm, labels, token_budget
         self._truths = [example.label for example in examples]
         self._rows = [row for example in examples for row in rows_of(template.prompt(example.text), labels)]
-        self._lower = LowerLayers(lm, first_layer, self._rows, limit=cache_bytes, token_budget=token_budget)
+        self._lower = ActivationCache(lm, first_layer, self._rows, limit=cache_bytes, token_budget=token_budget)
 
     def confusion(self, injection: Injection) -> Int64:
         """Confusion counts as `evaluate` gives them; `injection` must not reach below the first layer."""

@@ -11,29 +11,30 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from ifed import logs
 from ifed.clients.webhooks import WebhookCaller
-from ifed.startup import settings_or_exit
-from ifed.web import describe, mount
-from services.aggregator.backstage import EVERYTHING, Backstage, Polls, utc_now
-from services.aggregator.cache import ProcessCache, RedisCache
-from services.aggregator.courier import Courier, Patience
-from services.aggregator.endpoints import all_routes
-from services.aggregator.examples import EXAMPLES
+from ifed.server import logs
+from ifed.server.startup import settings_or_exit
+from ifed.server.web import describe, mount
+from services.aggregator.api import all_routes
+from services.aggregator.api.examples import EXAMPLES
+from services.aggregator.application.dependencies import EVERYTHING, Dependencies, utc_now
+from services.aggregator.application.services import Services
+from services.aggregator.application.webhook_delivery import RetryPolicy, WebhookDispatcher
+from services.aggregator.domain.events import DomainEvent
 from services.aggregator.metrics import Metrics
 from services.aggregator.migrate import migrate
-from services.aggregator.noting import NotingStore
-from services.aggregator.rates import Rates
-from services.aggregator.records import Happening
-from services.aggregator.repository import SqlStore, connect
-from services.aggregator.service import Aggregator
+from services.aggregator.runtime.background import PeriodicTask
+from services.aggregator.runtime.cache import ProcessCache, RedisCache
+from services.aggregator.runtime.long_poll import LongPoll
+from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
-from services.aggregator.ticker import Ticker
+from services.aggregator.storage.database import Database, connect
+from services.aggregator.storage.noting import NotingStore
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, storage: Callable[..., SqlStore] = connect) -> FastAPI:
+def create_app(settings: Settings, *, storage: Callable[..., Database] = connect) -> FastAPI:
     """The application; it connects to its database and its cache when it starts.
 
     Args:
@@ -51,7 +52,7 @@ def create_app(settings: Settings, *, storage: Callable[..., SqlStore] = connect
             await service.release()
 
     async def readiness() -> dict[str, str]:
-        service: Aggregator = app.state.aggregator
+        service: Services = app.state.aggregator
         return await service.readiness()
 
     app = FastAPI(
@@ -65,7 +66,7 @@ def create_app(settings: Settings, *, storage: Callable[..., SqlStore] = connect
     return app
 
 
-async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., SqlStore], stack: AsyncExitStack) -> Aggregator:
+async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Database], stack: AsyncExitStack) -> Services:
     """Connect everything; `stack` closes it in reverse."""
     store = storage(settings.database_url, pool_size=settings.database_pool_size)
     stack.push_async_callback(store.close)
@@ -76,21 +77,21 @@ async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Sq
     stack.push_async_callback(cache.close)
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
     stack.push_async_callback(caller.close)
-    polls = Polls(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
-    ticker, rounds_of_post = Ticker(seconds=settings.tick_seconds), Ticker(seconds=settings.tick_seconds)
+    polls = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
+    ticker, rounds_of_post = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
 
-    async def told(happened: Sequence[Happening]) -> None:
+    async def told(happened: Sequence[DomainEvent]) -> None:
         for one in happened:
             metrics.events.labels(one.kind.value).inc()
         rounds_of_post.nudge()
         await cache.announce(EVERYTHING)
 
-    backstage = Backstage(NotingStore(store, utc_now, told), cache, metrics, polls, ticker.nudge)
-    patience = Patience(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
-    courier = Courier(backstage, caller, patience)
-    service = Aggregator(
+    backstage = Dependencies(NotingStore(store, utc_now, told), cache, metrics, polls, ticker.nudge)
+    patience = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
+    courier = WebhookDispatcher(backstage, caller, patience)
+    service = Services(
         backstage,
-        Rates(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
+        RateLimiter(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
         claim_seconds=settings.claim_seconds,
         private_webhooks=settings.webhook_private_addresses,
@@ -118,12 +119,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, let requests end, run the lifespan's end."""
-        service: Aggregator = self._app.state.aggregator
+        service: Services = self._app.state.aggregator
         await service.release()
         await super().shutdown(sockets)
 
 
-def serve(settings: Settings, *, storage: Callable[..., SqlStore] = connect) -> Server:
+def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> Server:
     """The server of a process, ready to run."""
     app = create_app(settings, storage=storage)
     config = uvicorn.Config(

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ifed import logs
-from services.aggregator.repository import connect
+from ifed.server import logs
 from services.aggregator.settings import Settings
+from services.aggregator.storage.database import connect
 
 log = structlog.get_logger(__name__)
 LOCK = 0x1FED1C1

@@ -1,4 +1,4 @@
-"""The loop: ask for the assignment, work on it, answer, until the task is done. Knows no model and no HTTP beyond its protocol."""
+"""Refusals that only a client agent gives. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from ifed.contracts import Assignment, TaskBrief
+from ifed.clients.aggregator import AggregatorClient
 from ifed.errors import (
     BadData,
     Conflict,
@@ -24,11 +24,15 @@ from ifed.errors import (
     Unavailable,
     UnknownTask,
 )
-from ifed.states import AssignmentKind, TaskState
-from services.client_agent.errors import CannotTakePart
-from services.client_agent.neighbour import Aggregator
-from services.client_agent.service import Participation
+from ifed.messages.enums import AssignmentKind, TaskState
+from ifed.messages.rounds import Assignment, TaskBrief
+from services.client_agent.participation import Participation
 from services.client_agent.status import Activity, Status
+
+
+class CannotTakePart(IFedError):
+    """The agent cannot work on this task and says what an operator should change; it does not try again by itself."""
+
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -51,7 +55,7 @@ class Agent:
 
     def __init__(
         self,
-        aggregator: Aggregator,
+        aggregator: AggregatorClient,
         prepare: Callable[[TaskBrief, str], Awaitable[Participation]],
         status: Status,
         *,

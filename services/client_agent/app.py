@@ -15,19 +15,17 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from ifed import __version__
 from ifed.clients import AggregatorClient
-from ifed.contracts import TaskBrief
 from ifed.errors import IFedError
-from ifed.logs import configure
-from ifed.startup import settings_or_exit
-from ifed.web import mount
+from ifed.messages.rounds import TaskBrief
+from ifed.server.logs import configure
+from ifed.server.startup import settings_or_exit
+from ifed.server.web import mount
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Columns, Split, read, split
 from services.client_agent.endpoints import router
-from services.client_agent.feedback import Feedback
-from services.client_agent.memory import Growth, Memory, hash_of
-from services.client_agent.outbox import Outbox
-from services.client_agent.service import Participation, Worker
+from services.client_agent.participation import Model, Participation
 from services.client_agent.settings import Settings
+from services.client_agent.state import DataFileWatcher, ErrorFeedback, Memory, Outbox, hash_of
 from services.client_agent.status import Activity, Status
 
 log = structlog.get_logger(__name__)
@@ -93,8 +91,8 @@ async def take_part(settings: Settings, status: Status) -> None:
         IFedError: the agent cannot take part; the message is for its operator.
     """
     async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
-        growth = Growth(settings.data_file, settings.state_dir, task=settings.task)
-        loaded: dict[str, Worker] = {}
+        growth = DataFileWatcher(settings.data_file, settings.state_dir, task=settings.task)
+        loaded: dict[str, Model] = {}
 
         async def prepare(task: TaskBrief, client: str) -> Participation:
             memory, file = growth.memory(client), growth.state()
@@ -103,7 +101,7 @@ async def take_part(settings: Settings, status: Status) -> None:
                 status.begin(Activity.LOADING)
                 loaded[task.model] = await asyncio.to_thread(_load, settings, task)
             outbox = Outbox(settings.state_dir, task=task.name)
-            feedback = Feedback(settings.state_dir, task=task.name, client=client)
+            feedback = ErrorFeedback(settings.state_dir, task=task.name, client=client)
             return Participation(aggregator, loaded[task.model], data, outbox, status, memory, feedback, file=file)
 
         agent = Agent(
@@ -134,10 +132,10 @@ async def withdraw(settings: Settings) -> None:
     log.info("withdrawn", task=gone.task, client=gone.client, at=gone.withdrawn_at.isoformat())
 
 
-def _load(settings: Settings, task: TaskBrief) -> Worker:
-    from services.client_agent.worker import ModelWorker  # torch takes seconds; a bad setting or row is told before
+def _load(settings: Settings, task: TaskBrief) -> Model:
+    from services.client_agent.model import LocalModel  # torch takes seconds; a bad setting or row is told before
 
-    return ModelWorker.load(
+    return LocalModel.load(
         settings.model or task.model,
         cache=settings.model_cache,
         device=settings.device,

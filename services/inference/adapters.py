@@ -1,25 +1,64 @@
-"""The adapters at hand: fetched on first use, kept up to date, swapped whole, let go by age. Knows no HTTP server and no queue."""
+"""One version of one task as it is held. Knows nothing of where it came from."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
 
-from ifed.bodies import AdapterBody
-from ifed.errors import IFedError, NotFound, UnknownTask, UnknownVersion
-from ifed.serving_errors import OtherModel
-from ifed.tasks import ModelIdentity
-from services.inference.held import Adapter, Held
-from services.inference.ports import AdapterObserver, Source
+from ifed.errors import IFedError, NotFound, OtherModel, UnknownTask, UnknownVersion
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import ModelIdentity
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter(Generic[Loaded]):
+    """One version of one task, ready for the model. Never changed; a newer version is another object."""
+
+    digest: str
+    meta: AdapterMeta
+    loaded: Loaded
+    size: int
+
+
+@dataclass(slots=True)
+class CacheEntry(Generic[Loaded]):
+    """An adapter, and until when on the clock of `monotonic` it counts as fresh."""
+
+    adapter: Adapter[Loaded]
+    fresh_until: float
+
+
+class Source(Protocol):
+    """Where adapters come from; `ifed.clients.AggregatorClient` is one, a folder another."""
+
+    async def adapter(
+        self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
+    ) -> tuple[str, AdapterBody] | None: ...
+
+
+class AdapterObserver(Protocol):
+    """Told what becomes of adapters."""
+
+    def looked_up(self, task: str, *, held: bool) -> None: ...
+
+    def serves(self, task: str, version: int) -> None: ...
+
+    def lets_go(self, task: str) -> None: ...
+
+    def stale(self, task: str) -> None: ...
+
 
 log = structlog.get_logger(__name__)
-Loaded = TypeVar("Loaded")
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 FRESH_SECONDS, LOST_SECONDS = 0.5, 5.0
 Key = tuple[str, int | None]
@@ -53,7 +92,7 @@ class Adapters(Generic[Loaded]):
     ) -> None:
         self._source, self._identity, self._load, self._observer = source, identity, load, observer
         self._wait, self._max_followed, self._max_bytes = wait, max_followed, max_bytes
-        self._held: OrderedDict[Key, Held[Loaded]] = OrderedDict()
+        self._held: OrderedDict[Key, CacheEntry[Loaded]] = OrderedDict()
         self._fetching: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
@@ -122,7 +161,7 @@ class Adapters(Generic[Loaded]):
         held = self._held.get(key)
         return held is not None and (key[1] is not None or key[0] in self._followers or monotonic() < held.fresh_until)
 
-    def _touch(self, key: Key, before: Held[Loaded] | None) -> Adapter[Loaded]:
+    def _touch(self, key: Key, before: CacheEntry[Loaded] | None) -> Adapter[Loaded]:
         """What is held now, or was before others took its room."""
         if (held := self._held.get(key)) is not None:
             self._held.move_to_end(key)
@@ -138,7 +177,7 @@ class Adapters(Generic[Loaded]):
         until = monotonic() + FRESH_SECONDS
         if answer is not None:
             adapter = await self._adapter(*answer)
-            self._held[key] = Held(adapter, until)
+            self._held[key] = CacheEntry(adapter, until)
             self._make_room(key)
             log.info("adapter", task=task, version=adapter.meta.version, digest=adapter.digest[:12], pinned=version is not None)
         elif held is not None:

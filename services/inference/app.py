@@ -17,24 +17,24 @@ from ifed import __version__
 from ifed.clients import AggregatorClient
 from ifed.clients.transport import check_token
 from ifed.errors import IFedError
-from ifed.logs import configure
-from ifed.startup import settings_or_exit
-from ifed.web import describe, mount
-from services.inference.about import About
-from services.inference.access import Access, AskedAccess, KeyAccess, OpenAccess, read_keys
+from ifed.server.logs import configure
+from ifed.server.startup import settings_or_exit
+from ifed.server.web import describe, mount
+from services.inference.adapter_folder import AdapterFolder
 from services.inference.adapters import Adapters
-from services.inference.callers import AccessLog, HangUp
+from services.inference.api import all_routes
+from services.inference.api.hub import About
+from services.inference.authentication import Access, ApiKeys, OpenAccess, RemoteTokens, read_keys
 from services.inference.demonstrations import DemonstrationFolder
-from services.inference.desk import Desk
-from services.inference.endpoints import all_routes
 from services.inference.engine import Engine
-from services.inference.folder import AdapterFolder
 from services.inference.metrics import Metrics
+from services.inference.middleware import AccessLog, CancelOnDisconnect
+from services.inference.preparation import Preprocessor
 from services.inference.service import Classifier, Limits
 from services.inference.settings import Settings
 
 if TYPE_CHECKING:
-    from services.inference.scorer import Item, LoadedAdapter, Scorer
+    from services.inference.model import Item, LoadedAdapter, Scorer
 
 log = structlog.get_logger(__name__)
 TOKEN_CHECK_SECONDS = 5.0
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
             "adapters": f"degraded: {'; '.join(f'{task}: {why}' for task, why in sorted(stale.items()))}" if stale else "ok",
         }
 
-    app.add_middleware(HangUp, tell=metrics.hung_up)
+    app.add_middleware(CancelOnDisconnect, tell=metrics.hung_up)
     app.add_middleware(AccessLog)
     mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
     app.include_router(all_routes())
@@ -93,14 +93,14 @@ async def _access(settings: Settings, parts: AsyncExitStack) -> Access:
     if settings.open_access:
         return OpenAccess()
     if settings.key_file is not None:
-        return KeyAccess(read_keys(await asyncio.to_thread(settings.key_file.read_text)))
+        return ApiKeys(read_keys(await asyncio.to_thread(settings.key_file.read_text)))
     client = AggregatorClient(str(settings.aggregator_url), timeout=TOKEN_CHECK_SECONDS)
     aggregator = await parts.enter_async_context(client)
 
     async def whose(token: str) -> str:
         return (await aggregator.whose(token)).name
 
-    return AskedAccess(whose, remember=settings.token_remember_seconds, grace=settings.token_grace_seconds)
+    return RemoteTokens(whose, remember=settings.token_remember_seconds, grace=settings.token_grace_seconds)
 
 
 async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics: Metrics) -> None:
@@ -118,7 +118,7 @@ async def _load(app: FastAPI, settings: Settings, parts: AsyncExitStack, metrics
         log.exception("the model cannot be loaded")
         app.state.waiting_for = "the model cannot be loaded; the service's log says why"
         return
-    desk = Desk(scorer, DemonstrationFolder(settings.demonstrations_folder))
+    desk = Preprocessor(scorer, DemonstrationFolder(settings.demonstrations_folder))
     parts.push_async_callback(desk.close)
     adapters = await _adapters(settings, parts, scorer, desk, metrics)
     engine = _engine(settings, scorer, metrics)
@@ -152,7 +152,7 @@ def _settle() -> None:
 
 
 async def _adapters(
-    settings: Settings, parts: AsyncExitStack, scorer: Scorer, desk: Desk[LoadedAdapter, Item], metrics: Metrics
+    settings: Settings, parts: AsyncExitStack, scorer: Scorer, desk: Preprocessor[LoadedAdapter, Item], metrics: Metrics
 ) -> Adapters[LoadedAdapter]:
     source: AggregatorClient | AdapterFolder
     if settings.adapter_folder is None:
@@ -205,7 +205,7 @@ def _about(settings: Settings, scorer: Scorer) -> About:
 
 
 def _scorer(settings: Settings) -> Scorer:
-    from services.inference.scorer import Scorer  # torch takes seconds to import; a bad setting is told before
+    from services.inference.model import Scorer  # torch takes seconds to import; a bad setting is told before
 
     return Scorer.load(
         settings.model,

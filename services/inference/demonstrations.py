@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ifed.errors import BadData
-from ifed.serving_errors import NoDemonstrations
-from ifed.tasks import TEXT_SLOT
-from ifed.tensors import digest_of
+from ifed.errors import BadData, NoDemonstrations
+from ifed.messages.tasks import TEXT_SLOT
+from ifed.tensors.values import digest_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""From a caller's task and texts to labels and probabilities. Knows engine, adapters and tokens as protocols."""
+"""What passes between the service and those who ask it: prepared texts in, results out. Computes nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,19 +13,97 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from opentelemetry import trace
 
-from ifed.contracts import AdapterMeta
-from ifed.errors import IFedError, NotFound
-from ifed.label_bias import without_bias
-from ifed.serving import ServedModel, ServedModels
-from ifed.serving_errors import DeadlineExceeded, NoDefaultTask, TooManyItems, TooManyTokens
-from services.inference.adapters import Adapters
-from services.inference.answers import Answer, Prepared, Result
+from ifed.errors import DeadlineExceeded, IFedError, NoDefaultTask, NotFound, TooManyItems, TooManyTokens, UnknownTask
+from ifed.messages.inference import ServedModel, ServedModels
+from ifed.messages.rounds import AdapterMeta
+from ifed.tensors.label_prior import without_bias
+from services.inference.adapters import Adapter, Adapters
 from services.inference.engine import Pass, Ran, Scores
-from services.inference.held import Adapter
-from services.inference.names import BARE, FEW_SHOT, ModelName
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Generic[Item]):
+    """One text as the engine takes it."""
+
+    item: Item
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One text's log-probabilities over the labels, or why it has none."""
+
+    scores: Scores | None
+    truncated: bool = False
+    refusal: IFedError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request got, and exactly what answered it."""
+
+    model: str
+    task: str
+    version: int | None
+    digest: str
+    labels: Sequence[str]
+    results: Sequence[Result]
+    tokens: int
+    queue_seconds: float
+    model_seconds: float
+    passes: Sequence[Pass] = ()
+
+    def only(self) -> Result:
+        """The result of a request of one text.
+
+        Raises:
+            IFedError: why this text has none.
+        """
+        (result,) = self.results
+        if result.refusal is not None:
+            raise result.refusal
+        return result
+
+
+BARE, FEW_SHOT = "bare", "few-shot"
+MODEL_NAME = re.compile(
+    r"(?P<task>[a-z0-9][a-z0-9._-]{0,62})(@((?P<version>[0-9]{1,9})|(?P<bare>bare)|(?P<few>few-shot)(:(?P<shots>[1-9][0-9]{0,2}))?))?"
+)
+SHOTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A task, and perhaps a pinned version, the bare model, or the bare model after so many demonstrations."""
+
+    task: str
+    version: int | None = None
+    bare: bool = False
+    shots: int | None = None
+
+    @classmethod
+    def parse(cls, model: str) -> ModelName:
+        """Read `task`, `task@7`, `task@bare`, `task@few-shot` or `task@few-shot:4`.
+
+        Raises:
+            UnknownTask: anything else.
+        """
+        if (match := MODEL_NAME.fullmatch(model)) is None:
+            raise UnknownTask(
+                f"{model!r} names no task; give the name of a task, task@7 for its version 7, task@bare for the bare model, "
+                "or task@few-shot:12 for the bare model after 12 demonstrations"
+            )
+        if match["version"] is not None:
+            return cls(match["task"], version=int(match["version"]))
+        if match["few"] is not None:
+            return cls(match["task"], shots=int(match["shots"] or SHOTS))
+        return cls(match["task"], bare=match["bare"] is not None)
+
 
 tracer = trace.get_tracer("ifed.inference")
-Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Taken = TypeVar("Taken", contravariant=True)
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from ifed.bodies import AdapterBody
-from services.inference.scorer import Scorer
+from ifed.messages.bodies import AdapterBody
+from services.inference.model import Scorer
 from tests.compose.stack import LABELS, TASK, Stack, text_of
 
 TOLERANCE = 2e-3  # of a probability; float32 in batches of other sizes differs by less than a tenth of this

@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.write_line(f"\n{table(OUTCOMES)}\n")
     if os.environ.get("TEST_COMPOSE_KEEP") and not terminalreporter.stats.get("failed"):
-        keep(OUTCOMES, ROOT / "docs/ref-compose-faults.md", ROOT / "docs/compose-faults.json")
+        keep(OUTCOMES, ROOT / "docs/ref-compose-faults.md", ROOT / "benchmarks/results/compose-faults.json")
 
 
 @pytest.fixture(scope="session")

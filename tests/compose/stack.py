@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from testing.servers import free_port
 from tests.house.sources import ROOT
-from tests.servers import free_port
 from tests.unit.modeling.builders import build_model, build_tokenizer
 
 PROJECT = "ifed-test"

@@ -8,25 +8,25 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import AlreadyExists, UnknownWebhook
-from ifed.events import DeliveryState, EventKind
-from ifed.states import RoundKind
-from services.aggregator.ports import Store
-from services.aggregator.records import Delivery, Happening, Webhook
-from tests.factories import NOON
+from ifed.messages.enums import RoundKind
+from ifed.messages.events import DeliveryState, EventKind
+from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
+from services.aggregator.storage.ports import Store
+from testing.factories import NOON
 
 LATER = NOON + timedelta(minutes=1)
 
 
-def happening(task: str = "sentiment", **changes: object) -> Happening:
+def happening(task: str = "sentiment", **changes: object) -> DomainEvent:
     told = {"round": 1, "round_kind": RoundKind.CONTEXT, "version": 0, "reason": "because"}
-    return Happening(EventKind.ROUND_CLOSED, NOON, task, **(told | changes))  # type: ignore[arg-type]
+    return DomainEvent(EventKind.ROUND_CLOSED, NOON, task, **(told | changes))  # type: ignore[arg-type]
 
 
 def webhook(name: str = "pager", **changes: object) -> Webhook:
     return Webhook(name, "https://example.org/x", "whsec_c2VjcmV0", NOON, **changes)  # type: ignore[arg-type]
 
 
-async def queued(store: Store, count: int = 2) -> list[Happening]:
+async def queued(store: Store, count: int = 2) -> list[DomainEvent]:
     """Events on their way to the webhook `pager`."""
     async with store.work() as work:
         await work.webhooks.add(webhook())

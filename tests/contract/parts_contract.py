@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import NothingYet, UnknownVersion
-from ifed.states import RoundKind, RoundState
-from services.aggregator.contribution import Contribution
-from services.aggregator.ports import Store
-from services.aggregator.records import Part
+from ifed.messages.enums import RoundKind, RoundState
+from services.aggregator.domain.aggregates import ContextPart
+from services.aggregator.domain.contribution import Contribution
+from services.aggregator.storage.ports import Store
+from testing.factories import NOON, aggregate, context_contribution, membership, round_, task, update_contribution
 from tests.contract.rounds_contract import with_task
-from tests.factories import NOON, aggregate, context_contribution, membership, round_, task, update_contribution
 
 
 async def with_closed_context(store: Store, *clients: str) -> dict[str, Contribution]:
@@ -29,13 +29,13 @@ async def with_closed_context(store: Store, *clients: str) -> dict[str, Contribu
     return sent
 
 
-async def counted(store: Store, changes: int) -> list[Part]:
+async def counted(store: Store, changes: int) -> list[ContextPart]:
     async with store.reading() as work:
         return [part async for part in work.parts.bodies("sentiment", 1, changes)]
 
 
-def part(sent: Contribution) -> Part:
-    return Part(sent.entry.client, sent.entry.digest, sent.entry.weight, sent.body)
+def part(sent: Contribution) -> ContextPart:
+    return ContextPart(sent.entry.client, sent.entry.digest, sent.entry.weight, sent.body)
 
 
 class PartsContract:

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import AlreadyExists, NothingYet, UnknownClient, UnknownRound, UnknownTask, UnknownVersion
-from ifed.states import Role, TaskState
-from services.aggregator.ports import Store
-from services.aggregator.records import AuditEntry, EnrolmentCode, Membership
-from tests.factories import LABELS, NOON, aggregate, context_contribution, identity, membership, party, round_, task
+from ifed.messages.enums import Role, TaskState
+from services.aggregator.domain.access import AuditEntry, EnrolmentCode
+from services.aggregator.domain.task import Membership
+from services.aggregator.storage.ports import Store
+from testing.factories import LABELS, NOON, aggregate, context_contribution, identity, membership, party, round_, task
 
 
 def padded(numbers: list[float]) -> list[float]:

@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import AlreadyContributed, UnknownRound, WrongState
-from ifed.states import RoundKind, RoundState
-from services.aggregator.aggregation import Measure
-from services.aggregator.ports import Store
-from tests.factories import NOON, aggregate, context_contribution, membership, party, round_, task
+from ifed.messages.enums import RoundKind, RoundState
+from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.storage.ports import Store
+from testing.factories import NOON, aggregate, context_contribution, membership, party, round_, task
 
 
 async def with_task(store: Store, *clients: str) -> None:
@@ -161,18 +161,21 @@ class RoundsContract:
         await with_task(store, "a")
         async with store.work() as work:
             for number, accuracy in ((1, None), (2, 0.5), (3, 0.75)):
-                measured = None if accuracy is None else Measure(accuracy, accuracy, 8)
+                measured = None if accuracy is None else EvaluationResult(accuracy, accuracy, 8)
                 done = round_(number, RoundKind.CALIBRATION, version=number, state=RoundState.CLOSED, evaluation=measured)
                 await work.rounds.add(done, ["a"])
-            failed = round_(4, RoundKind.CALIBRATION, state=RoundState.FAILED, evaluation=Measure(1.0, 1.0, 8))
+            failed = round_(4, RoundKind.CALIBRATION, state=RoundState.FAILED, evaluation=EvaluationResult(1.0, 1.0, 8))
             await work.rounds.add(failed, ["a"])
             await work.commit()
         async with store.reading() as work:
-            assert await work.rounds.evaluations("sentiment") == [(2, Measure(0.5, 0.5, 8)), (3, Measure(0.75, 0.75, 8))]
+            assert await work.rounds.evaluations("sentiment") == [
+                (2, EvaluationResult(0.5, 0.5, 8)),
+                (3, EvaluationResult(0.75, 0.75, 8)),
+            ]
 
     async def test_what_a_withdrawn_version_measured_no_longer_counts(self, store: Store) -> None:
         await with_task(store, "a")
-        measured = Measure(0.5, 0.5, 8, (-0.5, -1.0))
+        measured = EvaluationResult(0.5, 0.5, 8, (-0.5, -1.0))
         async with store.work() as work:
             for number, version in ((1, 0), (2, 1), (3, 2)):
                 await work.aggregates.add_coefficients(aggregate(version), b"body")

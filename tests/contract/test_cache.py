@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.aggregator.cache import ProcessCache, RedisCache
 from services.aggregator.metrics import Metrics
-from services.aggregator.ports import Cache
+from services.aggregator.runtime.cache import Cache, ProcessCache, RedisCache
 from tests.fakes import FakeCache
 
 AT_ONCE, SOON = 0.01, 3.0

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.aggregator.migrate import migrate
-from services.aggregator.repository import SqlStore, connect
 from services.aggregator.settings import Settings
+from services.aggregator.storage.database import Database, connect
+from testing.factories import ADMIN_TOKEN
 from tests.contract.events_contract import EventsContract
 from tests.contract.parts_contract import PartsContract
 from tests.contract.records_contract import RecordsContract
 from tests.contract.rounds_contract import RoundsContract
-from tests.factories import ADMIN_TOKEN
 from tests.fakes import FakeStore
 
 
-async def ready(url: str) -> SqlStore:
+async def ready(url: str) -> Database:
     store = connect(Settings(database_url=url, admin_token=ADMIN_TOKEN).database_url)
     await migrate(store.engine)
     return store
@@ -31,7 +31,7 @@ class Fake:
 
 class Sqlite:
     @pytest.fixture
-    async def store(self, sqlite_database: str) -> AsyncIterator[SqlStore]:
+    async def store(self, sqlite_database: str) -> AsyncIterator[Database]:
         store = await ready(sqlite_database)
         yield store
         await store.close()
@@ -39,7 +39,7 @@ class Sqlite:
 
 class Postgres:
     @pytest.fixture
-    async def store(self, postgres_database: str) -> AsyncIterator[SqlStore]:
+    async def store(self, postgres_database: str) -> AsyncIterator[Database]:
         store = await ready(postgres_database)
         yield store
         await store.close()

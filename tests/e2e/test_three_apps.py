@@ -16,11 +16,11 @@ import pytest
 
 from ifed.cli.demo.stack import Service, Stack
 from ifed.clients import AggregatorClient, InferenceClient
-from ifed.contracts import TaskInfo
 from ifed.errors import NothingYet, Unauthenticated
-from ifed.states import Role, RoundState, TaskState
-from ifed.tasks import Policy, TaskSpec
-from ifed.tensors import digest_of
+from ifed.messages.enums import Role, RoundState, TaskState
+from ifed.messages.rounds import TaskInfo
+from ifed.messages.tasks import Policy, TaskSpec
+from ifed.tensors.values import digest_of
 
 ADMIN = "an-admin-token-for-tests"
 LABELS = ["no", "yes"]

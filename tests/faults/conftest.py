@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import AGGREGATOR, Process
-from tests.servers import PostgresServer, RedisServer
+from testing.processes import AGGREGATOR, Process
+from testing.servers import PostgresServer, RedisServer
 
 Launch = Callable[..., Process]
 

@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 
 from ifed.clients import AggregatorClient
-from ifed.contracts import Receipt, RoundInfo
 from ifed.errors import Unavailable
-from ifed.states import RoundState
-from ifed.tensors import TensorBody
-from tests.factories import ADMIN_TOKEN, FINGERPRINT, join_request, layout, spec
+from ifed.messages.enums import RoundState
+from ifed.messages.rounds import Receipt, RoundInfo
+from ifed.tensors.values import TensorBody
+from testing.factories import ADMIN_TOKEN, FINGERPRINT, join_request, layout, spec
 from tests.integration.aggregator.deployment import TASK
 
 BASE = 4

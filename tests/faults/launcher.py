@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ifed import logs
+from ifed.server import logs
 from services.aggregator.app import serve
-from services.aggregator.domain import Contribution, Round
-from services.aggregator.records import Aggregate
-from services.aggregator.repository import SqlStore, SqlWork, connect
+from services.aggregator.domain.aggregates import Aggregate
+from services.aggregator.domain.contribution import Contribution
+from services.aggregator.domain.round import Round
 from services.aggregator.settings import Settings
+from services.aggregator.storage.database import Database, UnitOfWork, connect
 
 WRITTEN = ("contribution", "aggregate")
 
@@ -47,10 +48,10 @@ class WatchedAggregates:
         await self._aggregates.add_context(aggregate, body)
 
 
-class DyingWork(SqlWork):
+class DyingWork(UnitOfWork):
     """A transaction after or before whose commit the process is gone, when `written` is what it is about."""
 
-    def __init__(self, work: SqlWork, moment: str, written: str) -> None:
+    def __init__(self, work: UnitOfWork, moment: str, written: str) -> None:
         super().__init__(work._connection)
         self._moment, self._fatal, self._written = moment, written, set[str]()
         self.rounds = WatchedRounds(self.rounds, self._written)
@@ -66,15 +67,15 @@ class DyingWork(SqlWork):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingStore(SqlStore):
+class DyingStore(Database):
     """The store of an aggregator that dies `moment` (before, after) the first commit of a `written` (contribution, aggregate)."""
 
-    def __init__(self, store: SqlStore, moment: str, written: str) -> None:
+    def __init__(self, store: Database, moment: str, written: str) -> None:
         super().__init__(store.engine)
         self._moment, self._written = moment, written
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[SqlWork]:
+    async def work(self) -> AsyncIterator[UnitOfWork]:
         async with super().work() as work:
             yield DyingWork(work, self._moment, self._written)
 

@@ -11,13 +11,13 @@ from standardwebhooks import Webhook
 
 from ifed.clients import AggregatorClient
 from ifed.errors import Unavailable
-from ifed.events import DeliveryState, NewWebhook
-from tests.factories import ADMIN_TOKEN, spec
+from ifed.messages.events import DeliveryState, NewWebhook
+from testing.factories import ADMIN_TOKEN, spec
+from testing.processes import AGGREGATOR, Process
 from tests.faults.conftest import Launch
 from tests.faults.federation import body_of, federation
 from tests.integration.aggregator.deployment import TASK
 from tests.integration.aggregator.listening import receiver
-from tests.processes import AGGREGATOR, Process
 
 CLIENTS = 3
 

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ifed.contracts import Receipt
 from ifed.errors import Unavailable
-from ifed.states import RoundState
-from services.aggregator.service import Aggregator
+from ifed.messages.enums import RoundState
+from ifed.messages.rounds import Receipt
+from services.aggregator.application.services import Services
+from testing.servers import PostgresServer, RedisServer
 from tests.faults.conftest import Launch
 from tests.faults.federation import Federation, body_of, federation
 from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
-from tests.servers import PostgresServer, RedisServer
 
 CLIENTS = 12
 
@@ -77,9 +77,9 @@ async def test_redis_killed_in_a_round_loses_nothing(launch: Launch, postgres_da
         await task.holds_exactly(range(CLIENTS), url=two.url)
 
 
-def service(replica: Deployment) -> Aggregator:
+def service(replica: Deployment) -> Services:
     found = replica.app.state.aggregator
-    assert isinstance(found, Aggregator)
+    assert isinstance(found, Services)
     return found
 
 

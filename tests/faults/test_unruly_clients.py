@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from ifed.bodies import TENSORS
-from ifed.tensors import TensorBody
-from tests.factories import FINGERPRINT, context_body, layout
+from ifed.messages.bodies import TENSORS
+from ifed.tensors.values import TensorBody
+from testing.factories import FINGERPRINT, context_body, layout
 from tests.faults.conftest import Launch
 from tests.faults.federation import Federation, body_of, examples_of, federation
 from tests.integration.aggregator.deployment import TASK

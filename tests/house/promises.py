@@ -99,14 +99,11 @@ def routes_of(app: FastAPI) -> dict[str, Mapping[str, Any]]:
 
 
 def refusals() -> dict[str, type[IFedError]]:
-    """Every refusal of `ifed/errors.py`, `ifed/serving_errors.py` and of the services' `errors.py`, by name."""
-    modules = ["ifed.errors", "ifed.serving_errors", *(f"services.{service}.errors" for service in SERVICES.values())]
+    """Return every refusal by name: those of `ifed/errors.py`, and the one that only a client agent raises."""
+    modules = ["ifed.errors", "services.client_agent.agent"]
     found: dict[str, type[IFedError]] = {}
     for name in modules:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError:  # a service without refusals of its own
-            continue
+        module = importlib.import_module(name)
         own = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, IFedError)]
         found |= {kind.__name__: kind for kind in own if kind.__module__ == name and kind is not IFedError}
     return found

@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 
 from ifed.cli.demo.corpora import LABELS, SOURCES
 from ifed.cli.demo.presets import DEFAULT_MODEL, preset_for
-from ifed.tasks import TaskSpec
+from ifed.messages.tasks import TaskSpec
 from tests.compose import report
 from tests.house import documents, promises
 from tests.house.holding import hold

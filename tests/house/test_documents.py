@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 import typer.main
 
-from ifed.cli import session
+from ifed.cli import console
 from ifed.cli.main import app as command_line
-from ifed.serving import ClassifyResponse
-from ifed.tasks import TaskSpec
+from ifed.messages.inference import ClassifyResponse
+from ifed.messages.tasks import TaskSpec
 from services.client_agent.demonstrations import Columns, read, split
 from tests.house import documents, promises
 from tests.house.documents import Document
@@ -223,7 +223,7 @@ def test_the_changelog_tells_of_this_version() -> None:
 
 
 def test_the_command_line_looks_where_the_services_listen() -> None:
-    for url, service in ((session.DEFAULT_AGGREGATOR, "aggregator"), (session.DEFAULT_INFERENCE, "inference")):
+    for url, service in ((console.DEFAULT_AGGREGATOR, "aggregator"), (console.DEFAULT_INFERENCE, "inference")):
         fields = promises.settings_class(service).model_fields
         listens = f"http://{fields['host'].default}:{fields['port'].default}"
         assert url == listens, f"`ifed` looks for the {service} on {url} and it listens on {listens}: make them one in either file"

@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
+from ifed.cli.console import console, run, say
 from ifed.cli.demo.corpora import Organisation, organisations
 from ifed.cli.demo.federation import TASK, Federation
 from ifed.cli.demo.presets import DEFAULT_MODEL, Preset, preset_for
 from ifed.cli.demo.stack import Stack
-from ifed.cli.session import console, run, say
+from ifed.downloads import cache_folder
 from ifed.errors import IFedError
-from ifed.paths import cache_folder
 
 EXAMPLE = "The plot was thin, but I laughed the whole way through."
 

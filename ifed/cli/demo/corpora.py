@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ifed.downloads import fetch
 from ifed.errors import DownloadFailed
-from ifed.packages import fetch
 
 LABELS = ("negative", "positive")
 THRESHOLD = 0.5

@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ifed.cli.session import compact_table, percent, size
-from ifed.contracts import RoundInfo, TaskInfo
-from ifed.states import RoundKind, RoundState, TaskState
+from ifed.cli.console import compact_table, percent, size
+from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.rounds import RoundInfo, TaskInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,17 @@ import httpx
 from rich.live import Live
 from rich.progress import Progress
 
+from ifed.cli.console import console, say
 from ifed.cli.demo.corpora import LABELS, Organisation
 from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
 from ifed.cli.demo.measure import Accuracy, Outcome, accuracy
 from ifed.cli.demo.presets import Preset
 from ifed.cli.demo.stack import Service, ServiceDied, Stack
-from ifed.cli.session import console, say
 from ifed.clients import AggregatorClient, InferenceClient
-from ifed.contracts import TaskInfo
 from ifed.errors import NothingYet
-from ifed.states import Role, TaskState
-from ifed.tasks import TaskSpec
+from ifed.messages.enums import Role, TaskState
+from ifed.messages.rounds import TaskInfo
+from ifed.messages.tasks import TaskSpec
 
 TASK = "sentiment"
 START_SECONDS = 180.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from ifed.cli.console import percent
 from ifed.cli.demo.corpora import Organisation
-from ifed.cli.session import percent
 from ifed.clients import InferenceClient
-from ifed.contracts import RoundInfo, TaskInfo
-from ifed.states import RoundKind, RoundState
+from ifed.messages.enums import RoundKind, RoundState
+from ifed.messages.rounds import RoundInfo, TaskInfo
 
 BATCH = 32
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from ifed.errors import LayoutMismatch
-from ifed.tasks import LayerChoice, Policy
+from ifed.messages.tasks import LayerChoice, Policy
 
 DEFAULT_MODEL = "smollm2-135m"
 EXAMPLES = 200

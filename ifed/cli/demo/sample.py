@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from ifed.cli.console import say
 from ifed.cli.demo.corpora import SOURCES, organisations
 from ifed.cli.demo.presets import EXAMPLES
-from ifed.cli.session import say
+from ifed.downloads import cache_folder
 from ifed.errors import BadData
-from ifed.paths import cache_folder
 
 
 def demo_texts(

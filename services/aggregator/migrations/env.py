@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from services.aggregator.tables import metadata
+from services.aggregator.storage.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

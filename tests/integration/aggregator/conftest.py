@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from ifed.cli.main import app
 from services.aggregator.app import Server, serve
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN
+from testing.factories import ADMIN_TOKEN
+from testing.servers import free_port
 from tests.integration.aggregator.deployment import Deployment, deployed, settings
-from tests.servers import free_port
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -11,15 +11,15 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 
-from ifed.bodies import UpdateBody
 from ifed.clients import AggregatorClient
-from ifed.compact import Change
-from ifed.contracts import Assignment, ContributionMeta, Receipt, RoundInfo, TaskInfo
-from ifed.states import AssignmentKind, Role, RoundState, TaskState
-from ifed.tensors import Coefficients, Gradient
+from ifed.messages.bodies import UpdateBody
+from ifed.messages.enums import AssignmentKind, Role, RoundState, TaskState
+from ifed.messages.rounds import Assignment, ContributionMeta, Receipt, RoundInfo, TaskInfo
+from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.values import Coefficients, Gradient
 from services.aggregator.app import create_app
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN, FINGERPRINT, context_body, join_request, spec
+from testing.factories import ADMIN_TOKEN, FINGERPRINT, context_body, join_request, spec
 
 TASK = "sentiment"
 PATIENCE = 10.0
@@ -67,7 +67,7 @@ class SimulatedClient(AggregatorClient):
         made = Coefficients(given.values + np.float32(self.value)) if calibrates and not gradient else None
         change, dtype = None, assignment.task.policy.update_dtype
         if made is not None and dtype != "float32":
-            made, change = None, Change.of(made.values - given.values, dtype)
+            made, change = None, QuantizedUpdate.of(made.values - given.values, dtype)
         slope = Gradient(np.full_like(given.values, -self.value)) if calibrates and gradient else None
         scores = np.array(self.label_probabilities, np.float32) if assignment.task.policy.label_bias else None
         meta = ContributionMeta(

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from ifed.clients import AggregatorClient
 from services.aggregator.app import serve
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN
-from tests.servers import free_port
+from testing.factories import ADMIN_TOKEN
+from testing.servers import free_port
 
 
 @dataclass

@@ -14,12 +14,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from ifed.errors import Overloaded
-from services.aggregator.rates import Rates
-from services.aggregator.repository import connect
+from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN, context_body, spec
+from services.aggregator.storage.database import connect
+from testing.factories import ADMIN_TOKEN, context_body, spec
+from testing.processes import Process
 from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
-from tests.processes import Process
 
 INVITATION = {"name": "hospital-a", "valid_seconds": 60}
 
@@ -91,7 +91,7 @@ async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every
 
 
 async def test_without_redis_calls_are_counted_in_the_process() -> None:
-    rates = Rates(2, "redis://127.0.0.1:1/0", "ifed")
+    rates = RateLimiter(2, "redis://127.0.0.1:1/0", "ifed")
     calls = await asyncio.gather(*(rates.admit("a") for _ in range(5)), return_exceptions=True)
     assert any(isinstance(answer, Overloaded) for answer in calls)
 

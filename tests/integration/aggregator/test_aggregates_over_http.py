@@ -9,9 +9,9 @@ import time
 import pytest
 
 from ifed.errors import NothingYet, UnknownTask, UnknownVersion
-from ifed.states import Role, RoundState
-from ifed.tensors import content_digest
-from tests.factories import FINGERPRINT
+from ifed.messages.enums import Role, RoundState
+from ifed.tensors.values import content_digest
+from testing.factories import FINGERPRINT
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
 
 

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from ifed.cli.main import app as command_line
 from ifed.clients import AggregatorClient
 from ifed.errors import Forbidden, Malformed
-from ifed.events import Event
-from services.aggregator.repository import connect
+from ifed.messages.events import Event
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN, context_body, join_request, spec
+from services.aggregator.storage.database import connect
+from testing.factories import ADMIN_TOKEN, context_body, join_request, spec
+from testing.servers import free_port
 from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
 from tests.integration.aggregator.listening import Listening, listening
-from tests.servers import free_port
 
 PLAN = [
     ("task.created", None),

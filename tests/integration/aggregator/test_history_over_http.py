@@ -8,10 +8,9 @@ import pytest
 from fastapi import FastAPI
 
 from ifed.errors import RoundClosed, UnknownVersion, WrongState
-from ifed.states import AssignmentKind, RoundKind, RoundState, TaskState
-from services.aggregator.plan import seed_of
-from services.aggregator.sampling import sample
-from tests.factories import context_body, update_body
+from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from services.aggregator.domain.schedule import sample, seed_of
+from testing.factories import context_body, update_body
 from tests.integration.aggregator.deployment import TASK, Deployment
 
 

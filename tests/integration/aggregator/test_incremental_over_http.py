@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ifed.errors import AlreadyContributed, NonFinite, NotJoined, RoundClosed, UnknownVersion, Withdrawn, WrongState
-from ifed.states import AssignmentKind, RoundKind, RoundState, TaskState
-from tests.factories import context_body, update_body
+from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from testing.factories import context_body, update_body
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
 
 

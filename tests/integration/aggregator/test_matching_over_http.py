@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ifed.bodies import ContextBody
-from ifed.contracts import ContributionMeta
 from ifed.errors import Malformed, NothingYet
-from ifed.history import Start
-from ifed.states import AssignmentKind, RoundState, TaskState
-from ifed.tensors import ContextVector
-from services.aggregator.repository import connect
+from ifed.messages.bodies import ContextBody
+from ifed.messages.enums import AssignmentKind, RoundState, TaskState
+from ifed.messages.rounds import ContributionMeta, Start
+from ifed.tensors.values import ContextVector
 from services.aggregator.settings import Settings
-from tests.factories import FINGERPRINT, layout, spec
+from services.aggregator.storage.database import connect
+from testing.factories import FINGERPRINT, layout, spec
 from tests.integration.aggregator.deployment import Deployment, SimulatedClient
 
 DIRECTIONS = {"movies": (1.0, 0.2), "tweets": (1.0, 1.0), "chemistry": (-1.0, 0.5)}

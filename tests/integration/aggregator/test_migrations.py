@@ -13,9 +13,9 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.aggregator.migrate import configuration, migrate, upgrade, wait
-from services.aggregator.repository import connect
 from services.aggregator.settings import Settings
-from services.aggregator.tables import metadata
+from services.aggregator.storage.database import connect
+from services.aggregator.storage.tables import metadata
 
 
 def differences(connection: Connection) -> list[Any]:

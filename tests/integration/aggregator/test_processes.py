@@ -15,10 +15,10 @@ import pytest
 
 from ifed.clients import AggregatorClient
 from ifed.errors import Unavailable
-from ifed.states import AssignmentKind, RoundState, TaskState
-from tests.factories import ADMIN_TOKEN, context_body, join_request, spec
+from ifed.messages.enums import AssignmentKind, RoundState, TaskState
+from testing.factories import ADMIN_TOKEN, context_body, join_request, spec
+from testing.processes import Process, environment
 from tests.integration.aggregator.deployment import TASK
-from tests.processes import Process, environment
 
 PROGRAM = """
 import asyncio, sys

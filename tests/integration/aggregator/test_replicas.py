@@ -11,10 +11,10 @@ import pytest
 
 from ifed.clients import AggregatorClient
 from ifed.errors import Unavailable
-from ifed.states import AssignmentKind, RoundState, TaskState
-from tests.factories import context_body
+from ifed.messages.enums import AssignmentKind, RoundState, TaskState
+from testing.factories import context_body
+from testing.servers import PostgresServer
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient, deployed, settings
-from tests.servers import PostgresServer
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from ifed.errors import Forbidden, Unauthenticated
-from ifed.states import Role
-from tests.factories import ADMIN_TOKEN
+from ifed.messages.enums import Role
+from testing.factories import ADMIN_TOKEN
 from tests.integration.aggregator.deployment import PATIENCE, TASK, Deployment
 
 ADMIN, CLIENT, READER = Role.ADMIN, Role.CLIENT, Role.READER

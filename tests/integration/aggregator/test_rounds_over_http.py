@@ -7,11 +7,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from ifed.contracts import TaskChanges
 from ifed.errors import NotJoined, RoundClosed, WrongState
-from ifed.states import AssignmentKind, RoundKind, RoundState, TaskState
-from ifed.tensors import ACTIVATION, CONTEXT
-from tests.factories import context_body, identity, layout
+from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from ifed.messages.rounds import TaskChanges
+from ifed.tensors.values import ACTIVATION, CONTEXT
+from testing.factories import context_body, identity, layout
 from tests.integration.aggregator.deployment import TASK, Deployment
 
 

@@ -7,13 +7,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from ifed.bodies import UpdateBody
-from ifed.compact import Change
-from ifed.contracts import Assignment, ContributionMeta
 from ifed.errors import LayoutMismatch, Malformed
-from ifed.states import RoundState
-from ifed.tensors import CONTEXT, Coefficients, Gradient
-from tests.factories import FINGERPRINT, coefficients
+from ifed.messages.bodies import UpdateBody
+from ifed.messages.enums import RoundState
+from ifed.messages.rounds import Assignment, ContributionMeta
+from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.values import CONTEXT, Coefficients, Gradient
+from testing.factories import FINGERPRINT, coefficients
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
 
 
@@ -103,13 +103,13 @@ async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployme
     given = await one.assignment(TASK, wait=5)
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=given.version)
     table, values = np.eye(2, dtype=np.int64), coefficients().values
-    bodies = {name: UpdateBody(None, table, meta, change=Change.of(values, name)) for name in ("float16", "int8")}
+    bodies = {name: UpdateBody(None, table, meta, change=QuantizedUpdate.of(values, name)) for name in ("float16", "int8")}
     bodies["float32"] = UpdateBody(Coefficients(values), table, meta)
-    bodies["both"] = UpdateBody(Coefficients(values), table, meta, change=Change.of(values, "int8"))
+    bodies["both"] = UpdateBody(Coefficients(values), table, meta, change=QuantizedUpdate.of(values, "int8"))
     for wrong in (body for name, body in bodies.items() if name != dtype):
         with pytest.raises(LayoutMismatch, match=f"it takes {takes}|it takes .*{takes}"):
             await one.submit_update(TASK, 2, wrong.to_bytes())
-    flat = Change.of(np.ones((1, 2, 2, 5), np.float32), "int8" if dtype == "int8" else "float16")
+    flat = QuantizedUpdate.of(np.ones((1, 2, 2, 5), np.float32), "int8" if dtype == "int8" else "float16")
     if dtype != "float32":
         with pytest.raises(LayoutMismatch, match="the update has shape"):
             await one.submit_update(TASK, 2, UpdateBody(None, table, meta, change=flat).to_bytes())

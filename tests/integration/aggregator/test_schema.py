@@ -25,12 +25,12 @@ from schemathesis.config import (
 )
 from schemathesis.filters import FilterSet
 
-from ifed.bodies import TENSORS
 from ifed.clients import AggregatorClient
-from tests.factories import ADMIN_TOKEN, spec
+from ifed.messages.bodies import TENSORS
+from testing.factories import ADMIN_TOKEN, spec
+from testing.processes import Process
 from tests.house.promises import app_of
 from tests.integration.aggregator.deployment import TASK, SimulatedClient
-from tests.processes import Process
 
 # Rules of one field on another, which no schema can say; their refusals have tests of their own.
 BEYOND_A_SCHEMA = {

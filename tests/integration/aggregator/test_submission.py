@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ifed.contracts import TaskChanges
 from ifed.errors import (
     AlreadyContributed,
     DigestMismatch,
@@ -24,9 +23,10 @@ from ifed.errors import (
     TooLarge,
     WrongState,
 )
-from ifed.states import AssignmentKind, RoundState
-from ifed.tensors import TensorBody, content_digest
-from tests.factories import ADMIN_TOKEN, FINGERPRINT, OTHER_FINGERPRINT, context_body, join_request, layout, probe, update_body
+from ifed.messages.enums import AssignmentKind, RoundState
+from ifed.messages.rounds import TaskChanges
+from ifed.tensors.values import TensorBody, content_digest
+from testing.factories import ADMIN_TOKEN, FINGERPRINT, OTHER_FINGERPRINT, context_body, join_request, layout, probe, update_body
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient, deployed, settings
 
 META = {"fingerprint": FINGERPRINT, "examples": 10}

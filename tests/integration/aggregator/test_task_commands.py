@@ -12,8 +12,8 @@ import pytest
 
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Conflict
-from ifed.states import AssignmentKind
-from tests.factories import ADMIN_TOKEN, spec
+from ifed.messages.enums import AssignmentKind
+from testing.factories import ADMIN_TOKEN, spec
 from tests.integration.aggregator.conftest import CommandLine
 from tests.integration.aggregator.deployment import TASK, SimulatedClient
 from tests.integration.aggregator.test_history_over_http import alter_in

@@ -14,10 +14,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from ifed.clients import AggregatorClient
 from ifed.clients.webhooks import WebhookCaller
 from ifed.errors import AlreadyExists, BadUrl, UnknownWebhook
-from ifed.events import DeliveryInfo, DeliveryState, EventKind, NewWebhook
-from ifed.states import TaskState
+from ifed.messages.enums import TaskState
+from ifed.messages.events import DeliveryInfo, DeliveryState, EventKind, NewWebhook
 from services.aggregator.settings import Settings
-from tests.factories import spec
+from testing.factories import spec
 from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
 from tests.integration.aggregator.listening import Listening, Receiver, listening, receiver
 

@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import pytest
 
-from ifed.bodies import AdapterBody
 from ifed.cli.demo.stack import Service, Stack
-from ifed.contracts import AdapterMeta
-from ifed.identity import identity_of
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import Layout
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
-from ifed.tasks import Layout
 from tests.unit.modeling.builders import HIDDEN, LAYERS, build_model, build_tokenizer, random_coefficients, random_context
 
 KEY = "a-key-for-tests-only"
@@ -31,7 +30,7 @@ def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, label
         version=version,
         labels=labels or LABELS,
         template="Review: {text}\nSentiment:",
-        identity=identity_of(lm),
+        identity=lm.identity,
         layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
         created_at=datetime.now(UTC),
     )

@@ -10,7 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from ifed import errors, openapi
+from ifed import errors
+from ifed.server import openapi
 from services.inference.app import create_app
 from services.inference.settings import Settings
 from tests.integration.inference.conftest import KEY, Running

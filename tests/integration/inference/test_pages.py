@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from testing.servers import free_port
 from tests.house.documents import FENCE, document
 from tests.integration.inference.conftest import KEY, LABELS, Running, adapter_body, put
-from tests.servers import free_port
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, which this machine does not have")
 RUN_HERE = {

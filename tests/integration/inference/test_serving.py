@@ -16,9 +16,18 @@ import pytest
 
 from ifed.cli.demo.stack import Service, Stack
 from ifed.clients import BlockingInferenceClient, InferenceClient
+from ifed.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    QueueFull,
+    TooLarge,
+    TooManyItems,
+    TooManyTokens,
+    Unauthenticated,
+    UnknownTask,
+    UnknownVersion,
+)
 from ifed.errors import NotFound as Missing
-from ifed.errors import Overloaded, TooLarge, Unauthenticated, UnknownTask, UnknownVersion
-from ifed.serving_errors import DeadlineExceeded, QueueFull, TooManyItems, TooManyTokens
 from tests.integration.inference.conftest import KEY, Running, adapter_body, put
 
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch, WrongState
-from ifed.states import RoundKind
-from services.aggregator.aggregation import ConfusionTotal, Measure, WeightedMean, measure
-from services.aggregator.contribution import Contribution
-from services.aggregator.tally import ContextTally, Tally
-from tests.factories import context_contribution, policy, round_, update_contribution
+from ifed.messages.enums import RoundKind
+from services.aggregator.aggregation.accumulators import ContextAccumulator, RoundAccumulator
+from services.aggregator.aggregation.rules import WeightedMean
+from services.aggregator.domain.contribution import Contribution
+from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, measure
+from testing.factories import context_contribution, policy, round_, update_contribution
 
 
 def mean(*parts: tuple[list[float], int]) -> list[float]:
@@ -48,21 +49,21 @@ def test_the_sum_is_kept_in_float64() -> None:
 
 def test_accuracy_and_macro_f1_are_those_worked_out_by_hand() -> None:
     # truth 0: 3 right, 1 called 1; truth 1: 2 called 0, 2 right. F1 of 0: 2·3/(4+5); of 1: 2·2/(4+3).
-    assert measure(np.array([[3, 1], [2, 2]])) == Measure(5 / 8, (6 / 9 + 4 / 7) / 2, 8)
+    assert measure(np.array([[3, 1], [2, 2]])) == EvaluationResult(5 / 8, (6 / 9 + 4 / 7) / 2, 8)
 
 
 def test_a_label_that_never_occurs_does_not_count_in_macro_f1() -> None:
-    assert measure(np.array([[4, 0, 0], [0, 0, 0], [0, 0, 2]])) == Measure(1.0, 1.0, 6)
+    assert measure(np.array([[4, 0, 0], [0, 0, 0], [0, 0, 2]])) == EvaluationResult(1.0, 1.0, 6)
 
 
 def test_no_held_out_examples_give_no_measure() -> None:
-    assert ConfusionTotal(2).measure() is None
+    assert ConfusionMatrix(2).measure() is None
     with pytest.raises(WrongState):
         measure(np.zeros((2, 2), dtype=np.int64))
 
 
 def test_confusion_counts_of_all_clients_are_added() -> None:
-    total = ConfusionTotal(2)
+    total = ConfusionMatrix(2)
     for counts in ([[3, 1], [0, 0]], [[0, 0], [2, 2]]):
         total.add(np.array(counts))
     assert total.measure() == measure(np.array([[3, 1], [2, 2]]))
@@ -90,14 +91,14 @@ def test_the_aggregate_is_the_same_bytes_whatever_order_contributions_came_in(
 
 
 def context_of(sent: list[Contribution]) -> bytes | None:
-    tally = ContextTally("sentiment", 1, policy())
+    tally = ContextAccumulator("sentiment", 1, policy())
     for one in sent:
         tally.add(one.entry.client, one.entry.weight, one.body)
     return tally.summed().body
 
 
 def summed(kind: RoundKind, sent: list[Contribution]) -> bytes | None:
-    tally = Tally(round_(kind=kind), 2, policy())
+    tally = RoundAccumulator(round_(kind=kind), 2, policy())
     for one in sent:
         tally.add(one.entry.weight, one.body)
     return tally.summed().body

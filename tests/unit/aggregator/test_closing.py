@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ifed.bodies import AdapterBody, read_context
 from ifed.errors import NothingYet, Unavailable
-from ifed.states import RoundKind, RoundState, TaskState
-from ifed.tasks import TaskSpec
-from ifed.tensors import TensorBody
-from services.aggregator.backstage import Backstage, Polls
-from services.aggregator.intake import read_context_body, read_update_body
+from ifed.messages.bodies import AdapterBody, read_context
+from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.tasks import TaskSpec
+from ifed.tensors.values import TensorBody
+from services.aggregator.application.dependencies import Dependencies
+from services.aggregator.application.participation import read_context_body, read_update_body
+from services.aggregator.application.services import Services
 from services.aggregator.metrics import Metrics
-from services.aggregator.rates import Rates
-from services.aggregator.service import Aggregator
-from tests.factories import ADMIN_TOKEN, context_body, join_request, party, spec, update_body
+from services.aggregator.runtime.long_poll import LongPoll
+from services.aggregator.runtime.rate_limit import RateLimiter
+from testing.factories import ADMIN_TOKEN, context_body, join_request, party, spec, update_body
 from tests.fakes import FakeCache, FakeClock, FakeStore
 
 CLAIM_SECONDS = 15.0
@@ -32,13 +33,13 @@ class World:
     cache: FakeCache = field(default_factory=FakeCache)
     clock: FakeClock = field(default_factory=FakeClock)
 
-    def replica(self) -> Aggregator:
+    def replica(self) -> Services:
         metrics = Metrics(CollectorRegistry())
-        polls = Polls(self.cache, metrics.long_polls, recheck=1.0, longest=5.0)
-        backstage = Backstage(self.store, self.cache, metrics, polls, lambda: None, self.clock)
-        return Aggregator(backstage, Rates(None, None, "ifed"), admin_token=ADMIN_TOKEN, claim_seconds=CLAIM_SECONDS)
+        polls = LongPoll(self.cache, metrics.long_polls, recheck=1.0, longest=5.0)
+        backstage = Dependencies(self.store, self.cache, metrics, polls, lambda: None, self.clock)
+        return Services(backstage, RateLimiter(None, None, "ifed"), admin_token=ADMIN_TOKEN, claim_seconds=CLAIM_SECONDS)
 
-    async def gathering(self, *clients: str, given: TaskSpec | None = None) -> Aggregator:
+    async def gathering(self, *clients: str, given: TaskSpec | None = None) -> Services:
         """A task whose context round has opened for `clients`."""
         service = self.replica()
         await service.administration.create(given or spec(clients_expected=len(clients)))
@@ -52,7 +53,7 @@ class World:
         return self.store.rows.rounds["sentiment", number].state
 
 
-async def send_context(service: Aggregator, client: str, value: float = 1.0) -> None:
+async def send_context(service: Services, client: str, value: float = 1.0) -> None:
     await service.participation.submit("sentiment", 1, client, context_body(value), read_context_body)
 
 

@@ -11,17 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ifed.bodies import UpdateBody, read_coefficients
-from ifed.compact import Change
-from ifed.contracts import ContributionMeta
 from ifed.errors import LayoutMismatch, WrongState
-from ifed.rules import AggregationRule
-from ifed.states import RoundKind, UpdateDType
-from ifed.tasks import Policy
-from ifed.tensors import Gradient, TensorBody
-from services.aggregator.combination import RULES, Combination
-from services.aggregator.tally import Start, Summed, Tally
-from tests.factories import FINGERPRINT, coefficients, policy, round_, update_body
+from ifed.messages.bodies import UpdateBody, read_coefficients
+from ifed.messages.enums import RoundKind
+from ifed.messages.rounds import ContributionMeta
+from ifed.messages.tasks import AggregationRule, Policy
+from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
+from ifed.tensors.values import Gradient, TensorBody
+from services.aggregator.aggregation.accumulators import AggregationResult, RoundAccumulator, Start
+from services.aggregator.aggregation.rules import RULES, Reducer
+from testing.factories import FINGERPRINT, coefficients, policy, round_, update_body
 
 ROBUST = sorted(set(RULES) - {"weighted_mean"})
 
@@ -32,7 +31,7 @@ def named(rule: str, *, mixing: bool = False, **changes: object) -> Policy:
 
 
 def combined(rules: Policy, *parts: tuple[float, int], origin: float | None = None) -> float:
-    combination = Combination(rules, None if origin is None else np.array([origin]))
+    combination = Reducer(rules, None if origin is None else np.array([origin]))
     for value, weight in parts:
         combination.add(np.array([value], np.float32), weight)
     return float(combination.value()[0])
@@ -41,7 +40,7 @@ def combined(rules: Policy, *parts: tuple[float, int], origin: float | None = No
 def test_a_weight_counts_up_to_its_cap() -> None:
     assert combined(policy(), (0.0, 1), (4.0, 3)) == 3
     assert combined(policy(weight_cap=1), (0.0, 1), (4.0, 3)) == 2
-    boastful = Combination(policy(weight_cap=5))
+    boastful = Reducer(policy(weight_cap=5))
     boastful.add(np.ones(1), 1_000_000_000)
     assert (boastful.mean.weight, boastful.examples) == (5, 1_000_000_000)
 
@@ -71,7 +70,7 @@ def test_every_rule_gives_the_same_whatever_order_contributions_came_in(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_combination_keeps_the_shape_and_refuses_another(rule: str) -> None:
-    combination = Combination(named(rule))
+    combination = Reducer(named(rule))
     for _ in range(10):
         combination.add(coefficients(2.0).values, 1)
     assert combination.value() == pytest.approx(np.full(coefficients().values.shape, 2.0))
@@ -82,13 +81,13 @@ def test_a_combination_keeps_the_shape_and_refuses_another(rule: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_there_is_no_aggregate_of_nothing(rule: str) -> None:
     with pytest.raises(WrongState):
-        Combination(named(rule)).value()
+        Reducer(named(rule)).value()
 
 
 def test_the_memory_of_a_mean_does_not_grow_with_contributions() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
-        combination = Combination(policy(norm_bound=1.0), np.zeros(10_000))
+        combination = Reducer(policy(norm_bound=1.0), np.zeros(10_000))
         for _ in range(count):
             combination.add(np.ones(10_000, np.float32), 1)
         combination.value()
@@ -130,9 +129,9 @@ def start(value: float = 1.0, moments: bytes | None = None) -> Start:
     return Start(TensorBody({"coefficients": coefficients(value).values}, {}).to_bytes(), moments)
 
 
-def calibrated(rules: Policy, given: Start, *values: float) -> tuple[float, Summed]:
+def calibrated(rules: Policy, given: Start, *values: float) -> tuple[float, AggregationResult]:
     """A calibration round's aggregate at one place, of updates or gradients that are `values` everywhere."""
-    tally = Tally(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
+    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
     for value in values:
         body = update_body(value) if rules.mode == "coefficients" else gradient_body(value)
         tally.add(10, body)
@@ -178,9 +177,9 @@ def test_plain_fedavg_is_the_mean_itself_and_remembers_nothing() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_change_counts_as_the_coefficients_it_leads_to(dtype: UpdateDType) -> None:
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
-    tally = Tally(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
+    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
     for value in (0.01, 50.0):  # the second is bounded to a length of 1
-        change = Change.of(np.full_like(coefficients().values, value), dtype)
+        change = QuantizedUpdate.of(np.full_like(coefficients().values, value), dtype)
         tally.add(10, UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, change=change).to_bytes())
     summed = tally.summed()
     assert summed.body is not None
@@ -198,7 +197,7 @@ def test_a_robust_rule_holds_through_a_whole_round(rule: AggregationRule, mode: 
 
 
 def test_label_probabilities_are_averaged_over_held_out_examples() -> None:
-    tally = Tally(round_(kind=RoundKind.CALIBRATION), 2, policy(mode="gradient"), start())
+    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(mode="gradient"), start())
     tally.add(10, gradient_body(0.1, [0.5, 0.5]))
     tally.add(99, gradient_body(0.1, [0.25, 0.75]))
     evaluation = tally.summed().evaluation

@@ -8,13 +8,13 @@ from datetime import timedelta
 import pytest
 
 from ifed.clients.webhooks import Answer
-from ifed.events import DeliveryState, EventKind
-from services.aggregator.courier import Patience, outcome
-from services.aggregator.records import Delivery, Happening, Webhook
-from tests.factories import NOON
+from ifed.messages.events import DeliveryState, EventKind
+from services.aggregator.application.webhook_delivery import RetryPolicy, outcome
+from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
+from testing.factories import NOON
 
-PATIENCE = Patience(timeout=10.0, first=5.0, attempts=4)
-DELIVERY = Delivery(Happening(EventKind.ROUND_CLOSED, NOON, "sentiment", number=7), next_at=NOON)
+PATIENCE = RetryPolicy(timeout=10.0, first=5.0, attempts=4)
+DELIVERY = Delivery(DomainEvent(EventKind.ROUND_CLOSED, NOON, "sentiment", number=7), next_at=NOON)
 
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(1, 5), (2, 20), (3, 80), (4, 320), (9, 86_400), (90, 86_400)])

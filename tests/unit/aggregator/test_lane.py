@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ifed.errors import Unavailable, WrongState
-from services.aggregator.lane import Lane
+from services.aggregator.runtime.group_commit import GroupCommit
 
 
 class Kept:
@@ -28,7 +28,7 @@ class Kept:
 
 async def test_what_arrives_while_a_batch_is_done_makes_the_next_one() -> None:
     kept = Kept()
-    lane: Lane[str, int, int] = Lane(kept.do, most=3)
+    lane: GroupCommit[str, int, int] = GroupCommit(kept.do, most=3)
     first = asyncio.create_task(lane.put("a", 1))
     await asyncio.sleep(0.001)
     rest = await asyncio.gather(*(lane.put("a", item) for item in range(2, 7)))
@@ -38,13 +38,13 @@ async def test_what_arrives_while_a_batch_is_done_makes_the_next_one() -> None:
 
 async def test_two_topics_do_not_wait_for_each_other() -> None:
     kept = Kept()
-    lane: Lane[str, int, int] = Lane(kept.do, most=3)
+    lane: GroupCommit[str, int, int] = GroupCommit(kept.do, most=3)
     await asyncio.gather(lane.put("a", 1), lane.put("b", 2))
     assert kept.batches == [("a", [1]), ("b", [2])]
 
 
 async def test_a_refused_item_refuses_no_other() -> None:
-    lane: Lane[str, int, int] = Lane(Kept().do, most=3)
+    lane: GroupCommit[str, int, int] = GroupCommit(Kept().do, most=3)
     answers = await asyncio.gather(*(lane.put("a", item) for item in (1, -1, 2)), return_exceptions=True)
     assert [answers[0], answers[2]] == [10, 20]
     assert isinstance(answers[1], WrongState)
@@ -53,7 +53,7 @@ async def test_a_refused_item_refuses_no_other() -> None:
 async def test_when_a_batch_fails_each_item_is_tried_once_more_alone() -> None:
     kept = Kept()
     kept.spoils = {2}
-    lane: Lane[str, int, int] = Lane(kept.do, most=3)
+    lane: GroupCommit[str, int, int] = GroupCommit(kept.do, most=3)
     answers = await asyncio.gather(*(lane.put("a", item) for item in (1, 2, 3)), return_exceptions=True)
     assert [answers[0], answers[2]] == [10, 30]
     assert isinstance(answers[1], Unavailable)
@@ -61,7 +61,7 @@ async def test_when_a_batch_fails_each_item_is_tried_once_more_alone() -> None:
 
 
 async def test_a_caller_who_gives_up_leaves_the_others_their_answers() -> None:
-    lane: Lane[str, int, int] = Lane(Kept().do, most=3)
+    lane: GroupCommit[str, int, int] = GroupCommit(Kept().do, most=3)
     gone, stays = (asyncio.create_task(lane.put("a", item)) for item in (1, 2))
     await asyncio.sleep(0.001)
     gone.cancel()

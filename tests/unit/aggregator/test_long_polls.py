@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ifed.errors import Unavailable
-from services.aggregator.backstage import Polls
 from services.aggregator.metrics import Metrics
-from services.aggregator.ticker import Ticker
+from services.aggregator.runtime.background import PeriodicTask
+from services.aggregator.runtime.long_poll import LongPoll
 from tests.fakes import FakeCache
 
 LONG, SHORT = 5.0, 0.05
@@ -28,8 +28,8 @@ class Truth:
         return self.value
 
 
-def polls(cache: FakeCache, *, recheck: float = LONG, longest: float = LONG) -> Polls:
-    return Polls(cache, Metrics(CollectorRegistry()).long_polls, recheck=recheck, longest=longest)
+def polls(cache: FakeCache, *, recheck: float = LONG, longest: float = LONG) -> LongPoll:
+    return LongPoll(cache, Metrics(CollectorRegistry()).long_polls, recheck=recheck, longest=longest)
 
 
 async def test_what_is_settled_is_answered_at_once() -> None:
@@ -90,7 +90,7 @@ async def test_background_work_runs_at_once_after_a_nudge() -> None:
     async def work() -> None:
         ran.set()
 
-    ticker = Ticker(seconds=LONG)
+    ticker = PeriodicTask(seconds=LONG)
     ticker.start(work)
     await asyncio.wait_for(ran.wait(), 1)
     ran.clear()
@@ -111,7 +111,7 @@ async def test_background_work_outlives_what_goes_wrong_in_it(trouble: Exception
             raise trouble
         again.set()
 
-    ticker = Ticker(seconds=0.01)
+    ticker = PeriodicTask(seconds=0.01)
     ticker.start(work)
     await asyncio.wait_for(again.wait(), 1)
     await ticker.stop()
@@ -119,7 +119,7 @@ async def test_background_work_outlives_what_goes_wrong_in_it(trouble: Exception
 
 async def test_background_work_stops_even_when_a_nudge_meets_the_stop() -> None:
     for _ in range(50):
-        ticker = Ticker(seconds=LONG)
+        ticker = PeriodicTask(seconds=LONG)
         ticker.start(lambda: asyncio.sleep(0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

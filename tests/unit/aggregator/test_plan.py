@@ -7,10 +7,10 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import WrongState
-from ifed.states import AssignmentKind, RoundKind, RoundState, TaskState
-from services.aggregator.aggregation import Measure
-from services.aggregator.domain import Round, Seat
-from services.aggregator.plan import (
+from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.round import Round, Seat
+from services.aggregator.domain.schedule import (
     Step,
     assigned,
     attempt_after,
@@ -23,12 +23,12 @@ from services.aggregator.plan import (
     seed_of,
     stalled,
 )
-from services.aggregator.records import FederatedTask
-from tests.factories import NOON, entry, policy, round_, task
+from services.aggregator.domain.task import Task
+from testing.factories import NOON, entry, policy, round_, task
 
 
-def measured(*accuracies: float) -> list[tuple[int, Measure]]:
-    return [(version, Measure(accuracy, accuracy, 100)) for version, accuracy in enumerate(accuracies)]
+def measured(*accuracies: float) -> list[tuple[int, EvaluationResult]]:
+    return [(version, EvaluationResult(accuracy, accuracy, 100)) for version, accuracy in enumerate(accuracies)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_first_round_opens_for_those_expected_and_none_for_fewer_than_its_qu
     assert clients_needed(policy(clients_expected=4, quorum=3), round_()) == 3
 
 
-def running(version: int | None = None, **changes: object) -> FederatedTask:
+def running(version: int | None = None, **changes: object) -> Task:
     made = task(**changes)
     made.state, made.version, made.calibrated = TaskState.RUNNING, version, version or 0
     return made

@@ -7,21 +7,21 @@ import asyncio
 import numpy as np
 import pytest
 
-from ifed.bodies import read_context
 from ifed.errors import WrongState
-from ifed.states import RoundState, TaskState
-from ifed.tensors import TensorBody
-from services.aggregator.combination import Combination
-from services.aggregator.intake import read_update_body
-from services.aggregator.service import Aggregator
-from services.aggregator.tally import ContextTally
-from tests.factories import context_body, join_request, party, policy, spec, update_body
+from ifed.messages.bodies import read_context
+from ifed.messages.enums import RoundState, TaskState
+from ifed.tensors.values import TensorBody
+from services.aggregator.aggregation.accumulators import ContextAccumulator
+from services.aggregator.aggregation.rules import Reducer
+from services.aggregator.application.participation import read_update_body
+from services.aggregator.application.services import Services
+from testing.factories import context_body, join_request, party, policy, spec, update_body
 from tests.unit.aggregator.test_closing import CLAIM_SECONDS, World, send_context
 
 TASK = "sentiment"
 
 
-async def gathered(world: World, *clients: str, **changes: object) -> Aggregator:
+async def gathered(world: World, *clients: str, **changes: object) -> Services:
     """A task whose context round has closed."""
     service = await world.gathering(*clients, given=spec(clients_expected=len(clients), **changes))
     for client in clients:
@@ -156,11 +156,11 @@ async def test_a_failed_task_takes_no_additions() -> None:
 
 def test_parts_of_one_client_count_as_one_that_sent_all_at_once() -> None:
     rules = policy(weight_cap=4)
-    tally = ContextTally(TASK, 1, rules)
+    tally = ContextAccumulator(TASK, 1, rules)
     for client, weight, value in (("a", 2, 1.0), ("a", 6, 5.0), ("b", 1, 0.5)):
         tally.add(client, weight, context_body(value, examples=weight))
     found = read_context(TensorBody.from_bytes(tally.summed().body or b"")).values
-    by_hand = Combination(rules)
+    by_hand = Reducer(rules)
     by_hand.add(np.full(found.shape, (2 * 1.0 + 6 * 5.0) / 8), 8)
     by_hand.add(np.full(found.shape, 0.5), 1)
     assert (found == by_hand.value().astype(np.float16)).all()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch, NonFinite, WrongState
-from services.aggregator.robust import (
+from services.aggregator.aggregation.robust import (
     Float64,
     bounded,
     coordinate_median,

@@ -17,10 +17,10 @@ from ifed.errors import (
     StaleUpdate,
     WrongState,
 )
-from ifed.states import RoundKind, RoundState
-from services.aggregator.contribution import Contribution, Form
-from services.aggregator.domain import Round, Seat
-from tests.factories import NOON, OTHER_FINGERPRINT, context_contribution, form, round_, update_contribution
+from ifed.messages.enums import RoundKind, RoundState
+from services.aggregator.domain.contribution import Contribution, ContributionSchema
+from services.aggregator.domain.round import Round, Seat
+from testing.factories import NOON, OTHER_FINGERPRINT, context_contribution, form, round_, update_contribution
 
 LATER = NOON + timedelta(minutes=1)
 AT_DEADLINE = NOON + timedelta(hours=1)
@@ -76,7 +76,7 @@ def test_what_is_no_contribution_to_this_round_is_refused(
 
 
 def test_a_tensor_of_another_shape_is_refused_naming_both() -> None:
-    taller: Form = form(context_shape=(3, 2, 8), coefficients_shape=(3, 2, 2, 2))
+    taller: ContributionSchema = form(context_shape=(3, 2, 8), coefficients_shape=(3, 2, 2, 2))
     with pytest.raises(LayoutMismatch, match=r"\(2, 2, 8\).*\(3, 2, 8\)"):
         round_().accept(context_contribution("a"), taller, LATER)
     with pytest.raises(LayoutMismatch, match=r"\(2, 2, 2, 2\).*\(3, 2, 2, 2\)"):

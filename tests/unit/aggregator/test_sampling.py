@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.aggregator.plan import seed_of
-from services.aggregator.sampling import sample
-from tests.factories import policy
+from services.aggregator.domain.schedule import sample, seed_of
+from testing.factories import policy
 
 names = st.lists(st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True), unique=True, max_size=30)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch
-from services.aggregator.server_optimizers import Moments, Name, ServerOptimizer
+from services.aggregator.aggregation.server_optimizers import Moments, Name, ServerOptimizer
 
 NAMES: list[Name] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 vectors = arrays.arrays(np.float64, 3, elements=st.floats(-5, 5))

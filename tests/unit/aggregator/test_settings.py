@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.aggregator.settings import Settings
-from tests.factories import ADMIN_TOKEN
+from testing.factories import ADMIN_TOKEN
 
 
 @pytest.fixture(autouse=True)

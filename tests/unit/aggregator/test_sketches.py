@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from services.aggregator.sketches import SIZE, comparison_key, sketch
+from services.aggregator.aggregation.sketch import SIZE, comparison_key, sketch
 
 SHAPE = (4, 2, 32)
 # Subnormal numbers lose their digits when they are halved, so a vector of them does not keep its direction.

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ifed.cli.console import size
 from ifed.cli.demo import corpora, demo_texts
 from ifed.cli.demo.corpora import Labelled, Organisation
 from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
 from ifed.cli.demo.measure import Accuracy, Outcome
 from ifed.cli.demo.presets import PRESETS, preset_for
 from ifed.cli.demo.stack import ServiceDied, Stack
-from ifed.cli.session import size
-from ifed.contracts import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
 from ifed.errors import BadData, LayoutMismatch
-from ifed.states import RoundKind, RoundState, TaskState
-from ifed.tasks import TaskSpec
+from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.rounds import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
+from ifed.messages.tasks import TaskSpec
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

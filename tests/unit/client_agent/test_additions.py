@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ifed.bodies import ContextBody
 from ifed.errors import BadData, WrongState
-from ifed.states import AssignmentKind, TaskState
+from ifed.messages.bodies import ContextBody
+from ifed.messages.enums import AssignmentKind, TaskState
 from services.client_agent.demonstrations import Demonstration, Split, split
-from services.client_agent.memory import Memory, hash_of
+from services.client_agent.state import Memory, hash_of
 from services.client_agent.status import Activity
 from tests.unit.client_agent.test_agent import DONE, SPLIT, TASK, WHOLE_TASK, Setting, assignment
 

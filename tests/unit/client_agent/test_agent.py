@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import structlog
 
-from ifed.bodies import ContextBody, UpdateBody
-from ifed.contracts import Assignment, JoinRequest, LocalWork, Member, Receipt, TaskBrief
 from ifed.errors import (
     AlreadyContributed,
     FingerprintMismatch,
@@ -23,19 +21,18 @@ from ifed.errors import (
     Unavailable,
     UnknownTask,
 )
-from ifed.probes import Probe
-from ifed.states import AssignmentKind, TaskState
-from ifed.tasks import Layout, ModelIdentity, Policy
-from ifed.tensors import Coefficients, ContextVector, Gradient, digest_of
-from services.client_agent.agent import Agent
+from ifed.messages.bodies import ContextBody, UpdateBody
+from ifed.messages.enums import AssignmentKind, TaskState
+from ifed.messages.rounds import Assignment, JoinRequest, LocalWork, Member, Receipt, TaskBrief
+from ifed.messages.tasks import Layout, ModelIdentity, Policy
+from ifed.tensors.probes import Probe
+from ifed.tensors.values import Coefficients, ContextVector, Gradient, digest_of
+from services.client_agent.agent import Agent, CannotTakePart
 from services.client_agent.demonstrations import Demonstration, Split
-from services.client_agent.errors import CannotTakePart
-from services.client_agent.feedback import Feedback
-from services.client_agent.memory import Growth
-from services.client_agent.outbox import Outbox
-from services.client_agent.service import Calibrated, Evaluated, Participation, Progress
+from services.client_agent.participation import Calibrated, Evaluated, Participation, Progress
+from services.client_agent.state import DataFileWatcher, ErrorFeedback, Outbox
 from services.client_agent.status import Activity, Status, Stopping
-from tests.factories import probe
+from testing.factories import probe
 
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 LAYOUT = Layout(layers=[0, 1], hidden_size=4, groups=2)
@@ -158,12 +155,12 @@ class Setting:
         self.aggregator, self.worker, self.status = FakeAggregator(script, refusals=refusals), FakeWorker(), Status()
         self.prepared = 0
 
-        self.growth, self.split = Growth(folder / "data", folder, task="sentiment"), SPLIT
+        self.growth, self.split = DataFileWatcher(folder / "data", folder, task="sentiment"), SPLIT
 
         async def prepare(task: TaskBrief, client: str) -> Participation:
             self.prepared += 1
             outbox, memory = Outbox(folder, task=task.name), self.growth.memory(client)
-            feedback = Feedback(folder, task=task.name, client=client)
+            feedback = ErrorFeedback(folder, task=task.name, client=client)
             file = self.growth.state()
             return Participation(self.aggregator, self.worker, self.split, outbox, self.status, memory, feedback, file=file)
 

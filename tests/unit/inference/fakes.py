@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ifed.bodies import AdapterBody
-from ifed.contracts import AdapterMeta
 from ifed.errors import IFedError, UnknownTask, UnknownVersion
-from ifed.tasks import Layout, ModelIdentity
-from ifed.tensors import Coefficients, ContextVector
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import Layout, ModelIdentity
+from ifed.tensors.values import Coefficients, ContextVector
 from services.inference.adapters import Adapters
 from services.inference.engine import Pass
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from ifed.errors import Unauthenticated, Unavailable
-from services.inference.access import AskedAccess, KeyAccess, OpenAccess, read_keys
+from services.inference.authentication import ApiKeys, OpenAccess, RemoteTokens, read_keys
 from services.inference.settings import Settings
 
 KEY = "a-key-of-sixteen-characters"
@@ -33,7 +33,7 @@ class Aggregator:
 
 async def test_a_token_is_checked_once_and_remembered() -> None:
     aggregator = Aggregator()
-    access = AskedAccess(aggregator.whose, remember=60, grace=60)
+    access = RemoteTokens(aggregator.whose, remember=60, grace=60)
     assert [await access.admit("known") for _ in range(3)] == ["north"] * 3
     assert aggregator.asked == 1
     for _ in range(3):
@@ -46,7 +46,7 @@ async def test_a_token_is_checked_once_and_remembered() -> None:
 
 async def test_many_requests_with_one_token_are_one_question() -> None:
     aggregator = Aggregator()
-    access = AskedAccess(aggregator.whose, remember=60, grace=60)
+    access = RemoteTokens(aggregator.whose, remember=60, grace=60)
     answered = aggregator.whose
 
     async def slowly(token: str) -> str:
@@ -60,7 +60,7 @@ async def test_many_requests_with_one_token_are_one_question() -> None:
 
 async def test_a_revoked_token_ends_when_it_is_no_longer_remembered() -> None:
     aggregator = Aggregator()
-    access = AskedAccess(aggregator.whose, remember=0, grace=60)
+    access = RemoteTokens(aggregator.whose, remember=0, grace=60)
     assert await access.admit("known") == "north"
 
     async def revoked(token: str) -> str:
@@ -73,7 +73,7 @@ async def test_a_revoked_token_ends_when_it_is_no_longer_remembered() -> None:
 
 async def test_known_callers_are_let_in_while_the_aggregator_is_gone() -> None:
     aggregator = Aggregator()
-    access = AskedAccess(aggregator.whose, remember=0, grace=60)
+    access = RemoteTokens(aggregator.whose, remember=0, grace=60)
     await access.admit("known")
     aggregator.gone = True
     assert await access.admit("known") == "north"
@@ -83,7 +83,7 @@ async def test_known_callers_are_let_in_while_the_aggregator_is_gone() -> None:
 
 async def test_the_grace_ends() -> None:
     aggregator = Aggregator()
-    access = AskedAccess(aggregator.whose, remember=0, grace=0)
+    access = RemoteTokens(aggregator.whose, remember=0, grace=0)
     await access.admit("known")
     aggregator.gone = True
     await asyncio.sleep(0.01)
@@ -92,7 +92,7 @@ async def test_the_grace_ends() -> None:
 
 
 async def test_keys_are_read_from_lines_of_name_and_key() -> None:
-    access = KeyAccess(read_keys(f"# people\n\nnorth {KEY}  # since May\n"))
+    access = ApiKeys(read_keys(f"# people\n\nnorth {KEY}  # since May\n"))
     assert await access.admit(KEY) == "north"
     with pytest.raises(Unauthenticated):
         await access.admit("other")

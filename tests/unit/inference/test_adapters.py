@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from ifed.bodies import AdapterBody
-from ifed.errors import NothingYet, Unavailable, UnknownTask, UnknownVersion
-from ifed.serving_errors import OtherModel
+from ifed.errors import NothingYet, OtherModel, Unavailable, UnknownTask, UnknownVersion
+from ifed.messages.bodies import AdapterBody
 from services.inference import adapters as module
 from services.inference.adapters import Adapters
 from tests.unit.inference.fakes import OTHER, SIZE, FakeSource, Observer, adapters_of, body

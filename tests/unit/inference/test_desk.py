@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ifed.bodies import AdapterBody
-from ifed.errors import BadData, IFedError
-from ifed.serving_errors import NoDemonstrations
-from services.inference.answers import Prepared
+from ifed.errors import BadData, IFedError, NoDemonstrations
+from ifed.messages.bodies import AdapterBody
+from services.inference.adapters import Adapter
 from services.inference.demonstrations import Demonstration, DemonstrationFolder
-from services.inference.desk import Desk
-from services.inference.held import Adapter
+from services.inference.preparation import Preprocessor
+from services.inference.service import Prepared
 from tests.unit.inference.fakes import body
 
 
@@ -48,7 +47,7 @@ def write(folder: Path, *texts: str) -> None:
 
 async def test_demonstrations_are_read_once_and_anew_when_their_file_is_edited(tmp_path: Path) -> None:
     reader = Reader()
-    desk = Desk(reader, DemonstrationFolder(tmp_path))
+    desk = Preprocessor(reader, DemonstrationFolder(tmp_path))
     write(tmp_path, "one", "two", "three")
     for _ in range(2):
         assert await desk.few_shot(ADAPTER, 2) == "one two sentiment"
@@ -62,7 +61,7 @@ async def test_demonstrations_are_read_once_and_anew_when_their_file_is_edited(t
 
 
 async def test_a_file_that_is_gone_too_short_or_not_text_is_told(tmp_path: Path) -> None:
-    desk = Desk(Reader(), DemonstrationFolder(tmp_path))
+    desk = Preprocessor(Reader(), DemonstrationFolder(tmp_path))
     with pytest.raises(NoDemonstrations, match="gave no demonstrations"):
         await desk.few_shot(ADAPTER, 1)
     write(tmp_path, "one")

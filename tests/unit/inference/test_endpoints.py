@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.inference.access import OpenAccess
 from services.inference.app import create_app
+from services.inference.authentication import OpenAccess
 from services.inference.settings import Settings
 
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}

@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from ifed.errors import Unavailable
-from ifed.serving_errors import DeadlineExceeded, QueueFull
+from ifed.errors import DeadlineExceeded, QueueFull, Unavailable
 from services.inference.engine import Engine, Pass, Ran, Scores
 
 

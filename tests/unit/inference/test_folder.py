@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ifed.errors import Malformed, UnknownTask, UnknownVersion
-from services.inference.folder import AdapterFolder
+from services.inference.adapter_folder import AdapterFolder
 from tests.unit.inference.fakes import body
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ifed.serving import ClassifyRequest
-from services.inference.formats import HubRequest, PredictRequest
-from services.inference.open_inference import read_inference
+from ifed.messages.inference import ClassifyRequest
+from services.inference.api.formats import HubRequest, PredictRequest
+from services.inference.api.open_inference import read_inference
 
 HALF = "half a character: \ud83d"
 

@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from ifed.bodies import AdapterBody
-from ifed.contracts import AdapterMeta
-from ifed.errors import BadTemplate
-from ifed.identity import identity_of
+from ifed.errors import BadTemplate, EmptyText, TextTooLong
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import Layout
 from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem
-from ifed.serving_errors import EmptyText, TextTooLong
-from ifed.tasks import Layout
-from services.inference.answers import Prepared
 from services.inference.demonstrations import Demonstration
-from services.inference.scorer import Item, LoadedAdapter, Scorer
+from services.inference.model import Item, LoadedAdapter, Scorer
+from services.inference.service import Prepared
 from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
 
 
@@ -36,7 +34,7 @@ def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limit
             version=1,
             labels=labels,
             template="Review: {text}\nSentiment:",
-            identity=identity_of(lm),
+            identity=lm.identity,
             layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
             created_at=datetime.now(UTC),
         )

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ifed.errors import IFedError, UnknownTask
-from ifed.serving import ClassifyRequest
-from ifed.serving_errors import DeadlineExceeded, EmptyText, NoDefaultTask, TooManyItems, TooManyTokens
-from services.inference.answers import Prepared
+from ifed.errors import DeadlineExceeded, EmptyText, IFedError, NoDefaultTask, TooManyItems, TooManyTokens, UnknownTask
+from ifed.messages.inference import ClassifyRequest
+from services.inference.adapters import Adapter
+from services.inference.api.formats import HubRequest, PredictRequest, classified, headers_of, hub_predictions, predictions
 from services.inference.engine import Ran
-from services.inference.formats import HubRequest, PredictRequest, classified, headers_of, hub_predictions, predictions
-from services.inference.held import Adapter
-from services.inference.names import ModelName
-from services.inference.service import Classifier, Limits
+from services.inference.service import Classifier, Limits, ModelName, Prepared
 from tests.unit.inference.fakes import FakeSource, Observer, adapters_of, body
 
 

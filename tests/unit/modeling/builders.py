@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ifed.modeling.language_model import LanguageModel, wrap
 from ifed.modeling.prompts import Example, PromptTemplate
-from ifed.tensors import Coefficients, ContextVector
+from ifed.tensors.values import Coefficients, ContextVector
 
 LAYERS, HIDDEN, POSITIONS = 3, 32, 256
 FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2")

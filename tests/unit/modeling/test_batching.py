@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ifed.modeling.batching import Batch, Layout, Row, halving, within_budget
+from ifed.modeling.forward import ActivationCache, wanted_hidden
 from ifed.modeling.hooks import final_hidden
-from ifed.modeling.passes import LowerLayers, wanted_hidden
 from tests.unit.modeling.builders import FAMILY_NAMES, ROUNDING, TEXTS, build, template
 
 layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -102,7 +102,7 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
 def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer: int, limit: int, used: bool) -> None:
     lm = build()
     rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
-    lower = LowerLayers(lm, first_layer, rows, limit=limit)
+    lower = ActivationCache(lm, first_layer, rows, limit=limit)
     assert lower.used is used
     with_cache = wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
     without = wanted_hidden(lm, rows, [None] * len(rows))
@@ -113,7 +113,7 @@ def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer
 def test_kept_lower_layers_are_not_computed_again() -> None:
     lm = build()
     rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
-    lower = LowerLayers(lm, 2, rows, limit=10**9)
+    lower = ActivationCache(lm, 2, rows, limit=10**9)
     wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
     calls: list[int] = []
     counter = lm.family.layers(lm.model)[1].register_forward_hook(lambda *_: calls.append(1))

@@ -15,10 +15,10 @@ from ifed.modeling.extraction import context_vector
 from ifed.modeling.fingerprint import fingerprint_of_model
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.objective import Objective
+from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import Example
 from ifed.modeling.scoring import ScoringItem, evaluate, score
-from ifed.tensors import Coefficients
+from ifed.tensors.values import Coefficients
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, build, examples, random_coefficients, random_context, template
 
 PLAN = LocalPlan(steps=10, batch_size=4, learning_rate=0.05, learning_rate_end=0.01, logit_adjustment=0.0, seed=3)

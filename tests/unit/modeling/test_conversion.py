@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ifed.modeling.conversion import convert
+from ifed.modeling.gguf import convert
 from ifed.modeling.loading import load
 from tests.unit.modeling.builders import build_tokenizer
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifed.bodies import AdapterBody
-from ifed.contracts import AdapterMeta, Evaluation
 from ifed.errors import AlreadyExists, FingerprintMismatch, UnsupportedFamily
-from ifed.exporting import export
-from ifed.identity import identity_of
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta, Evaluation
+from ifed.messages.tasks import Layout
+from ifed.modeling.export import export
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, quiet
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tasks import Layout
 from tests.unit.modeling.builders import HIDDEN, TEMPLATE, TEXTS, build, random_coefficients, random_context, template
 
 LABELS = ["positive", "topic sport", "topic science"]
@@ -29,7 +28,7 @@ def adapter(lm: LanguageModel) -> AdapterBody:
         version=3,
         labels=LABELS,
         template=TEMPLATE,
-        identity=identity_of(lm),
+        identity=lm.identity,
         layout=Layout(layers=[1, 2], hidden_size=HIDDEN, groups=4),
         evaluation=Evaluation(version=3, accuracy=0.875, macro_f1=0.87, examples=80),
         created_at=datetime(2026, 3, 1, 12, tzinfo=UTC),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ifed.errors import LayoutMismatch, Malformed
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
-from ifed.tensors import ContextVector
+from ifed.tensors.values import ContextVector
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEMPLATE, build, examples, template
 from tests.unit.modeling.by_hand import gemma3_by_hand, gpt2_by_hand, llama_by_hand
 

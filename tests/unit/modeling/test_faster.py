@@ -11,15 +11,15 @@ from torch import nn
 
 from ifed.errors import ProbeMismatch, UnknownModel, UnsupportedFamily
 from ifed.modeling.calibration import Calibrator
-from ifed.modeling.faster import Packed
-from ifed.modeling.folding import fold
+from ifed.modeling.export import fold
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import DType, load
+from ifed.modeling.optimizations import Packed
 from ifed.modeling.probing import probe_of
+from ifed.modeling.replicas import twin
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.modeling.twins import twin
-from ifed.probes import Probe
+from ifed.tensors.probes import Probe
 from tests.unit.modeling.builders import (
     ALL,
     FAMILY_NAMES,

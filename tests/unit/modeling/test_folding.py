@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ifed.errors import LayoutMismatch, UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
-from ifed.modeling.folding import FOLDED, NO_PLACE, fold, write
+from ifed.modeling.export import FOLDED, NO_PLACE, fold, write
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet

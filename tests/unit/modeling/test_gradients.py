@@ -12,7 +12,7 @@ from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tensors import Coefficients
+from ifed.tensors.values import Coefficients
 from tests.unit.modeling.builders import (
     ALL,
     FAMILY_NAMES,

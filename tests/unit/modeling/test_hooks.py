@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ifed.errors import LayoutMismatch
-from ifed.modeling import rescaling
+from ifed.modeling import injection as injection_module
 from ifed.modeling.batching import Batch, Layout, Row
 from ifed.modeling.hooks import capture, entering, final_hidden, inject, replay
-from ifed.modeling.injection import Injection, SideBySide, injection_of, side_by_side
+from ifed.modeling.injection import Injection, Rescaling, RunByRun, SideBySide, injection_of, side_by_side
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.rescaling import Rescaling, RunByRun
-from ifed.tensors import Coefficients
+from ifed.tensors.values import Coefficients
 from tests.unit.modeling.builders import (
     ALL,
     FAMILY_NAMES,
@@ -180,7 +179,7 @@ def test_nothing_is_written_in_place(family: str) -> None:
 def test_rows_with_injections_of_their_own_give_what_each_gives_alone(
     family: str, layout: Layout, pays: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescaling, "RUN_PAYS", pays)
+    monkeypatch.setattr(injection_module, "RUN_PAYS", pays)
     lm = build(family)
     batch = batch_of(lm, layout)
     several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
@@ -220,7 +219,7 @@ def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> N
 def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
     family: str, dtype: torch.dtype, pays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescaling, "RUN_PAYS", pays)
+    monkeypatch.setattr(injection_module, "RUN_PAYS", pays)
     lm = build(family, dtype=dtype)
     batch = batch_of(lm)
     bare = batch.split(final_hidden(lm, batch))

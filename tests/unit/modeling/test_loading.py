@@ -16,7 +16,7 @@ from ifed.modeling.catalog import CATALOG, prepare
 from ifed.modeling.fingerprint import CACHE_FILE, fingerprint_of_model
 from ifed.modeling.language_model import quiet
 from ifed.modeling.loading import load, wrap
-from ifed.tensors import Coefficients, TensorBody
+from ifed.tensors.values import Coefficients, TensorBody
 from tests.unit.modeling.builders import FAMILY_NAMES, HIDDEN, LAYERS, POSITIONS, build_model, build_tokenizer
 
 

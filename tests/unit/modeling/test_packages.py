@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ifed.downloads import fetch
 from ifed.errors import DownloadFailed
-from ifed.packages import fetch
 
 WORDS = b"what the package carries\n"
 DIGEST = hashlib.sha256(WORDS).hexdigest()

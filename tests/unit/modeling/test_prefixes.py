@@ -18,10 +18,10 @@ from ifed.modeling.attention import Prefix
 from ifed.modeling.batching import Row
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
+from ifed.modeling.forward import FILLED_UP
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options
-from ifed.modeling.passes import FILLED_UP
-from ifed.modeling.prefixes import Kept, Prefixes
+from ifed.modeling.prefix_cache import PrefixCache, Prefixes
 from ifed.modeling.scoring import ScoringItem, score
 from tests.unit.modeling.builders import (
     ALL,
@@ -131,7 +131,7 @@ def test_prefixes_that_were_there_and_those_that_had_to_be_run_are_counted() -> 
 
 
 def test_another_thread_may_ask_how_much_is_kept_while_injections_come_and_go() -> None:
-    kept = Kept(2**30)
+    kept = PrefixCache(2**30)
     ended, problems = threading.Event(), list[Exception]()
 
     def ask() -> None:

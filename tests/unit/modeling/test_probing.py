@@ -12,7 +12,7 @@ from ifed.modeling.batching import Batch, Layout, Row
 from ifed.modeling.hooks import capture, final_hidden
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.probing import probe_of, tokens_digest
-from ifed.probes import BUCKETS, TEXTS, Probe
+from ifed.tensors.probes import BUCKETS, TEXTS, Probe
 from tests.unit.modeling.builders import FAMILY_NAMES, POSITIONS, SHAPES, TEMPLATE, build, template
 
 NAMES = ["positive", "negative"]

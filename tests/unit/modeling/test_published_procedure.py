@@ -12,7 +12,7 @@ from ifed.modeling.calibration import Calibrator, LocalPlan
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import injection_of
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.tensors import Coefficients, ContextVector
+from ifed.tensors.values import Coefficients, ContextVector
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEMPLATE, TEXTS, build, examples, template
 
 NAMES = ["positive", "negative"]

@@ -11,20 +11,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ifed.downloads import cache_folder
 from ifed.errors import ProbeMismatch, UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.catalog import CATALOG
+from ifed.modeling.export import fold, write
 from ifed.modeling.extraction import context_vector
-from ifed.modeling.folding import fold, write
 from ifed.modeling.hooks import capture, final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options, quiet
 from ifed.modeling.loading import DType, load
 from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import Example, PromptTemplate
-from ifed.paths import cache_folder
-from ifed.probes import TEXTS, Probe
-from ifed.tensors import Coefficients, ContextVector
+from ifed.tensors.probes import TEXTS, Probe
+from ifed.tensors.values import Coefficients, ContextVector
 from tests.unit.modeling.by_hand import gemma3_by_hand, llama_by_hand
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifed.modeling.rescaling import Rescaling, RunByRun, Runs
+from ifed.modeling.injection import Rescaling, RunByRun, Runs
 
 
 def one_formula(activation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from ifed.modeling.batching import Batch, Row
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefixes import Kept, Prefixes
+from ifed.modeling.prefix_cache import PrefixCache, Prefixes
+from ifed.modeling.replicas import lanes_for, twin, twins
 from ifed.modeling.scoring import ScoringItem, score
-from ifed.modeling.twins import lanes_for, twin, twins
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
 
 LABELS = ["positive", "topic sport"]
@@ -64,7 +64,7 @@ def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) -> None:
     lm = build(family)
-    kept = Kept(2**20)
+    kept = PrefixCache(2**20)
     asked = [items(lm, given) for given in (injection(lm, 1), injection(lm, 2), None)]
     expected = [np.stack(score(lm, one)) for one in asked]
     both = twins(lm, 3)

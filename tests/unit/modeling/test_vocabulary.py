@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifed.modeling.heads import vocabulary_logits
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.vocabulary import LOGITS_AT_ONCE, Offsets, cross_entropy
+from ifed.modeling.logits import vocabulary_logits
+from ifed.modeling.loss import LOGITS_AT_ONCE, Offsets, cross_entropy
 from tests.unit.modeling.builders import FAMILY_NAMES, build
 
 TARGETS = [0, 7, 7, 31, 2]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ifed.bodies import UpdateBody
-from ifed.contracts import ContributionMeta
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
-from ifed.tensors import Float32
+from ifed.messages.bodies import UpdateBody
+from ifed.messages.rounds import ContributionMeta
+from ifed.tensors.values import Float32
 
 META = ContributionMeta(fingerprint="f" * 64, examples=10, version=0)
 

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from ifed.clients import AggregatorClient, InferenceClient
 from ifed.errors import IFedError, Malformed, Overloaded, RoundClosed, Unavailable
-from ifed.tensors import TensorBody
-from ifed.web import mount
+from ifed.server.web import mount
+from ifed.tensors.values import TensorBody
 
 
 def app_that_raises(reason: Exception) -> FastAPI:

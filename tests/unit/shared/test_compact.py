@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ifed.bodies import UpdateBody
-from ifed.compact import Change, with_feedback
-from ifed.contracts import ContributionMeta
 from ifed.errors import LayoutMismatch, NonFinite
-from ifed.states import UpdateDType
-from ifed.tensors import TensorBody
+from ifed.messages.bodies import UpdateBody
+from ifed.messages.rounds import ContributionMeta
+from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
+from ifed.tensors.values import TensorBody
 
 COMPACT: tuple[UpdateDType, ...] = ("float16", "int8")
 CHANGES = arrays.arrays(np.float32, (2, 2, 2, 3), elements=st.floats(-1e4, 1e4, width=32))
@@ -23,7 +22,7 @@ META = ContributionMeta(fingerprint="f" * 64, examples=1_000_000_000, version=10
 def test_int8_is_in_steps_of_the_largest_change_by_127() -> None:
     change = np.zeros((1, 2, 2, 3), np.float32)
     change[0, 0, 0] = [1.27, -0.014, 0.006]
-    sent = Change.of(change, "int8")
+    sent = QuantizedUpdate.of(change, "int8")
     assert sent.values[0, 0, 0].tolist() == [127, -1, 1]
     assert sent.scales is not None
     assert sent.scales[0, 0, 0] == pytest.approx(0.01)
@@ -32,7 +31,7 @@ def test_int8_is_in_steps_of_the_largest_change_by_127() -> None:
 
 @given(CHANGES)
 def test_what_int8_takes_is_at_most_half_a_step(change: np.ndarray) -> None:
-    sent = Change.of(change, "int8")
+    sent = QuantizedUpdate.of(change, "int8")
     assert sent.scales is not None
     assert (np.abs(change - sent.restored()) <= 0.501 * sent.scales[..., None] + 1e-30).all()
 
@@ -53,7 +52,7 @@ def test_over_the_rounds_everything_arrives(dtype: UpdateDType) -> None:
         arrived += sent.restored()
     assert lost is not None
     np.testing.assert_allclose(arrived + lost, changes.sum(axis=0), atol=1e-5)
-    without = sum(Change.of(change, dtype).restored().astype(np.float64) for change in changes)
+    without = sum(QuantizedUpdate.of(change, dtype).restored().astype(np.float64) for change in changes)
     assert np.abs(arrived - changes.sum(axis=0)).mean() < np.abs(without - changes.sum(axis=0)).mean()
 
 
@@ -65,7 +64,7 @@ def test_what_was_lost_under_another_layout_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1800), ("int8", 1400)])
 def test_a_compact_body_of_nine_layers_and_four_labels_is_at_most_1800_bytes(dtype: UpdateDType, most: int) -> None:
-    change = Change.of(np.random.default_rng(0).normal(size=(9, 2, 2, 16)).astype(np.float32), dtype)
+    change = QuantizedUpdate.of(np.random.default_rng(0).normal(size=(9, 2, 2, 16)).astype(np.float32), dtype)
     body = UpdateBody(
         None, np.ones((4, 4), np.int64), META, change=change, label_probabilities=np.full(4, 0.25, np.float32)
     ).to_bytes()
@@ -96,15 +95,15 @@ def tensors(**changed: np.ndarray | None) -> TensorBody:
 )
 def test_a_change_of_another_form_is_refused_by_name(body: TensorBody, words: str) -> None:
     with pytest.raises(LayoutMismatch, match=words):
-        Change.read(body)
+        QuantizedUpdate.read(body)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38])
 def test_scales_that_make_no_number_are_refused(scale: float) -> None:
     with pytest.raises(NonFinite):
-        Change.read(tensors(change=np.full((1, 2, 2, 3), 127, np.int8), scales=np.full((1, 2, 2), scale, np.float32)))
+        QuantizedUpdate.read(tensors(change=np.full((1, 2, 2, 3), 127, np.int8), scales=np.full((1, 2, 2), scale, np.float32)))
     with pytest.raises(NonFinite):
-        Change.read(tensors(change=np.full((1, 2, 2, 3), np.inf, np.float16), scales=None))
+        QuantizedUpdate.read(tensors(change=np.full((1, 2, 2, 3), np.inf, np.float16), scales=None))
 
 
 def test_any_dtype_but_the_compact_ones_leaves_a_body_without_a_change() -> None:

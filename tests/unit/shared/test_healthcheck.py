@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tests.servers import free_port
+from testing.servers import free_port
 
 
 class Page(BaseHTTPRequestHandler):

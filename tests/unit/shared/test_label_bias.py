@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ifed.errors import LayoutMismatch
-from ifed.label_bias import bias_of, without_bias
+from ifed.tensors.label_prior import bias_of, without_bias
 
 
 def test_a_label_that_is_always_likely_no_longer_wins_by_that() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from ifed.logs import configure
+from ifed.server.logs import configure
 
 
 @pytest.fixture(autouse=True)

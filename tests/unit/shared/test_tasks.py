@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ifed.errors import LayoutMismatch
-from ifed.tasks import ModelIdentity, Policy, TaskSpec, resolve_layers
+from ifed.messages.tasks import ModelIdentity, Policy, TaskSpec, resolve_layers
 
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=5, hidden_size=12)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import DigestMismatch, LayoutMismatch, Malformed, NonFinite
-from ifed.tensors import ACTIVATION, CONTEXT, Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
+from ifed.tensors.values import ACTIVATION, CONTEXT, Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
 
 
 def test_a_context_vector_has_layers_sites_and_channels() -> None:

@@ -1,0 +1,128 @@
+"""The convergence study: every setting runs, tables and plots hold what was found, and a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.convergence import __main__ as command
+from benchmarks.convergence.cells import BASE, Cell, Plan, cells
+from benchmarks.convergence.plots import draw
+from benchmarks.convergence.report import collect, late_swing, tables
+from benchmarks.convergence.study import run
+from benchmarks.federated.parties import Federation
+from benchmarks.tests.test_federated import SOURCE
+from ifed.modeling.language_model import LanguageModel
+from tests.unit.modeling.builders import TEXTS, build, examples
+
+PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, training=80, test=16)
+FITTING = [cell for cell in cells() if cell.groups is None or 32 % cell.groups == 0]
+
+
+@pytest.mark.parametrize("cell", FITTING, ids=[cell.name for cell in FITTING])
+def test_every_setting_runs_its_rounds_and_measures_each_version(cell: Cell) -> None:
+    made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), cell.layers)
+    heard: list[str] = []
+    found = run(made, cell, PLAN, heard.append)
+    rounds = 4 if cell.name == "gradient-fedadam" else cell.policy_for(PLAN).rounds
+    assert [row["round"] for row in found["rows"]] == list(range(0, rounds + 1, cell.rounds_between(PLAN)))
+    assert found["groups"] == (cell.groups or 32)
+    assert len(heard) == len(found["rows"]) - 1
+    up = [row["bytes_up"] for row in found["rows"]]
+    assert up == sorted(up)
+    assert all(0 <= row[f"accuracy_{way}"] <= 1 for row in found["rows"] for way in ("without_prior", "prior_matched"))
+
+
+def test_all_that_is_to_be_compared_is_there_once() -> None:
+    names = [cell.name for cell in cells()]
+    assert len(set(names)) == len(names)
+    assert names[0] == BASE
+    kinds = {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "gradient-fedadam", "fedlalr", "scaffold", "published"}
+    assert kinds <= set(names)
+    assert {cell.groups for cell in cells()} == {1, 4, 16, 64, None}
+    assert {str(cell.layers) for cell in cells()} == {"all", "upper_half", "upper_third"}
+
+
+def test_the_late_swing_is_the_largest_late_change() -> None:
+    rows = [{"accuracy": value} for value in (0.5, 0.9, 0.80, 0.84, 0.83)]
+    assert late_swing(rows) == pytest.approx(0.04)
+
+
+def row(number: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "round": number,
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "accuracy_without_prior": accuracy - 0.1,
+        "bytes_up": 100.0 * (number + 1),
+        "bytes_down": 100.0 * (number + 1),
+    }
+
+
+def test_tables_and_plots_hold_what_was_found(tmp_path: Path) -> None:
+    shown = [cell for cell in cells() if cell.name in (BASE, "fedavg", "groups-4")]
+    runs = [
+        {
+            "cell": cell.name,
+            "axis": cell.axis,
+            "title": cell.title,
+            "data": "subj",
+            "rows": [row(0, 0.6), row(1, 0.7), row(2, 0.912)],
+            "steps": [0, 2, 4],
+        }
+        for cell in shown
+    ]
+    text = tables({"runs": runs})
+    assert "| SUBJ | FedAvg | 60.0 % | 91.2 % | 91.2 % | 21.2 | 81.2 % | 21.2 | – | – | 91.2 | 100 |" in text
+    assert text.count("FedAvg, logit adjustment") == 2
+    drawn = [path.name for path in draw({"runs": runs}, tmp_path)]
+    assert drawn == [f"convergence-{axis}.{kind}" for axis in ("algorithm", "groups") for kind in ("png", "svg")]
+    assert (tmp_path / drawn[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def folder_of_texts(folder: Path) -> Path:
+    for part, count in (("train", 80), ("test", 16)):
+        rows = [{"text": TEXTS[at % len(TEXTS)], "label": ("objective", "subjective")[at % 2]} for at in range(count)]
+        (folder / f"subj.{part}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return folder
+
+
+def start(monkeypatch: pytest.MonkeyPatch, data: Path, *more: str) -> None:
+    sizes = ["--clients", "2", "--rounds", "2", "--local-steps", "2", "--batch-size", "4", "--training", "80", "--test", "16"]
+    given = ["--data", str(data), "--out", str(data), "--sources", "subj", *sizes, *more]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.convergence", *given])
+    command.main()
+
+
+def test_a_killed_run_goes_on_with_the_cells_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[str] = []
+
+    def small(name: str, **_: object) -> LanguageModel:
+        loaded.append(name)
+        return build("llama")
+
+    monkeypatch.setattr(command, "load", small)
+    data = folder_of_texts(tmp_path)
+    start(monkeypatch, data, "--cells", BASE)
+    first = (data / "cells" / "subj" / f"{BASE}.json").read_bytes()
+    start(monkeypatch, data, "--cells", BASE, "fedavg")
+    assert (data / "cells" / "subj" / f"{BASE}.json").read_bytes() == first
+    assert [(run["cell"], run["steps"]) for run in collect(data, PLAN)["runs"]] == [(BASE, [0, 2, 4]), ("fedavg", [0, 2, 4])]
+    page = data.parent / "page.md"
+    page.write_text("Before.\n<!-- figures -->\n<!-- end of figures -->\nAfter.\n", encoding="utf-8")
+    start(monkeypatch, data, "--cells", BASE, "fedavg", "--page", str(page))
+    assert f"]({data.name}/convergence-algorithm.png)" in page.read_text(encoding="utf-8")
+    assert len(loaded) == 2
+    assert capsys.readouterr().out.count("### The algorithm") == 3
+    assert not collect(data, Plan())["runs"]
+
+
+def test_an_unknown_cell_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="no such cells: fedsgd; there are fedavg-adjusted"):
+        start(monkeypatch, tmp_path, "--cells", "fedsgd")

@@ -1,0 +1,297 @@
+"""The paper's experiment by its command line: a run that goes on where it was, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.federated.texts import SOURCES
+from benchmarks.paper import __main__ as command
+from benchmarks.paper import methods
+from benchmarks.paper.methods import LORA, QUICK, SETTINGS, TITLES, TRIED, Plan, runs_on
+from benchmarks.paper.store import OtherRun, Store
+from benchmarks.tests.conftest import AS_SET
+from benchmarks.tests.paper_cells import RATES, run, wire
+from benchmarks.tests.test_convergence import folder_of_texts
+from tests.unit.modeling.builders import build_model, build_tokenizer
+
+
+def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, QUICK, "tiny")
+    store.keep("subj", "ours-0", run("ours", 0.5))
+    store.keep("subj", "lora-0.001-0", run("lora", 0.5))
+    store.keep_wire("subj", {"ours": wire(10), "compact": wire(5)})
+    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    with pytest.raises(OtherRun, match="differs in plan and setting from this run; name another folder"):
+        Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
+    with pytest.raises(OtherRun, match="differs in model from this run"):
+        Store(tmp_path, QUICK, "large").has("subj", "ours-0")
+    ours = SETTINGS["ours"]
+    changed = replace(ours, policy={"learning_rate": 0.03})
+    monkeypatch.setitem(SETTINGS, "ours", changed)
+    monkeypatch.setitem(LORA, "lora", changed)
+    for name in ("ours-0", "lora-0.001-0"):
+        with pytest.raises(OtherRun, match=f"{name}.json differs in setting"):
+            Store(tmp_path, QUICK, "tiny").has("subj", name)
+    assert Store(tmp_path, QUICK, "tiny").wire("subj") == {"compact": wire(5)}, "bytes are counted again, not refused"
+    monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
+    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+
+
+def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
+    store = Store(tmp_path, QUICK, "tiny")
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
+    assert store.best_rate("subj", RATES) is None
+    assert store.collect(RATES)["data"]["subj"]["runs"]["lora"] == []
+    store.keep("subj", "lora-0.01-0", run("lora", 0.8, rate=0.01))
+    store.keep("subj", "lora-0.01-1", run("lora", 0.9, seed=1))
+    assert store.best_rate("subj", RATES) == 0.01
+    store.keep("subj", "lora-0.001-0", run("lora", 0.8))
+    assert store.best_rate("subj", (0.01, 0.001)) == 0.001, "of level ones the lowest"
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
+    assert [one["seed"] for one in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
+
+
+def start(monkeypatch: pytest.MonkeyPatch, data: Path, model: Path, *more: str) -> None:
+    """The very command, on a small Qwen 2 from a folder, as a larger one would come from a hub."""
+    small = {"clients": 2, "rounds": 2, "local-steps": 1, "batch-size": 2, "training": 64, "test": 8, "shots": 1, "few": 4}
+    sizes = [word for name, size in (small | {"lora-rank": 2}).items() for word in (f"--{name}", str(size))]
+    given = ["--data", str(data), "--out", str(data / "out"), "--sources", "subj", "--lora-rates", "0.001", "0.01", *sizes]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *given, "--model", str(model), "--device", "cpu", *more])
+    command.main()
+
+
+def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "1", "--methods", "lora", "ours")
+    told = capsys.readouterr().err
+    assert "SUBJ: FedAvg-LoRA, seed 1, waits for all learning rates of FedAvg-LoRA on seed 0; run these with" in told
+    cells = data / "out" / "cells" / "subj"
+    first = (cells / "ours-1.json").read_bytes()
+    start(monkeypatch, data, model, "--seeds", "0", "1")
+    assert (cells / "ours-1.json").read_bytes() == first
+    (best,) = (rate for rate in RATES if (cells / f"lora-{rate:g}-1.json").exists())
+    names = {path.stem for path in cells.glob("*.json")}
+    both = {f"{method}-{seed}" for method in (*SETTINGS, "icl") if method not in TRIED for seed in (0, 1)}
+    once = {f"{method}-0" for method in ("zero-shot", *TRIED) if method not in LORA}
+    assert names == both | once | {"wire", f"lora-{best:g}-1", f"lora-steps-{best:g}-0", *(f"lora-{rate:g}-0" for rate in RATES)}
+    losses = [json.loads((cells / f"{method}-{best:g}-0.json").read_text(encoding="utf-8"))["rows"][-1]["loss"] for method in LORA]
+    assert losses[0] != losses[1], "more steps end elsewhere"
+    assert "### Goals" in (data / "out" / "paper.md").read_text(encoding="utf-8")
+    kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
+    (ran_on,) = kept["machines"]
+    assert (ran_on["device"], ran_on["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
+    assert len(kept["data"]["subj"]["runs"]["ours"]) == 2
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures -->\n<!-- end of figures -->\n", encoding="utf-8")
+    start(monkeypatch, data, model, "--report", "--page", str(page))
+    assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert capsys.readouterr().out.count("### Goals") == 2
+    shown = page.read_text(encoding="utf-8")
+    assert "### Goals" in shown
+    for name in ("paper-accuracy.svg", "paper-local.svg"):
+        assert f"]({name})" in shown
+        assert (tmp_path / name).exists()
+    titles = [one["title"] for one in kept["tables"]]
+    assert (titles[0], titles[-1]) == ("Accuracy after the last round", "Goals")
+
+
+def test_a_run_of_another_size_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "out", QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
+    with pytest.raises(SystemExit, match="differs in plan and model and setting"):
+        report(monkeypatch, tmp_path / "out")
+
+
+def report(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--out", str(out), "--report", *more])
+    command.main()
+
+
+def test_a_report_of_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"no cells under .*; a run makes them, and --out names the folder"):
+        report(monkeypatch, tmp_path / "out")
+
+
+def test_that_lora_waits_for_its_rates_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path, Plan(), command.MODEL)
+    store.keep("subj", "lora-0.001-0", run("lora", 0.7, rate=0.001))
+    report(monkeypatch, tmp_path)
+    assert (
+        "SUBJ: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed 0"
+        in capsys.readouterr().err
+    )
+
+
+def small_qwen2(folder: Path) -> Path:
+    build_model("qwen2").save_pretrained(folder / "qwen2")
+    build_tokenizer().save_pretrained(folder / "qwen2")
+    return folder / "qwen2"
+
+
+def test_a_setting_whose_groups_do_not_divide_the_channels_is_left_out_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SETTINGS, "long", replace(SETTINGS["long"], groups=24))
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "long", "compact")
+    told = capsys.readouterr().err
+    assert f"{TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in told
+    cells = data / "out" / "cells" / "subj"
+    assert {path.stem for path in cells.glob("*.json")} == {"compact-0", "wire"}
+    assert "long" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
+
+
+def test_cells_of_other_texts_or_weights_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "compact")
+    cells = set((data / "out").rglob("*.json"))
+
+    def refused(words: str, *more: str) -> None:
+        with pytest.raises(SystemExit, match=rf"compact-0.json differs in {words} from this run; name another folder"):
+            start(monkeypatch, data, model, "--seeds", "0", *more)
+        assert set((data / "out").rglob("*.json")) == cells
+
+    refused("dtype", "--dtype", "float16")
+    build_model("qwen2", seed=1).save_pretrained(model)
+    refused("fingerprint")
+    train = data / "subj.train.jsonl"
+    train.write_text(train.read_text(encoding="utf-8").replace("film", "movie"), encoding="utf-8")
+    refused("texts")
+
+
+def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
+    path = data / "out" / "cells" / "subj" / "wire.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept["compact"]["bodies"]["update"], old = 1, kept.pop("ours")
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
+    again = json.loads(path.read_text(encoding="utf-8"))
+    assert again["compact"] == kept["compact"]
+    assert again["ours"]["bodies"] == old["bodies"]
+
+
+def test_quick_leaves_rows_out() -> None:
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "more-steps", *TRIED}
+
+
+def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "zero-shot", "compact")
+    told = capsys.readouterr().err
+    assert f"{TITLES['wide']}: left out, it runs on seed 0 of SUBJ and EmoContext alone" in told
+    assert "zero-shot: left out, it runs on seed 0 alone" in told
+    cells = data / "out" / "cells" / "subj"
+    assert {path.stem for path in cells.glob("*.json")} == {"compact-1", "wire"}
+    assert "wide" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
+    with pytest.raises(SystemExit, match=r"there are no cells under .*; all that was asked for is left out"):
+        start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "--out", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ours", ""),
+        ("zero-shot", "seed 0"),
+        ("more-steps", "SUBJ"),
+        ("steps-long", "seed 0 of SUBJ"),
+        ("wide", "seed 0 of SUBJ and EmoContext"),
+    ],
+)
+def test_the_limits_of_a_method_are_told_in_its_help_too(
+    method: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command._limits(method) == words
+    monkeypatch.setenv("COLUMNS", "10000")
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--help"])
+    with pytest.raises(SystemExit):
+        command.main()
+    title = "" if method == TITLES[method] else f": {TITLES[method]}"
+    limits = f" ({words} alone)" if words else ""
+    assert f" {method}{title}{limits};" in capsys.readouterr().out
+
+
+def test_more_steps_of_lora_wait_for_its_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
+    with pytest.raises(SystemExit, match="all that was asked for is left out"):
+        start(monkeypatch, data, model, "--seeds", "0", "--methods", "lora-steps")
+    assert (
+        f"{TITLES['lora-steps']}, seed 0, waits for all learning rates of FedAvg-LoRA on seed 0; run these with --methods lora --seeds 0"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    with pytest.raises(SystemExit, match=r"page.md cannot be read: No such file"):
+        report(monkeypatch, tmp_path, "--page", str(page))
+    page.write_text("words", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"page.md has no <!-- figures --> and"):
+        report(monkeypatch, tmp_path, "--page", str(page))
+
+
+def test_a_run_needs_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--data names the folder of the data sets" in capsys.readouterr().err
+
+
+def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, setting in AS_SET.items():
+        monkeypatch.setitem(SETTINGS, method, setting)
+    store = Store(Path("benchmarks/results/paper"), Plan(), command.MODEL)
+    found = store.collect(methods.RATES)["data"]
+    assert set(found) == set(SOURCES)
+    for key in found:
+        assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
+    unseen = Store(Path("benchmarks/results/paper/unseen"), Plan(), command.MODEL).collect((0.001,))["data"]["subj"]["runs"]
+    assert {method for method, runs in unseen.items() if runs} == {"lora", "ours", "steps", "more-steps", "long"}
+
+
+def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, nowhere = folder_of_texts(tmp_path), tmp_path / "nowhere"
+    train = data / "subj.train.jsonl"
+    whole = train.read_text(encoding="utf-8")
+    train.write_text(whole.replace('"objective"', '"fact"', 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl:1: a line must be .* one of the labels objective, subjective"):
+        start(monkeypatch, data, nowhere)
+    train.write_text("\n\n" + whole.replace('"text": "', '"text": 3, "was": "', 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl:3: a line must be"):
+        start(monkeypatch, data, nowhere)
+    train.write_text("\n".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
+        start(monkeypatch, data, nowhere)
+    train.write_text(whole, encoding="utf-8")
+    with pytest.raises(SystemExit, match="64 examples do not suffice for 5 clients of at least 16; take more examples or fewer"):
+        start(monkeypatch, data, nowhere, "--clients", "5")
+    train.unlink()
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl cannot be read: No such file or directory; --data names the folder"):
+        start(monkeypatch, data, nowhere)
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, tmp_path, tmp_path)
+    assert ended.value.code == 130
+    assert "stopped; the same command goes on with the cells that are missing" in capsys.readouterr().err

@@ -1,0 +1,299 @@
+"""What the paper's experiment compares: adapters that come off again, prompts of a client's own texts, rounds, bytes that are counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from torch import nn
+
+from benchmarks.federated.parties import Federation
+from benchmarks.federated.rounds import plan_of
+from benchmarks.paper import lora, traffic
+from benchmarks.paper.meter import metered
+from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
+from benchmarks.paper.prompting import few_shot, prompt_of, zero_shot
+from benchmarks.paper.runs import calibrated
+from benchmarks.tests.test_federated import SOURCE
+from ifed.messages.tasks import LayerChoice
+from ifed.modeling.calibration import LocalPlan
+from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.scoring import ScoringItem, score
+from tests.unit.modeling.builders import build, examples
+
+PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_rank=2)
+LOCAL = LocalPlan(steps=3, batch_size=4, learning_rate=0.02, learning_rate_end=0.0, logit_adjustment=1.0, seed=1)
+
+
+def quietly(_: str) -> None:
+    """Nobody listens."""
+
+
+def scores(lm: LanguageModel) -> np.ndarray:
+    template = PromptTemplate.of(lm, SOURCE.template)
+    labels = template.labels(SOURCE.labels)
+    return np.stack(score(lm, [ScoringItem(template.prompt(one.text), labels, None) for one in examples(8)]))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_adapters_change_nothing_before_they_learn_and_nothing_after_they_are_off(family: str) -> None:
+    lm = build(family)
+    before, names = scores(lm), [name for name, _ in lm.model.named_modules()]
+    with lora.adapted(lm, 2, 0) as parameters:
+        assert len(parameters) == 3 * 2 * 2
+        assert all("q_proj" in name or "v_proj" in name for name in parameters)
+        assert all(one.dtype is torch.float32 for one in parameters.values())
+        np.testing.assert_array_equal(scores(lm), before)
+        lora.put(parameters, {name: one + np.float32(0.3) for name, one in lora.weights_of(parameters).items()})
+        assert np.abs(scores(lm) - before).max() > 1e-3
+    np.testing.assert_array_equal(scores(lm), before)
+    assert [name for name, _ in lm.model.named_modules()] == names
+    assert not any(one.requires_grad for one in lm.model.parameters())
+
+
+def test_adapters_are_drawn_by_the_seed_and_leave_the_draws_of_others_alone() -> None:
+    lm, drawn = build("llama"), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        with lora.adapted(lm, 2, seed) as parameters:
+            drawn.append(lora.body_of(lora.weights_of(parameters)))
+        assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_model_without_such_projections_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"q_proj"), lora.adapted(build("gpt2"), 2, 0):
+        pass
+    assert [lora.fits(build(family)) for family in ("gpt2", "phi3", "qwen2")] == [False, False, True]
+
+
+def test_the_local_steps_are_those_of_a_plain_loop_over_padded_rows() -> None:
+    lm = build("llama", dtype=torch.float64)
+    (learner,) = lora.learners_of(lm, SOURCE, [examples(16)], 0.0)
+    with lora.adapted(lm, 2, 0) as parameters:
+        start = lora.weights_of(parameters)
+        learner.walk(lm, parameters, LOCAL)
+        ours = lora.weights_of(parameters)
+        lora.put(parameters, start)
+        optimiser = torch.optim.AdamW(parameters.values(), lr=LOCAL.learning_rate, weight_decay=0.0)
+        for step, indices in enumerate(lora.draws(len(learner.rows), 4, 3, 1)):
+            optimiser.param_groups[0]["lr"] = LOCAL.learning_rate * (1 - step / 3)
+            optimiser.zero_grad()
+            loss, tokens = torch.zeros((), dtype=torch.float64), 0
+            for index in indices:
+                row, label = learner.rows[index], PromptTemplate.of(lm, SOURCE.template).labels(SOURCE.labels).ids
+                logits = lm.model(torch.tensor([row.ids])).logits[0, list(row.wanted)]
+                loss = loss + nn.functional.cross_entropy(logits, torch.tensor(label[learner.truths[index]]), reduction="sum")
+                tokens += len(row.wanted)
+            (loss / tokens).backward()
+            optimiser.step()
+        for name, values in lora.weights_of(parameters).items():
+            np.testing.assert_allclose(ours[name], values, atol=2e-5)
+    assert max(np.abs(ours[name] - start[name]).max() for name in start) > 0.01
+
+
+def test_adapters_are_averaged_by_examples() -> None:
+    class Fixed(lora.Learner):
+        def walk(self, lm: LanguageModel, parameters: Mapping[str, nn.Parameter], plan: LocalPlan) -> float:
+            with torch.no_grad():
+                for one in parameters.values():
+                    one.add_(len(self.rows))
+            return float(len(self.rows))
+
+    lm = build("llama")
+    learners = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in told(lm, (1, 3))]
+    with lora.adapted(lm, 2, 0) as parameters:
+        start = lora.weights_of(parameters)
+        after, loss = lora.one_round(lm, parameters, start, learners, [LOCAL] * 2)
+    assert loss == 2.0
+    for name, values in after.items():
+        np.testing.assert_allclose(values, start[name] + (1 * 1 + 3 * 3) / 4, rtol=1e-6)
+
+
+def told(lm: LanguageModel, counts: tuple[int, ...]) -> list[tuple[lora.Learner, int]]:
+    return list(zip(lora.learners_of(lm, SOURCE, [examples(8)] * len(counts), 0.0), counts, strict=True))
+
+
+def test_lora_trains_on_the_very_batches_of_a_task() -> None:
+    lm, parts = build("llama"), [examples(24), examples(40)]
+    made = Federation(lm, SOURCE, parts, examples(8), "upper_half")
+    learners = lora.learners_of(lm, SOURCE, parts, 1.0)
+    for party, learner in zip(made.parties, learners, strict=True):
+        assert (party.name, party.examples) == (learner.name, len(learner.rows))
+        assert party.calibrator._rows == learner.rows
+
+
+def test_every_round_of_lora_is_evaluated() -> None:
+    lm, parts = build("qwen2"), [examples(16), examples(16)]
+    plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
+    low, high = (OURS.policy_for(plan).model_copy(update={"learning_rate": rate}) for rate in (0.001, 0.05))
+    found, other = (lora.federated(lm, SOURCE, parts, examples(8), policy, plan.lora_rank, 0, quietly) for policy in (low, high))
+    assert [found["rate"], other["rate"]] == [0.001, 0.05]
+    assert found["rows"][-1]["loss"] != other["rows"][-1]["loss"]
+    assert [row["round"] for row in found["rows"]] == [1, 2, 3]
+    assert found["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
+    assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])
+
+
+def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
+    ours = OURS.policy_for(Plan())
+    policies = {name: setting.policy_for(Plan()) for name, setting in SETTINGS.items()}
+    assert {name for name, policy in policies.items() if policy.local_steps == 2 * ours.local_steps} == {"steps", "steps-long"}
+    assert {name for name, policy in policies.items() if policy.local_steps == 4 * ours.local_steps} == {"more-steps"}
+    assert {name for name, policy in policies.items() if policy.rounds == 2 * ours.rounds} == {"long", "steps-long"}
+    constant = {name for name, policy in policies.items() if policy.learning_rate_schedule == "constant"}
+    assert constant == {"published", "constant", "wide-constant"}
+    assert {name for name, policy in policies.items() if policy.update_dtype == "float32"} == {"published", "ours", "compact"}
+
+
+@pytest.mark.parametrize(
+    ("method", "seed", "key", "runs"),
+    [
+        ("ours", 1, "agnews", True),
+        ("lora", 2, "subj", True),
+        ("zero-shot", 0, "agnews", True),
+        ("zero-shot", 1, "agnews", False),
+        ("wide", 0, "subj", True),
+        ("wide", 0, "emoc", True),
+        ("wide", 0, "agnews", False),
+        ("wide", 1, "subj", False),
+        ("steps-long", 0, "subj", True),
+        ("steps-long", 0, "emoc", False),
+        ("lora-steps", 0, "emoc", True),
+        ("lora-steps", 1, "emoc", False),
+        ("more-steps", 2, "subj", True),
+        ("more-steps", 0, "agnews", False),
+    ],
+)
+def test_some_methods_run_on_one_seed_or_on_some_data_sets(method: str, seed: int, key: str, runs: bool) -> None:
+    assert runs_on(method, seed, key) is runs
+
+
+def test_lora_is_trained_by_the_policy_of_ours_but_for_the_steps() -> None:
+    ours = OURS.policy_for(Plan())
+    assert LORA["lora"].policy_for(Plan()) == ours
+    assert LORA["lora-steps"].policy_for(Plan()) == ours.model_copy(update={"local_steps": 16})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> None:
+    setting = SETTINGS[name]
+    made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers, few=4)
+    found = calibrated(made, setting, PLAN, 0, quietly, local=True)
+    assert [row["round"] for row in found["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
+    assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in found["rows"][1:])
+    if name == "published":
+        assert (found["groups"], found["layers"]) == (1, 3)
+        assert all(row["accuracy"] == row["accuracy_plain"] for row in found["rows"])
+
+
+def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_where_there_are_none() -> None:
+    def made(layers: LayerChoice) -> Federation:
+        return Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), layers)
+
+    lazy, kept = made("upper_half"), made("upper_half")
+    assert not any(party.calibrator._lower._kept for party in kept.parties)
+    assert kept.keep_lower_layers() > 0
+    assert all(len(party.calibrator._lower._kept) == party.examples for party in kept.parties)
+    ends = [calibrated(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
+    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
+    assert made("all").keep_lower_layers() == 0.0
+
+
+def test_ours_is_what_the_product_does_unless_told() -> None:
+    policy = OURS.policy_for(Plan())
+    said = policy.model_dump(exclude_defaults=True)
+    assert set(said) <= {"rounds", "local_steps", "batch_size", "clients_expected"}
+    small = compact("int8")
+    assert small.policy_for(Plan()).model_dump(exclude_defaults=True) == said | {"update_dtype": "int8"}
+    assert (OURS.groups, small.groups) == (64, 16)
+    published = PUBLISHED.policy_for(Plan())
+    assert (published.initial_context_weight, published.logit_adjustment, published.label_bias) == (0.1, 0.0, False)
+    assert plan_of(published, 5, 0).learning_rate_end == published.learning_rate
+
+
+def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
+    def last(setting: Setting) -> dict[str, float]:
+        made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers)
+        return dict(calibrated(made, setting, PLAN, 0, quietly, local=False)["rows"][-1])
+
+    whole, half, eighth = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
+    assert whole["body_up"] > half["body_up"] > eighth["body_up"]
+    for other in (half, eighth):
+        assert other["loss"] == pytest.approx(whole["loss"], rel=1e-2)
+        assert other["loss"] != whole["loss"]
+
+
+def test_a_prompt_holds_demonstrations_in_their_order_as_far_as_they_fit() -> None:
+    lm = build("llama")
+    shown = [Example("bad", 1), Example("has {text} in it", 0), Example("we liked it", 0)]
+    template, count = prompt_of(lm, SOURCE, shown)
+    assert count == 2
+    before = "Review: bad\nSentiment: negative\n\nReview: we liked it\nSentiment: positive\n\n"
+    assert template.template == before + SOURCE.template
+    fitting, fewer = prompt_of(lm, SOURCE, [Example("bad " * 30, 1)] * 8)
+    assert 0 < fewer < 8
+    assert fitting.template.count("bad") == 30 * fewer
+    assert prompt_of(lm, SOURCE, [Example("bad " * 400, 1)])[1] == 0
+
+
+def test_each_text_is_asked_of_one_client_with_its_own_demonstrations() -> None:
+    lm, test = build("llama"), examples(7)
+    parts = [[Example("bad", 1)] * 3, [Example("we liked it", 0)] * 3]
+    found = few_shot(lm, SOURCE, parts, test, 2, 0)
+    assert found["shots"] == 2
+    right = 0
+    for index, one in enumerate(test):
+        template, _ = prompt_of(lm, SOURCE, parts[index % 2][:2])
+        (alone,) = score(lm, [ScoringItem(template.prompt(one.text), template.labels(SOURCE.labels), None)])
+        right += int(np.argmax(alone) == one.label)
+    assert found["accuracy"] == pytest.approx(right / 7)
+    assert zero_shot(lm, SOURCE, examples(4), test)["accuracy"] == pytest.approx(
+        np.mean(np.argmax(scores(lm)[:7], axis=1) == [one.label for one in test])
+    )
+
+
+def test_a_meter_counts_every_byte_of_http() -> None:
+    app, seen = FastAPI(openapi_url=None), []
+
+    @app.put("/thing")
+    async def take() -> str:
+        return "kept"
+
+    async def run() -> None:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        async with metered(server) as meter, httpx.AsyncClient(base_url=meter.url, trust_env=False) as client:
+            answer = await client.put("/thing", content=b"x" * 100_000)
+            seen.append((meter.taken(), answer, meter.taken()))
+
+    asyncio.run(run())
+    ((count, answer, nothing),) = seen
+    said = answer.request
+    head = f"{said.method} {said.url.path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in said.headers.items()) + "\r\n"
+    assert count["up"] == len(head) + 100_000
+    back = "HTTP/1.1 200 OK\r\n" + "".join(f"{k}: {v}\r\n" for k, v in answer.headers.items()) + "\r\n"
+    assert count["down"] == len(back) + len(answer.content)
+    assert nothing == {"up": 0, "down": 0}
+
+
+def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
+    identity = build("llama").identity
+    found = {name: traffic.of_coefficients(identity, SOURCE, setting, PLAN) for name, setting in SETTINGS.items()}
+    for parts in found.values():
+        assert parts["context"]["up"] > parts["bodies"]["context"] + 300
+        assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
+        assert 300 < parts["evaluation"]["up"] < 2500, "an answer without coefficients, and the question after it"
+        assert parts["round"]["down"] < parts["evaluation"]["down"] < parts["round"]["down"] + 2000
+    ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
+    assert ups == sorted(ups, reverse=True)
+    with lora.adapted(build("llama"), 8, 0) as parameters:
+        sent = traffic.of_lora(lora.weights_of(parameters))
+    for way in ("up", "down"):
+        assert 0 < sent["round"][way] - sent["bodies"]["update"] < 1500

@@ -1,0 +1,59 @@
+"""What every command shares: the two consoles, and where the services are. Knows no command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+Result = TypeVar("Result")
+console = Console()
+error_console = Console(stderr=True)
+AggregatorUrl = Annotated[
+    str, typer.Option("--aggregator", envvar="IFED_AGGREGATOR_URL", help="Where the aggregator answers.", show_envvar=True)
+]
+InferenceUrl = Annotated[
+    str, typer.Option("--inference", envvar="IFED_INFERENCE_URL", help="Where the inference service answers.", show_envvar=True)
+]
+Token = Annotated[
+    str, typer.Option("--token", envvar="IFED_TOKEN", help="Your bearer token.", show_envvar=True, show_default=False)
+]
+DEFAULT_AGGREGATOR = "http://127.0.0.1:8080"
+DEFAULT_INFERENCE = "http://127.0.0.1:8081"
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run one command's asynchronous work to its end."""
+    return asyncio.run(work)
+
+
+def say(words: str, *, verbatim: bool = False) -> None:
+    """Print words without markup; on a terminal a long line breaks between words, unless it is `verbatim`, to be copied as it is."""
+    console.print(words, highlight=False, markup=False, soft_wrap=verbatim or not console.is_terminal)
+
+
+def compact_table(*columns: str) -> Table:
+    """An empty table that fits a terminal of 80 columns where its cells do."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 as a percentage, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def size(count: int | None) -> str:
+    """A number of bytes as people read it, in powers of 1000."""
+    if count is None:
+        return "–"
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.1f} KB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"

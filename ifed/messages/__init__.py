@@ -1,0 +1,1 @@
+"""Messages of the HTTP API, as pydantic models, and the bodies that carry tensors."""

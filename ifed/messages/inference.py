@@ -1,0 +1,122 @@
+"""The messages of the inference service, in the shapes public clients expect. Knows no web framework and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from ifed.messages.rounds import ErrorBody
+
+Given = TypeVar("Given", bound=str | list[Any])
+DEADLINE_HEADER = "X-Request-Timeout"
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+def whole_characters(given: Given) -> Given:
+    """Texts in lists of any depth, as they are; half a character, a lone surrogate, is a ValueError, and so a 422 for whoever sent it."""
+    if not isinstance(given, str):
+        for one in given:
+            whole_characters(one)
+    elif not given.isascii():
+        given.encode()
+    return given
+
+
+class ClassifyRequest(BaseModel):
+    """Body of `POST /v1/classify`, as vLLM and SGLang take it.
+
+    `model` names the task: `sentiment` as the aggregator serves it, `sentiment@7` its version 7, `sentiment@bare` the bare model,
+    `sentiment@few-shot:12` the bare model after 12 demonstrations.
+    """
+
+    model: str = Field(min_length=1, max_length=200, examples=["sentiment"])
+    input: Annotated[str | list[str], AfterValidator(whole_characters)] = Field(
+        examples=["The plot was thin, but I laughed the whole way through."]
+    )
+    top_k: int | None = Field(None, ge=1, description="also list so many labels with their probability, most probable first")
+    truncate: bool = Field(True, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
+    use_activation: bool | None = Field(None, description="false, as in vLLM: natural logarithms in place of the probabilities")
+
+    @property
+    def raw(self) -> bool:
+        """Whether logarithms are wanted."""
+        return self.use_activation is False
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class LabelScore(BaseModel):
+    """One label and its score."""
+
+    label: str = Field(examples=["positive"])
+    score: float = Field(examples=[0.93])
+
+
+class Classification(BaseModel):
+    """The answer for one text; `error` instead of a label when this text alone could not be classified."""
+
+    index: int = Field(examples=[0])
+    label: str | None = Field(examples=["positive"])
+    probs: list[float] = Field(examples=[[0.07, 0.93]], description="in the order of the task's labels; empty beside an error")
+    num_classes: int = Field(examples=[2])
+    truncated: bool = Field(False, description="the text was longer than the model takes and was cut in its middle")
+    top: list[LabelScore] | None = Field(None, exclude_if=_absent, description="there when `top_k` was given")
+    error: ErrorBody | None = Field(None, exclude_if=_absent, description="there when this text could not be classified")
+
+
+class Usage(BaseModel):
+    """Tokens read, as the OpenAI-style APIs count them."""
+
+    prompt_tokens: int = Field(examples=[19])
+    total_tokens: int = Field(examples=[19])
+    completion_tokens: int = 0
+    prompt_tokens_details: None = Field(None, description="null; SGLang has this field")
+
+
+class ClassifyResponse(BaseModel):
+    """Answer of `POST /v1/classify`. `task`, `adapter_version` and `adapter_digest` say exactly what answered."""
+
+    id: str = Field(examples=["classify-9bf17f2847b046c7b2d5495f4b4f9682"])
+    object: Literal["list"] = "list"
+    created: int = Field(examples=[1795356861], description="seconds since 1970")
+    model: str = Field(examples=["sentiment"])
+    data: list[Classification]
+    usage: Usage
+    task: str = Field(examples=["sentiment"])
+    labels: list[str] = Field(examples=[["negative", "positive"]])
+    adapter_version: int | None = Field(
+        examples=[7], description="null when no adapter answered: the bare model, few-shot prompting"
+    )
+    adapter_digest: str = Field(
+        examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"],
+        description="sha256 of the adapter; `bare` or `few-shot:12` when no adapter answered",
+    )
+
+
+class ServedModel(BaseModel):
+    """One task an inference service can answer for."""
+
+    id: str = Field(examples=["sentiment"])
+    object: Literal["model"] = "model"
+    created: int = Field(examples=[1795356861])
+    owned_by: str = "ifed"
+    root: str = Field(examples=["smollm2-135m"], description="the language model underneath")
+    labels: list[str] = Field(examples=[["negative", "positive"]])
+    adapter_version: int = Field(examples=[7])
+    adapter_digest: str = Field(examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"])
+    accuracy: float | None = Field(None, examples=[0.888], description="on the clients' held-out examples, where it was evaluated")
+    stale: str | None = Field(None, description="why it may not be the newest, when it could not be refreshed")
+
+
+class ServedModels(BaseModel):
+    """Answer of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]

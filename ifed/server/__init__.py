@@ -1,0 +1,1 @@
+"""What every service mounts: refusals, health, metrics, OpenAPI, logging, settings at start."""

@@ -1,0 +1,160 @@
+"""What every application mounts: refusals as error bodies, request ids, /livez, /readyz, /metrics. Knows no service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
+
+from ifed.errors import IFedError, Malformed, TooLarge, Unauthenticated
+from ifed.messages.rounds import ErrorBody
+from ifed.server import openapi
+
+log = structlog.get_logger(__name__)
+UNREADABLE = 400  # FastAPI's word for a body that is not even text; our refusal of it is the same as of any other malformed body
+ReadinessChecks = Callable[[], Awaitable[dict[str, str]]]
+
+
+class Readiness(BaseModel):
+    """Answer of /readyz: every check by name, `ok` or what is wrong with it."""
+
+    ready: bool
+    checks: dict[str, str] = Field(examples=[{"database": "ok", "cache": "ok"}])
+
+
+def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegistry, max_body_bytes: int | None = None) -> None:
+    """Give `app` what all our applications share.
+
+    Args:
+        app: the application; its routes may be added before or after.
+        readiness: named checks; `ok`, or words that begin with `degraded` for a service that still answers, count as ready.
+        registry: what /metrics shows; one for each application, so that two in one process do not collide.
+        max_body_bytes: a larger request body is refused as TooLarge while it streams in; no limit when not set.
+    """
+    app.add_exception_handler(IFedError, _refusal)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    if max_body_bytes is not None:
+        app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-ID")
+    Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/metrics"]).instrument(app).expose(
+        app, endpoint="/metrics", tags=["health"], response_class=PlainTextResponse
+    )
+    app.include_router(_health(readiness))
+
+
+class BodyLimit:
+    """Counts a request's body as it streams in. FastAPI's own `max_body_size` does too, but answers in plain text."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        received = int(declared) if declared.isdigit() and int(declared) > self._max_bytes else 0
+
+        async def counted() -> ASGIMessage:
+            nonlocal received
+            self._check(received)
+            message = await receive()
+            received += len(message.get("body", b""))
+            self._check(received)
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _check(self, received: int) -> None:
+        if received > self._max_bytes:
+            raise HTTPException(TooLarge.status, f"the body is larger than the {self._max_bytes} bytes taken here")
+
+
+def describe(app: FastAPI, examples: Mapping[str, object], *, metrics: str = openapi.METRICS) -> None:
+    """Let the OpenAPI description of `app` have an example for every body and refusal; made when it is first asked for.
+
+    Args:
+        examples: by the name of the schema; none for one whose fields have examples of their own.
+        metrics: a line of /metrics.
+    """
+    framework = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.complete(framework(), examples, metrics=metrics)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change it
+
+
+def refusals(*kinds: type[IFedError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route: every refusal it may give, grouped by status."""
+    by_status: dict[int | str, list[str]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(kind.__name__)
+    return {status: {"model": ErrorBody, "description": " or ".join(names)} for status, names in by_status.items()}
+
+
+def _answer(status: int, error: str, detail: str, *, retry_after: int | None = None) -> JSONResponse:
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    if status == Unauthenticated.status:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(ErrorBody(error=error, detail=detail).model_dump(), status, headers)
+
+
+async def _refusal(_request: Request, reason: Exception) -> JSONResponse:
+    assert isinstance(reason, IFedError)
+    return _answer(reason.status, type(reason).__name__, reason.detail, retry_after=reason.retry_after)
+
+
+async def _malformed(_request: Request, reason: Exception) -> JSONResponse:
+    assert isinstance(reason, RequestValidationError)
+    problems = "; ".join(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in reason.errors())
+    return _answer(Malformed.status, Malformed.__name__, problems)
+
+
+async def _http(_request: Request, reason: Exception) -> JSONResponse:
+    assert isinstance(reason, HTTPException)
+    if reason.status_code == UNREADABLE:
+        return _answer(Malformed.status, Malformed.__name__, "body: it cannot be read; send JSON in UTF-8")
+    names = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
+    answer = _answer(reason.status_code, names.get(reason.status_code, "HTTPError"), str(reason.detail))
+    answer.headers.update(reason.headers or {})
+    return answer
+
+
+async def _unexpected(request: Request, reason: Exception) -> JSONResponse:
+    await log.aexception("unexpected error", method=request.method, path=request.url.path, exc_info=reason)
+    return _answer(500, "InternalError", "Internal server error")
+
+
+def _health(readiness: ReadinessChecks) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", responses={200: {"content": {openapi.JSON: {"example": {"status": "ok"}}}}})
+    async def livez() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "not ready"}})
+    async def readyz() -> JSONResponse:
+        """The service can do its work, or says what is missing."""
+        checks = await readiness()
+        ready = all(words == "ok" or words.startswith("degraded") for words in checks.values())
+        return JSONResponse(Readiness(ready=ready, checks=checks).model_dump(), 200 if ready else 503)
+
+    return router

@@ -1,0 +1,1 @@
+"""Tensor values and their wire formats, in numpy."""

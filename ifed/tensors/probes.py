@@ -1,0 +1,123 @@
+"""What a model does with fixed public texts, small enough to join with, and whether two parties' models do the same. Knows no torch.
+
+A probe is a sketch: the channels of each activation are dealt into 8 buckets and summed there with fixed signs, which keeps squared
+distances in the mean. With 4 texts that is 64 numbers a site and layer, and the relative difference of two models is known to about a
+fifth of itself: 8 KB for 30 layers, 20 KB for 80, whatever the hidden size.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ifed.errors import ProbeMismatch
+from ifed.tensors.values import SITES, Float32
+
+TEXTS = (
+    "The film was a quiet triumph, and nobody I know regretted the ticket.",
+    "Stocks fell.",
+    "Water boils at 100 °C at sea level; on a mountain it boils sooner.",
+    '¿Quién sabe? 你好 🙂 -- 3.14 <tag> "quoted"',
+)
+BUCKETS = 8
+TOLERANCE = (
+    0.15  # bfloat16 against float32 differs by 0.07 at the most, eight-bit weights by 0.09, four-bit weights by 0.8 and more
+)
+
+
+class Probe(BaseModel):
+    """One party's sketch of its activations at the last token of the probe texts, in the task's template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the probe texts and the labels as tokens in the template")
+    layers: int = Field(ge=1, le=1000)
+    values: str = Field(max_length=400_000, description="base64 of float32, little-endian, shape (text, layer, site, bucket)")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        try:
+            raw = base64.b64decode(self.values, validate=True)
+        except binascii.Error as reason:
+            raise ValueError("the values of a probe are base64") from reason
+        if len(raw) != 4 * int(np.prod(self._shape)):
+            raise ValueError(f"a probe of {self.layers} layers holds {int(np.prod(self._shape))} float32 values")
+        if not np.isfinite(np.frombuffer(raw, dtype="<f4")).all():
+            raise ValueError("the values of a probe are finite")
+        return self
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (len(TEXTS), self.layers, len(SITES), BUCKETS)
+
+    @classmethod
+    def of(cls, tokens: str, activations: Float32) -> Self:
+        """The probe of a model.
+
+        Args:
+            tokens: digest of what the texts and labels became.
+            activations: (text, layer, site, d), what each site gives at the last token of each text.
+
+        Raises:
+            ProbeMismatch: an activation that is not finite: the numbers of this dtype do not reach far enough for this model.
+        """
+        lost = ~np.isfinite(activations).all(axis=(0, 2, 3))
+        if lost.any():
+            raise ProbeMismatch(
+                f"layer {int(lost.argmax())} of this model gives numbers that are not finite: this dtype is too small for it; "
+                "use bfloat16 or float32"
+            )
+        values = _sketch(activations).astype("<f4")
+        return cls(tokens=tokens, layers=activations.shape[1], values=base64.b64encode(values.tobytes()).decode())
+
+    def difference(self, other: Probe) -> Float32:
+        """How far `other` is from this probe, layer by layer, as a share of this one: float32, (layer,), the larger of its sites'."""
+        mine, theirs = self._array(), other._array()
+        far = np.square(theirs - mine).sum(axis=(0, 3))
+        size = np.maximum(np.square(mine).sum(axis=(0, 3)), np.finfo(np.float64).tiny)
+        share: Float32 = np.sqrt(far / size).max(axis=1).astype(np.float32)
+        return share
+
+    def must_agree(self, other: Probe) -> None:
+        """Refuse another party's probe that is not of the same model under the same template.
+
+        Raises:
+            ProbeMismatch: other tokens, another number of layers, or a layer further away than the tolerance; it says which and how far.
+        """
+        if (words := self.disagreement(other)) is not None:
+            raise ProbeMismatch(words)
+
+    def disagreement(self, other: Probe) -> str | None:
+        """What tells `other` apart from this probe, in words; None if nothing does."""
+        if self.layers != other.layers:
+            return f"the task's model has {self.layers} layers, this client's {other.layers}"
+        if self.tokens != other.tokens:
+            return "this client turns the task's template and labels into other tokens: its tokenizer, template or software differs"
+        found = self.difference(other)
+        if not (found > TOLERANCE).any():
+            return None
+        first, worst = int((found > TOLERANCE).argmax()), int(found.argmax())
+        return (
+            f"on the probe texts this client's model first differs at layer {first}, by {found[first]:.0%}, and most at layer {worst}, "
+            f"by {found[worst]:.0%}; {TOLERANCE:.0%} is allowed: other weights, a coarse quantisation, or padding that is not masked"
+        )
+
+    def _array(self) -> npt.NDArray[np.float64]:
+        return np.frombuffer(base64.b64decode(self.values), dtype="<f4").reshape(self._shape).astype(np.float64)
+
+
+def _sketch(activations: Float32) -> npt.NDArray[np.float64]:
+    """(…, d) to (…, bucket): signs and buckets from a fixed mixing of the channel's number, the same on every machine."""
+    mixed = (np.arange(activations.shape[-1], dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(29)
+    signs = 1.0 - 2.0 * (mixed & np.uint64(1)).astype(np.float64)
+    dealt = np.zeros((activations.shape[-1], BUCKETS))
+    dealt[np.arange(activations.shape[-1]), ((mixed >> np.uint64(8)) % np.uint64(BUCKETS)).astype(np.int64)] = signs
+    product: npt.NDArray[np.float64] = activations.astype(np.float64) @ dealt
+    return product

@@ -1,0 +1,89 @@
+"""The names of roles, kinds, states and number formats that the protocol uses everywhere. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ifed.errors import LayoutMismatch, NonFinite
+from ifed.tensors.values import Coefficients, Float32, TensorBody
+
+UpdateDType = Literal["float32", "float16", "int8"]
+LEVELS = 127  # int8 from -127 to 127, so that a change and its opposite are coded alike
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedUpdate:
+    """What a client's local steps added to the coefficients that a round starts from, as it travels.
+
+    Attributes:
+        values: float16 or int8, shape (layer, site, coefficient, G).
+        scales: of int8 values, float32, (layer, site, coefficient): a change is its value times its scale. None for float16.
+
+    Raises:
+        LayoutMismatch: not four axes, the middle two not (2, 2), or scales that are missing, of another shape, or not wanted.
+        NonFinite: NaN or Inf among values or scales, or in their product.
+    """
+
+    values: npt.NDArray[Any]
+    scales: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        if (self.values.dtype == np.int8) is not (self.scales is not None):
+            raise LayoutMismatch("a change in int8 comes with scales, one in float16 without")
+        if self.scales is not None and self.scales.shape != self.values.shape[:3]:
+            raise LayoutMismatch(f"a change of shape {self.values.shape} has scales of shape {self.values.shape[:3]}")
+        if self.scales is not None and not np.isfinite(self.scales).all():
+            raise NonFinite("scales that are NaN or infinite say nothing of a change; send finite numbers")
+        Coefficients(self.restored())
+
+    @classmethod
+    def of(cls, change: Float32, dtype: UpdateDType) -> Self:
+        """A change, float32, rounded to the nearest that travels; what is too large for float16 is cut to its largest number."""
+        if dtype == "float16":
+            return cls(np.clip(change, -LARGEST_HALF, LARGEST_HALF).astype(np.float16))
+        scales = (np.abs(change).max(axis=-1) / LEVELS).astype(np.float32)
+        steps = np.divide(change, scales[..., None], out=np.zeros_like(change), where=scales[..., None] > 0)
+        return cls(np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), scales)
+
+    @classmethod
+    def read(cls, body: TensorBody) -> Self:
+        """The tensors `change` and, for int8, `scales` of a body.
+
+        Raises:
+            LayoutMismatch: they are not there, or of another dtype; see also the class.
+        """
+        scales = body.tensor("scales", np.float32) if "scales" in body.tensors else None
+        return cls(body.tensor("change", np.float16, np.int8), scales)
+
+    @property
+    def dtype(self) -> str:
+        """`float16` or `int8`."""
+        return str(self.values.dtype)
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """What a body carries, by name."""
+        return {"change": self.values} | ({} if self.scales is None else {"scales": self.scales})
+
+    def restored(self) -> Float32:
+        """The change as the aggregator reads it, float32."""
+        with np.errstate(over="ignore"):
+            return self.values.astype(np.float32) * (1 if self.scales is None else self.scales[..., None])
+
+
+def with_feedback(change: Float32, lost: Float32 | None, dtype: UpdateDType) -> tuple[QuantizedUpdate, Float32]:
+    """What travels of a change to which everything is added that did not travel before (error feedback, arXiv 1901.09847, algorithm 2).
+
+    Args:
+        lost: what the earlier contributions of this client lacked; None or of another shape counts as nothing.
+
+    Returns:
+        what travels, and what is lost now: to be added the next time, once the aggregator has received this.
+    """
+    whole = change if lost is None or lost.shape != change.shape else change + lost
+    sent = QuantizedUpdate.of(whole, dtype)
+    return sent, whole - sent.restored()

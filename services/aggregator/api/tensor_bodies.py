@@ -1,0 +1,43 @@
+"""Tensor bodies over HTTP: the body of a request with its digest checked, and answers with ETag and Content-Digest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request, Response
+
+from ifed.messages.bodies import TENSORS
+from ifed.tensors.values import check_content_digest, content_digest
+from services.aggregator.application.adapters import TensorResponse
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+REQUEST: dict[str, Any] = {"requestBody": {"required": True, "content": {TENSORS: BINARY}}}
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {TENSORS: BINARY}, "description": "a safetensors file; ETag is its sha256"},
+    304: {"description": "still the body whose sha256 If-None-Match gives"},
+}
+
+
+async def read_body(request: Request, content_digest: Annotated[str | None, Header()] = None) -> bytes:
+    """The whole body, refused when it is not what its Content-Digest says."""
+    body = await request.body()
+    check_content_digest(body, content_digest)
+    return body
+
+
+async def read_known(if_none_match: Annotated[str | None, Header()] = None) -> frozenset[str]:
+    """The digests a caller has already."""
+    tags = (if_none_match or "").split(",")
+    return frozenset(tag.strip().removeprefix("W/").strip('"') for tag in tags) - {""}
+
+
+def answer(tensors: TensorResponse, known: frozenset[str]) -> Response:
+    """The body, or 304 when the caller has it."""
+    headers = {"ETag": f'"{tensors.digest}"', "Cache-Control": "no-cache"}
+    if tensors.digest in known:
+        return Response(status_code=304, headers=headers)
+    return Response(tensors.body, headers=headers | {"Content-Digest": content_digest(tensors.body)}, media_type=TENSORS)
+
+
+BodyDep = Annotated[bytes, Depends(read_body)]
+KnownDep = Annotated[frozenset[str], Depends(read_known)]

@@ -1,0 +1,44 @@
+"""What every part of the service works with: store, cache, clock, metrics, and requests held until something is worth telling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.aggregator.domain.round import Round
+from services.aggregator.metrics import Metrics
+from services.aggregator.runtime.cache import Cache
+from services.aggregator.runtime.long_poll import LongPoll
+from services.aggregator.storage.ports import Store
+
+EVERYTHING = "*"  # the topic of whatever happens to any task; no task can have this name
+
+
+def utc_now() -> datetime:
+    """The present time, with its zone."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """Built once by the app and handed to every part of the service.
+
+    Attributes:
+        nudge: wakes the background work that closes rounds, now instead of at its next tick.
+    """
+
+    store: Store
+    cache: Cache
+    metrics: Metrics
+    polls: LongPoll
+    nudge: Callable[[], None]
+    clock: Callable[[], datetime] = utc_now
+
+    async def tell(self, task: str, *changed: Round | None) -> None:
+        """After a commit: count the rounds that changed state, wake the background work and everyone who waits."""
+        for round_ in changed:
+            if round_ is not None:
+                self.metrics.rounds.labels(task, round_.kind.value, round_.state.value).inc()
+        self.nudge()
+        await self.cache.announce(task)

@@ -1,0 +1,100 @@
+"""Opens the next round of a running task, if there is one to open; inside the caller's transaction, which locks the task."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from ifed.messages.enums import RoundKind, RoundState, TaskState
+from services.aggregator.domain.round import Round
+from services.aggregator.domain.schedule import (
+    attempt_after,
+    clients_needed,
+    early_end,
+    next_step,
+    open_round,
+    promoted,
+    sample,
+    seed_of,
+)
+from services.aggregator.domain.task import Task
+from services.aggregator.storage.ports import Work
+
+
+async def open_next_round(work: Work, task: Task, now: datetime) -> Round | None:
+    """The round that opened; None when the task does not run, has one going, waits for clients, or has now finished.
+
+    The task must have been read `for_update`; it is saved here.
+    """
+    opened = None
+    newest = await work.rounds.newest(task.name)
+    if task.state is TaskState.RUNNING and not (newest is not None and newest.live):
+        opened = await _open(work, task, newest, now)
+    await work.tasks.save(task)
+    return opened
+
+
+async def _open(work: Work, task: Task, newest: Round | None, now: datetime) -> Round | None:
+    evaluations = await work.rounds.evaluations(task.name)
+    step = next_step(task, newest, evaluations)
+    if step is None:
+        task.finish(early_end(task))
+        await promote(work, task)
+        return None
+    if task.version is not None and not await may_serve(work, task):
+        task.hold(f"{VOID}; resume it when others have brought theirs")
+        return None
+    members = [member.client for member in await work.memberships.of_task(task.name)]
+    if len(members) < clients_needed(task.spec.policy, newest):
+        return None
+    number = 1 if newest is None else newest.number + 1
+    if step.kind is RoundKind.CALIBRATION:
+        members = sample(members, task.spec.policy.sampled(len(members)), seed_of(task.name, number))
+    context = None if step.kind is RoundKind.CONTEXT else (await work.aggregates.context(task.name)).version
+    round_ = open_round(task, step, number, len(members), now, attempt=attempt_after(task, newest), context=context)
+    await work.rounds.add(round_, members)
+    return round_
+
+
+# No other reason of a task holds these words: what stands before them is kept.
+VOID = "its context vector cannot be made without those who withdrew"
+
+
+async def promote(work: Work, task: Task) -> None:
+    """Serve the version that the policy names, or nothing."""
+    task.served = promoted(task, await work.rounds.evaluations(task.name)) if await may_serve(work, task) else None
+
+
+async def may_serve(work: Work, task: Task) -> bool:
+    """Whether the newest context vector reflects every change that is settled.
+
+    It does not when no vector could be made of those who are left: the newest one then holds what somebody took back.
+    """
+    return (await work.aggregates.context(task.name)).changes >= task.context_settled
+
+
+def besides_void(reason: str | None) -> str | None:
+    """What a task's reason says beside `VOID`, as why it failed; None for nothing."""
+    return (reason or "").partition(VOID)[0].removesuffix("; ") or None
+
+
+async def remove_from_open_round(work: Work, task: Task, client: str, now: datetime, *, takes_back: bool = False) -> Round | None:
+    """Wait for the client no longer in the open round; the round, if that changed its state.
+
+    Args:
+        takes_back: what it sent to an open context round counts no more.
+    """
+    round_ = await work.rounds.newest(task.name, for_update=True)
+    if round_ is None or round_.state is not RoundState.OPEN:
+        return None
+    seat = await work.rounds.seat(task.name, round_.number, client)
+    if seat is None:
+        return None
+    contributed = seat.entry is not None
+    if contributed and not (takes_back and round_.kind is RoundKind.CONTEXT):
+        return None
+    await work.rounds.unseat(task.name, round_.number, client)
+    after = round_.excuse(now, contributed=contributed)
+    await work.rounds.save(round_)
+    if after is RoundState.FAILED:
+        task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
+    return None if after is RoundState.OPEN else round_

@@ -1,0 +1,199 @@
+"""Domain objects as the messages of the HTTP API. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from ifed.messages.clients import ClientInfo
+from ifed.messages.enums import AssignmentKind, RoundKind
+from ifed.messages.rounds import (
+    Assignment,
+    ClientProgress,
+    ContextInfo,
+    Evaluation,
+    LocalWork,
+    Member,
+    Page,
+    Receipt,
+    RoundInfo,
+    TaskBrief,
+    TaskInfo,
+)
+from ifed.messages.tasks import Layout
+from services.aggregator.domain.access import Party
+from services.aggregator.domain.aggregates import Aggregate
+from services.aggregator.domain.contribution import ContributionRecord
+from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.round import Round, Seat
+from services.aggregator.domain.schedule import NEAREST, Evaluated, seed_of
+from services.aggregator.domain.task import Membership, Task
+
+Item = TypeVar("Item")
+
+
+def task_info(
+    task: Task, members: Iterable[Membership], newest: RoundInfo | None, evaluations: Evaluated, context: int | None
+) -> TaskInfo:
+    """A task as its admins see it."""
+    return TaskInfo(
+        spec=task.spec,
+        state=task.state,
+        created_at=task.created_at,
+        identity=task.spec.identity,
+        layout=layout(task),
+        members=[member_info(member) for member in members],
+        round=newest,
+        version=task.version,
+        served=task.served,
+        context=context,
+        evaluations=[evaluation(version, measure) for version, measure in evaluations],
+        reason=task.reason,
+        warm_start=None if task.warm_start == NEAREST else task.warm_start,
+    )
+
+
+def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
+    """A round as its admins see it."""
+    entries = [seat.entry for seat in seats if seat.entry is not None]
+    return RoundInfo(
+        task=round_.task,
+        number=round_.number,
+        kind=round_.kind,
+        state=round_.state,
+        opened_at=round_.opened_at,
+        deadline=round_.deadline,
+        closed_at=round_.closed_at,
+        expected=[seat.client for seat in seats],
+        missing=[seat.client for seat in seats if seat.entry is None],
+        clients=[_progress(seat) for seat in seats],
+        version=round_.version,
+        context=round_.context,
+        produced=round_.produced,
+        loss=mean_loss(entries),
+        evaluation=None if round_.evaluation is None or round_.version is None else evaluation(round_.version, round_.evaluation),
+        reason=round_.reason,
+        attempt=round_.attempt,
+    )
+
+
+def mean_loss(entries: Iterable[ContributionRecord]) -> float | None:
+    """The mean of the losses that clients told, weighted by their examples; None when no weight stands behind any."""
+    told = [(entry.loss, entry.weight) for entry in entries if entry.loss is not None]
+    weight = sum(weight for _, weight in told)
+    return sum(loss * weight for loss, weight in told) / weight if weight else None
+
+
+def _progress(seat: Seat) -> ClientProgress:
+    if (entry := seat.entry) is None:
+        return ClientProgress(client=seat.client)
+    return ClientProgress(
+        client=seat.client,
+        contributed_at=entry.received_at,
+        examples=entry.weight,
+        bytes_up=entry.size,
+        loss=entry.loss,
+        accuracy=entry.correct / entry.evaluated if entry.correct is not None and entry.evaluated else None,
+        seconds=entry.seconds,
+    )
+
+
+def evaluation(version: int, measure: EvaluationResult) -> Evaluation:
+    """How a version did."""
+    return Evaluation(version=version, accuracy=measure.accuracy, macro_f1=measure.macro_f1, examples=measure.examples)
+
+
+def member_info(member: Membership) -> Member:
+    """A client that joined a task."""
+    return Member(client=member.client, joined_at=member.joined_at, label_counts=dict(member.label_counts), holdout=member.holdout)
+
+
+def client_info(party: Party) -> ClientInfo:
+    """An enrolled party, without its token's hash."""
+    return ClientInfo(
+        name=party.name,
+        role=party.role,
+        enrolled_at=party.enrolled_at,
+        revoked_at=party.revoked_at,
+        last_seen_at=party.last_seen_at,
+    )
+
+
+def context_info(head: Aggregate) -> ContextInfo:
+    """One version of the context vector."""
+    return ContextInfo(
+        version=head.version, digest=head.digest, created_at=head.created_at, examples=head.weight, changes=head.changes
+    )
+
+
+def receipt(task: str, number: int, entry: ContributionRecord) -> Receipt:
+    """That a contribution was stored."""
+    return Receipt(task=task, round=number, client=entry.client, digest=entry.digest, received_at=entry.received_at)
+
+
+def layout(task: Task) -> Layout | None:
+    """The shapes of a task's tensors, once its model is known."""
+    return None if task.spec.identity is None else task.spec.layout(task.spec.identity)
+
+
+def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: Aggregate | None, client: str) -> Assignment:
+    """What a client should do next; round, version and work only when there is work."""
+    spec = task.spec
+    brief = TaskBrief(
+        name=spec.name,
+        labels=spec.labels,
+        template=spec.template,
+        chat=spec.chat,
+        model=spec.model,
+        identity=spec.identity,
+        layout=layout(task),
+        layers=spec.layers,
+        groups=spec.groups,
+        policy=spec.policy,
+    )
+    if kind not in _WORK or round_ is None:
+        return Assignment(kind=kind, task=brief, client=client, state=task.state, reason=task.reason)
+    return Assignment(
+        kind=kind,
+        task=brief,
+        round=round_.number,
+        deadline=round_.deadline,
+        version=round_.version,
+        context_version=None if context is None else context.version,
+        context_digest=None if context is None else context.digest,
+        work=_local_work(task, round_) if round_.kind is RoundKind.CALIBRATION else None,
+        client=client,
+        state=task.state,
+    )
+
+
+_WORK = (AssignmentKind.CONTEXT, AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
+
+
+def _local_work(task: Task, round_: Round) -> LocalWork:
+    policy = task.spec.policy
+    first, last = policy.learning_rate_at(task.calibrated)
+    return LocalWork(
+        mode=policy.mode,
+        steps=policy.local_steps,
+        batch_size=policy.batch_size,
+        learning_rate=first,
+        learning_rate_end=last,
+        weight_decay=policy.weight_decay,
+        logit_adjustment=policy.logit_adjustment,
+        seed=seed_of(task.name, round_.number),
+    )
+
+
+def in_words(current: Assignment) -> str:
+    """An assignment in words, for the refusal of a late contribution."""
+    if current.round is None:
+        return f"the client's assignment is now {current.kind} (the task is {current.state})"
+    start = "" if current.version is None else f" from version {current.version}"
+    return f"the client's assignment is now {current.kind} in round {current.round}{start}"
+
+
+def page(found: Sequence[Item], limit: int, name: Callable[[Item], str]) -> Page[Item]:
+    """One page out of up to `limit + 1` items that were found; the one too many only says that there are more."""
+    shown = list(found[:limit])
+    return Page(items=shown, next=name(shown[-1]) if len(found) > limit else None)

@@ -1,0 +1,1 @@
+"""The rules of tasks and rounds, without I/O."""

@@ -1,0 +1,116 @@
+"""A client's part in a round, and what it must look like. Knows no clock, no database and no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
+from ifed.messages.enums import RoundKind
+from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, check_layout
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionSchema:
+    """What the contributions of one client to one task must look like.
+
+    Attributes:
+        fingerprint: the task's model.
+        context_shape: (layer, site, d).
+        coefficients_shape: (layer, site, coefficient, group).
+        labels: how many; confusion counts are labels × labels.
+        holdout: held-out examples the client may count at the most.
+        gradient: whether a calibration round takes a gradient instead of coefficients.
+        update_dtype: how coefficients travel; anything but float32 takes a change instead of them.
+    """
+
+    fingerprint: str
+    context_shape: tuple[int, ...]
+    coefficients_shape: tuple[int, ...]
+    labels: int
+    holdout: int
+    gradient: bool = False
+    update_dtype: UpdateDType = "float32"
+
+    @property
+    def update(self) -> str:
+        """The tensor that a calibration round takes."""
+        return "gradient" if self.gradient else "coefficients" if self.update_dtype == "float32" else "change"
+
+    def takes(self, kind: RoundKind) -> str:
+        """In words, what a round of this kind takes."""
+        if kind is RoundKind.CONTEXT:
+            return "a context vector at …/context"
+        if kind is RoundKind.EVALUATION:
+            return "confusion counts alone at …/update"
+        words = {"gradient": "a gradient", "coefficients": "coefficients", "change": f"a change in {self.update_dtype}"}
+        return f"{words[self.update]} and confusion counts at …/update"
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionRecord:
+    """One line of the ledger: that a client contributed, and what it said of it. The tensors stay in the body."""
+
+    client: str
+    digest: str
+    received_at: datetime
+    weight: int
+    size: int
+    loss: float | None = None
+    seconds: float | None = None
+    correct: int | None = None
+    evaluated: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A client's part in a round, read and finite, not yet held against the round."""
+
+    entry: ContributionRecord
+    body: bytes
+    fingerprint: str
+    version: int | None = None
+    context: ContextVector | None = None
+    coefficients: Coefficients | None = None
+    gradient: Gradient | None = None
+    change: QuantizedUpdate | None = None
+    confusion: Int64 | None = None
+    label_probabilities: Float32 | None = None
+
+    def check(self, kind: RoundKind, form: ContributionSchema) -> None:
+        """Refuse what a round of this kind cannot add up.
+
+        Raises:
+            WrongState: vectors for a round that gathers updates, or the other way round.
+            FingerprintMismatch: made with another model than the task's.
+            LayoutMismatch: a tensor of another shape, one too many or one too few.
+            Malformed: no examples behind it, or more held-out examples than the client has.
+        """
+        if (self.context is not None) is not (kind is RoundKind.CONTEXT):
+            raise WrongState(f"this is a {kind} round; it takes {form.takes(kind)}")
+        if self.fingerprint != form.fingerprint:
+            raise FingerprintMismatch(f"made with model {self.fingerprint[:12]}…, the task runs on {form.fingerprint[:12]}…")
+        if self.context is not None:
+            check_layout(self.context.values, form.context_shape, what="the context vector")
+        if kind is not RoundKind.CONTEXT:
+            self._check_update(kind, form)
+        if kind is not RoundKind.EVALUATION and self.entry.weight < 1:
+            raise Malformed("a contribution stands on at least one example")
+
+    def _check_update(self, kind: RoundKind, form: ContributionSchema) -> None:
+        updates = {"coefficients": self.coefficients, "gradient": self.gradient, "change": self.change}
+        sent = [name for name, update in updates.items() if update is not None]
+        compact = self.change is not None and self.change.dtype != form.update_dtype
+        if compact or sent != ([form.update] if kind is RoundKind.CALIBRATION else []):
+            raise LayoutMismatch(f"this is a {kind} round; it takes {form.takes(kind)}")
+        for update in updates.values():
+            if update is not None:
+                check_layout(update.values, form.coefficients_shape, what="the update")
+        if self.confusion is None:
+            raise LayoutMismatch("an update carries the confusion counts of the version it started from")
+        check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")
+        if self.label_probabilities is not None:
+            check_layout(self.label_probabilities, (form.labels,), what="the mean label probabilities")
+        if self.confusion.max() > form.holdout or self.confusion.sum() > form.holdout:
+            raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")

@@ -1,0 +1,147 @@
+"""What a task does next: its states, the order of its rounds, early stop, and which version it serves. Knows no database and no HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from ifed.messages.tasks import Policy
+from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.round import Round, Seat
+from services.aggregator.domain.task import Task
+
+NEAREST = "*"  # no task can have this name
+Evaluated = Sequence[tuple[int, EvaluationResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The round a task needs next."""
+
+    kind: RoundKind
+    version: int | None = None
+
+
+def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step | None:
+    """The next round: context, then calibration rounds until they are all done or bring nothing, then an evaluation; or None.
+
+    A failed or cancelled round changed no version, so the step it stood for comes again.
+    """
+    if task.version is None:
+        return Step(RoundKind.CONTEXT)
+    evaluated = newest is not None and newest.kind is RoundKind.EVALUATION and newest.state is RoundState.CLOSED
+    if newest is not None and evaluated and newest.version == task.version:
+        return None
+    if task.calibrated < task.spec.policy.rounds and not stalled(task.spec.policy, evaluations):
+        return Step(RoundKind.CALIBRATION, task.version)
+    return Step(RoundKind.EVALUATION, task.version)
+
+
+def stalled(policy: Policy, evaluations: Evaluated) -> bool:
+    """Whether the accuracy has not risen above its best for `patience` evaluations."""
+    if policy.patience is None or not evaluations:
+        return False
+    accuracies = [measure.accuracy for _, measure in evaluations]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= policy.patience
+
+
+def early_end(task: Task) -> str | None:
+    """Why a task that is through its plan made fewer versions than the plan has rounds; None when it did not."""
+    policy = task.spec.policy
+    if task.version is None or task.calibrated >= policy.rounds:
+        return None
+    return f"stopped early after {task.calibrated} of {policy.rounds} rounds: the accuracy had not risen for {policy.patience} in a row"
+
+
+def quorum_of(expected: int, count: int | None, fraction: float) -> int:
+    """Contributions a round of `expected` clients needs at its deadline.
+
+    Without `count` and without `fraction`, every client. Otherwise the larger of `count` and `fraction × expected` rounded up, and
+    at least one: `quorum_of(10, 3, 0.25) == 3`, `quorum_of(10, None, 0.25) == 3`, `quorum_of(10, None, 0.0) == 10`.
+    """
+    if count is None and fraction == 0.0:
+        return max(expected, 1)
+    return max(count or 1, math.ceil(round(fraction * expected, 9)))
+
+
+def clients_needed(policy: Policy, newest: Round | None) -> int:
+    """Members a task needs before a round opens: never fewer than its quorum, and those it expects before the first one."""
+    return max(policy.clients_expected if newest is None else 1, policy.quorum or 1)
+
+
+def attempt_after(task: Task, newest: Round | None) -> int:
+    """The next round's attempt: one more after a failure that is retried, and 1 after all else, an admin's new start too."""
+    if newest is None or newest.state is not RoundState.FAILED or newest.attempt > task.spec.policy.retries:
+        return 1
+    return newest.attempt + 1
+
+
+def open_round(
+    task: Task, step: Step, number: int, members: int, now: datetime, *, attempt: int = 1, context: int | None = None
+) -> Round:
+    """A round that waits for `members` clients and works with context vector `context`."""
+    policy = task.spec.policy
+    return Round(
+        task=task.name,
+        number=number,
+        kind=step.kind,
+        version=step.version,
+        opened_at=now,
+        deadline=now + timedelta(seconds=policy.deadline_seconds),
+        expected=members,
+        required=quorum_of(members, policy.quorum, policy.quorum_fraction),
+        attempt=attempt,
+        context=context,
+    )
+
+
+def promoted(task: Task, evaluations: Evaluated) -> int | None:
+    """The version to serve.
+
+    By `best`, the evaluated version of the highest accuracy; between equals the newer, which more rounds stand behind. By `latest`,
+    the newest version. A finished task that no client could evaluate serves its newest version either way.
+    """
+    unmeasured = task.state is TaskState.FINISHED and not evaluations
+    if task.spec.policy.serve == "latest" or unmeasured:
+        return task.version
+    return max(evaluations, key=lambda item: (item[1].accuracy, item[0]), default=(None, None))[0]
+
+
+def assigned(task: Task, *, joined: bool, newest: Round | None, seat: Seat | None, now: datetime) -> AssignmentKind:
+    """What one client should do now; `may_add` says what may come in the place of waiting."""
+    if task.state is TaskState.FAILED:
+        return AssignmentKind.DONE
+    if not joined:
+        return AssignmentKind.JOIN
+    if task.state is TaskState.FINISHED:
+        return AssignmentKind.DONE
+    idle = newest is None or newest.state is not RoundState.OPEN or newest.overdue(now)
+    if newest is None or idle or task.state is not TaskState.RUNNING or seat is None or seat.entry is not None:
+        return AssignmentKind.WAIT
+    return AssignmentKind(newest.kind.value)
+
+
+def may_add(task: Task, kind: AssignmentKind) -> bool:
+    """Whether a client that has no part in the context vector could bring one; a round comes first, since it has a deadline."""
+    idle = kind is AssignmentKind.WAIT and task.state is TaskState.RUNNING
+    over = kind is AssignmentKind.DONE and task.state is TaskState.FINISHED
+    return task.version is not None and (idle or over)
+
+
+def seed_of(task: str, number: int) -> int:
+    """The seed of a round's local work: the same on every machine, another one for every round. 31 bits."""
+    return int.from_bytes(hashlib.sha256(f"{task}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def sample(members: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of the members by name, drawn without replacement by the sha256 of seed and name; all of them when they are no more.
+
+    A member that joins or leaves changes the place of no other one, so a round that is repeated with the same seed asks the same
+    clients as far as they are still there.
+    """
+    ranked = sorted(members, key=lambda member: hashlib.sha256(f"{seed}/{member}".encode()).digest())
+    return sorted(ranked[:count])

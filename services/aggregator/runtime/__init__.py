@@ -1,0 +1,1 @@
+"""Cache, notifications, background work, group commit and rate limits; nothing here knows what a task is."""

@@ -1,0 +1,1 @@
+"""The database: tables, repositories and the unit of work. The only place with SQL."""

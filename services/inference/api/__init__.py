@@ -1,0 +1,15 @@
+"""The HTTP API of the inference service, one router."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from services.inference.api import classify, hub, open_inference
+
+
+def all_routes() -> APIRouter:
+    """Return every route that classifies or says what is served."""
+    router = APIRouter()
+    for part in (classify.router, hub.router, open_inference.health, open_inference.router):
+        router.include_router(part)
+    return router

@@ -1,0 +1,1 @@
+"""Factories, servers and processes for tests and benchmarks."""
