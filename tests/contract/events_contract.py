@@ -11,7 +11,7 @@ from ifed.errors import AlreadyExists, UnknownWebhook
 from ifed.messages.enums import RoundKind
 from ifed.messages.events import DeliveryState, EventKind
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
-from services.aggregator.storage.ports import Store
+from services.aggregator.storage.database import Database
 from testing.factories import NOON
 
 LATER = NOON + timedelta(minutes=1)
@@ -26,7 +26,7 @@ def webhook(name: str = "pager", **changes: object) -> Webhook:
     return Webhook(name, "https://example.org/x", "whsec_c2VjcmV0", NOON, **changes)  # type: ignore[arg-type]
 
 
-async def queued(store: Store, count: int = 2) -> list[DomainEvent]:
+async def queued(store: Database, count: int = 2) -> list[DomainEvent]:
     """Events on their way to the webhook `pager`."""
     async with store.work() as work:
         await work.webhooks.add(webhook())
@@ -39,7 +39,7 @@ async def queued(store: Store, count: int = 2) -> list[DomainEvent]:
 class EventsContract:
     """Events, webhooks, deliveries."""
 
-    async def test_events_are_numbered_from_one_and_come_back_as_they_were_kept(self, store: Store) -> None:
+    async def test_events_are_numbered_from_one_and_come_back_as_they_were_kept(self, store: Database) -> None:
         async with store.work() as work:
             assert await work.events.newest() == 0
             kept = await work.events.add([happening(), happening("topics", round=None, round_kind=None, version=None, reason=None)])
@@ -52,13 +52,13 @@ class EventsContract:
             assert await work.events.page(0, 10, "topics") == kept[1:]
             assert await work.events.newest() == 2
 
-    async def test_a_transaction_that_does_not_commit_tells_nothing(self, store: Store) -> None:
+    async def test_a_transaction_that_does_not_commit_tells_nothing(self, store: Database) -> None:
         async with store.work() as work:
             await work.events.add([happening()])
         async with store.reading() as work:
             assert await work.events.page(0, 10) == []
 
-    async def test_a_webhook_comes_back_as_it_was_kept_and_its_name_is_taken_once(self, store: Store) -> None:
+    async def test_a_webhook_comes_back_as_it_was_kept_and_its_name_is_taken_once(self, store: Database) -> None:
         some = webhook(kinds=(EventKind.ROUND_FAILED, EventKind.TASK_FAILED), task="sentiment")
         async with store.work() as work:
             await work.webhooks.add(some)
@@ -72,7 +72,7 @@ class EventsContract:
             async with store.work() as work:
                 await work.webhooks.add(some)
 
-    async def test_a_removed_webhook_takes_its_deliveries_with_it(self, store: Store) -> None:
+    async def test_a_removed_webhook_takes_its_deliveries_with_it(self, store: Database) -> None:
         await queued(store)
         async with store.work() as work:
             await work.webhooks.delete("pager")
@@ -84,7 +84,7 @@ class EventsContract:
                 with pytest.raises(UnknownWebhook, match="pager"):
                     await call("pager")
 
-    async def test_one_has_a_webhook_at_a_time_until_it_lets_go_or_its_claim_runs_out(self, store: Store) -> None:
+    async def test_one_has_a_webhook_at_a_time_until_it_lets_go_or_its_claim_runs_out(self, store: Database) -> None:
         await queued(store)
         async with store.work() as work:
             assert await work.webhooks.due(NOON) == ["pager"]
@@ -97,7 +97,7 @@ class EventsContract:
             await work.webhooks.release("pager")
             assert await work.webhooks.claim("pager", NOON, LATER)
 
-    async def test_what_is_due_comes_oldest_first_and_what_was_settled_no_more(self, store: Store) -> None:
+    async def test_what_is_due_comes_oldest_first_and_what_was_settled_no_more(self, store: Database) -> None:
         first, second = await queued(store)
         tried = Delivery(first, attempts=1, next_at=LATER, status=500, error="HTTP 500")
         done = Delivery(second, DeliveryState.DELIVERED, attempts=1, status=204, delivered_at=NOON)
@@ -115,7 +115,7 @@ class EventsContract:
             assert await work.webhooks.deliveries("pager", 1, 10) == [done]
             assert await work.webhooks.page(None, 10) == [(webhook(), 1)]
 
-    async def test_a_given_up_delivery_waits_for_nothing(self, store: Store) -> None:
+    async def test_a_given_up_delivery_waits_for_nothing(self, store: Database) -> None:
         (one,) = await queued(store, 1)
         given_up = replace(Delivery(one, attempts=3, status=None, error="ConnectError"), state=DeliveryState.FAILED)
         async with store.work() as work:

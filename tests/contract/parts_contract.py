@@ -11,12 +11,12 @@ from ifed.errors import NothingYet, UnknownVersion
 from ifed.messages.enums import RoundKind, RoundState
 from services.aggregator.domain.aggregates import ContextPart
 from services.aggregator.domain.contribution import Contribution
-from services.aggregator.storage.ports import Store
+from services.aggregator.storage.database import Database
 from testing.factories import NOON, aggregate, context_contribution, membership, round_, task, update_contribution
 from tests.contract.rounds_contract import with_task
 
 
-async def with_closed_context(store: Store, *clients: str) -> dict[str, Contribution]:
+async def with_closed_context(store: Database, *clients: str) -> dict[str, Contribution]:
     """A task whose context round, number 1, has closed."""
     await with_task(store, *clients)
     sent = {client: context_contribution(client, index + 1.0) for index, client in enumerate(clients)}
@@ -29,7 +29,7 @@ async def with_closed_context(store: Store, *clients: str) -> dict[str, Contribu
     return sent
 
 
-async def counted(store: Store, changes: int) -> list[ContextPart]:
+async def counted(store: Database, changes: int) -> list[ContextPart]:
     async with store.reading() as work:
         return [part async for part in work.parts.bodies("sentiment", 1, changes)]
 
@@ -41,7 +41,7 @@ def part(sent: Contribution) -> ContextPart:
 class PartsContract:
     """Parts of context vectors."""
 
-    async def test_later_parts_count_from_their_change_on_beside_those_of_the_round(self, store: Store) -> None:
+    async def test_later_parts_count_from_their_change_on_beside_those_of_the_round(self, store: Database) -> None:
         sent = await with_closed_context(store, "a", "c")
         more = [context_contribution("c", 7.0), context_contribution("b", 8.0), context_contribution("a", 9.0)]
         async with store.work() as work:
@@ -53,7 +53,7 @@ class PartsContract:
         everything = [part(one) for one in (sent["a"], more[2], more[1], sent["c"], more[0])]
         assert await counted(store, 3) == await counted(store, 9) == everything
 
-    async def test_withdrawn_parts_count_before_their_withdrawal_and_not_after(self, store: Store) -> None:
+    async def test_withdrawn_parts_count_before_their_withdrawal_and_not_after(self, store: Database) -> None:
         sent = await with_closed_context(store, "a", "b")
         added = context_contribution("a", 5.0)
         async with store.work() as work:
@@ -71,7 +71,7 @@ class PartsContract:
             assert [(line.entry.client, line.change, line.removed) for line in lines] == [("a", 0, 2), ("a", 1, 2), ("b", 0, None)]
             assert await work.rounds.ledger("sentiment", (1, "a", 0), 1) == lines[1:2]
 
-    async def test_a_part_is_found_by_its_digest_whenever_it_came(self, store: Store) -> None:
+    async def test_a_part_is_found_by_its_digest_whenever_it_came(self, store: Database) -> None:
         sent = await with_closed_context(store, "a")
         added = context_contribution("a", 5.0)
         async with store.work() as work:
@@ -84,7 +84,7 @@ class PartsContract:
             assert await work.rounds.missing("sentiment", 1) == []
             assert [seat.entry for seat in (await work.rounds.seats("sentiment", [1]))[1]] == [sent["a"].entry]
 
-    async def test_contributions_to_other_rounds_are_no_part_and_are_not_withdrawn(self, store: Store) -> None:
+    async def test_contributions_to_other_rounds_are_no_part_and_are_not_withdrawn(self, store: Database) -> None:
         await with_closed_context(store, "a")
         async with store.work() as work:
             calibration = round_(2, RoundKind.CALIBRATION, expected=2)
@@ -95,7 +95,7 @@ class PartsContract:
             assert await work.parts.withdraw("sentiment", "b", 1) == 0
             await work.commit()
 
-    async def test_many_parts_come_in_client_order(self, store: Store) -> None:
+    async def test_many_parts_come_in_client_order(self, store: Database) -> None:
         clients = [f"c{number:03}" for number in range(70)]  # more than one batch
         sent = await with_closed_context(store, *clients)
         more = {client: context_contribution(client, 1000.0 + index) for index, client in enumerate(clients)}
@@ -105,7 +105,7 @@ class PartsContract:
             await work.commit()
         assert await counted(store, 70) == [part(one) for client in clients for one in (sent[client], more[client])]
 
-    async def test_a_context_vector_behind_its_changes_is_claimed_once_until_the_claim_runs_out(self, store: Store) -> None:
+    async def test_a_context_vector_behind_its_changes_is_claimed_once_until_the_claim_runs_out(self, store: Database) -> None:
         kept = task()
         async with store.work() as work:
             await work.tasks.add(kept)
@@ -127,7 +127,7 @@ class PartsContract:
             await work.tasks.release_context("sentiment")
             assert await work.tasks.claim_context(soon, soon) is None
 
-    async def test_context_vectors_are_kept_by_version(self, store: Store) -> None:
+    async def test_context_vectors_are_kept_by_version(self, store: Database) -> None:
         heads = [replace(aggregate(version), changes=3 * (version - 1)) for version in (1, 2, 3)]
         async with store.work() as work:
             await work.tasks.add(task())
@@ -145,7 +145,7 @@ class PartsContract:
             with pytest.raises(UnknownVersion):
                 await work.aggregates.context("sentiment", 4)
 
-    async def test_a_member_that_withdrew_is_found_and_not_counted(self, store: Store) -> None:
+    async def test_a_member_that_withdrew_is_found_and_not_counted(self, store: Database) -> None:
         await with_task(store, "a", "b")
         gone = replace(membership("a"), withdrawn_at=NOON)
         async with store.work() as work:

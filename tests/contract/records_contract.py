@@ -11,7 +11,7 @@ from ifed.errors import AlreadyExists, NothingYet, UnknownClient, UnknownRound, 
 from ifed.messages.enums import Role, TaskState
 from services.aggregator.domain.access import AuditEntry, EnrolmentCode
 from services.aggregator.domain.task import Membership
-from services.aggregator.storage.ports import Store
+from services.aggregator.storage.database import Database
 from testing.factories import LABELS, NOON, aggregate, context_contribution, identity, membership, party, round_, task
 
 
@@ -22,7 +22,7 @@ def padded(numbers: list[float]) -> list[float]:
 class RecordsContract:
     """Everything but rounds."""
 
-    async def test_a_task_comes_back_as_it_was_kept(self, store: Store) -> None:
+    async def test_a_task_comes_back_as_it_was_kept(self, store: Database) -> None:
         kept = task(identity=identity(), patience=2)
         async with store.work() as work:
             await work.tasks.add(kept)
@@ -33,7 +33,7 @@ class RecordsContract:
         async with store.reading() as work:
             assert await work.tasks.get("sentiment") == kept
 
-    async def test_a_task_name_is_taken_once(self, store: Store) -> None:
+    async def test_a_task_name_is_taken_once(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             await work.commit()
@@ -41,7 +41,7 @@ class RecordsContract:
             async with store.work() as work:
                 await work.tasks.add(task())
 
-    async def test_an_enrolment_code_is_taken_once_and_before_it_expires(self, store: Store) -> None:
+    async def test_an_enrolment_code_is_taken_once_and_before_it_expires(self, store: Database) -> None:
         later = NOON + timedelta(hours=1)
         async with store.work() as work:
             for digit in ("1", "2"):
@@ -56,7 +56,7 @@ class RecordsContract:
                 None
             ] * 3
 
-    async def test_the_audit_comes_in_pages_in_the_order_of_its_lines(self, store: Store) -> None:
+    async def test_the_audit_comes_in_pages_in_the_order_of_its_lines(self, store: Database) -> None:
         for action in ("POST /a", "POST /b", "POST /c"):
             async with store.work() as work:
                 await work.audit.add(AuditEntry(NOON, "admin", action, "/", "id"))
@@ -67,12 +67,12 @@ class RecordsContract:
             rest = await work.audit.page(first[-1].number, 2)
         assert [entry.action for entry in (*first, *rest)] == ["POST /a", "POST /b", "POST /c"]
 
-    async def test_an_unknown_task_is_refused_by_name(self, store: Store) -> None:
+    async def test_an_unknown_task_is_refused_by_name(self, store: Database) -> None:
         async with store.reading() as work:
             with pytest.raises(UnknownTask, match="nowhere"):
                 await work.tasks.get("nowhere")
 
-    async def test_tasks_come_in_pages_by_name(self, store: Store) -> None:
+    async def test_tasks_come_in_pages_by_name(self, store: Database) -> None:
         async with store.work() as work:
             for name in ("c", "a", "b"):
                 await work.tasks.add(task(name))
@@ -81,7 +81,7 @@ class RecordsContract:
             assert [kept.name for kept in await work.tasks.page(None, 2)] == ["a", "b"]
             assert [kept.name for kept in await work.tasks.page("b", 2)] == ["c"]
 
-    async def test_a_deleted_task_takes_everything_of_it_along(self, store: Store) -> None:
+    async def test_a_deleted_task_takes_everything_of_it_along(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             await work.parties.add(party("a"))
@@ -100,7 +100,7 @@ class RecordsContract:
             with pytest.raises(NothingYet):
                 await work.aggregates.context("sentiment")
 
-    async def test_a_party_is_found_by_the_hash_of_its_token(self, store: Store) -> None:
+    async def test_a_party_is_found_by_the_hash_of_its_token(self, store: Database) -> None:
         kept = party("a", Role.READER)
         async with store.work() as work:
             await work.parties.add(kept)
@@ -111,7 +111,7 @@ class RecordsContract:
             with pytest.raises(UnknownClient):
                 await work.parties.get("b")
 
-    async def test_a_party_keeps_what_changed(self, store: Store) -> None:
+    async def test_a_party_keeps_what_changed(self, store: Database) -> None:
         kept = party("a")
         async with store.work() as work:
             await work.parties.add(kept)
@@ -123,7 +123,7 @@ class RecordsContract:
             found = await work.parties.get("a")
             assert (found.token_hash, found.revoked_at, found.last_seen_at) == ("f" * 64, NOON, NOON + timedelta(minutes=1))
 
-    async def test_a_party_name_is_taken_once(self, store: Store) -> None:
+    async def test_a_party_name_is_taken_once(self, store: Database) -> None:
         async with store.work() as work:
             await work.parties.add(party("a"))
             await work.commit()
@@ -131,7 +131,7 @@ class RecordsContract:
             async with store.work() as work:
                 await work.parties.add(replace(party("a"), token_hash="e" * 64))
 
-    async def test_joining_again_keeps_the_first_time_and_takes_the_new_counts(self, store: Store) -> None:
+    async def test_joining_again_keeps_the_first_time_and_takes_the_new_counts(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             await work.parties.add(party("a"))
@@ -143,7 +143,7 @@ class RecordsContract:
             assert await work.memberships.find("sentiment", "b") is None
             assert await work.memberships.tasks_of("a") == ["sentiment"]
 
-    async def test_memberships_are_forgotten_one_or_all(self, store: Store) -> None:
+    async def test_memberships_are_forgotten_one_or_all(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             for name in ("a", "b", "c"):
@@ -154,7 +154,7 @@ class RecordsContract:
             await work.memberships.remove("sentiment")
             assert await work.memberships.of_task("sentiment") == []
 
-    async def test_finished_tasks_of_the_same_key_are_found_the_most_similar_first(self, store: Store) -> None:
+    async def test_finished_tasks_of_the_same_key_are_found_the_most_similar_first(self, store: Database) -> None:
         kept = {"like": [0.6, 0.8], "unlike": [-1.0, 0.0], "same": [1.0, 0.0], "running": [1.0, 0.0], "other-key": [1.0, 0.0]}
         async with store.work() as work:
             for name, numbers in kept.items():
@@ -175,7 +175,7 @@ class RecordsContract:
             assert [similarity for _, similarity in found] == pytest.approx([1.0, 0.6, -1.0], abs=1e-6)
             assert len(await work.sketches.nearest("new", "key", padded([1.0, 0.0]), 2)) == 2
 
-    async def test_a_version_keeps_the_rounds_behind_it_and_the_optimisers_memory(self, store: Store) -> None:
+    async def test_a_version_keeps_the_rounds_behind_it_and_the_optimisers_memory(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             assert await work.aggregates.newest_version("sentiment") is None
@@ -187,7 +187,7 @@ class RecordsContract:
             assert (await work.aggregates.coefficients("sentiment", 4)).calibrated == 2
             assert [await work.aggregates.moments("sentiment", version) for version in (0, 4)] == [None, b"moments"]
 
-    async def test_aggregates_come_back_byte_for_byte(self, store: Store) -> None:
+    async def test_aggregates_come_back_byte_for_byte(self, store: Database) -> None:
         async with store.work() as work:
             await work.tasks.add(task())
             await work.aggregates.add_context(aggregate(1), b"old")

@@ -9,11 +9,11 @@ import pytest
 from ifed.errors import AlreadyContributed, UnknownRound, WrongState
 from ifed.messages.enums import RoundKind, RoundState
 from services.aggregator.domain.evaluation import EvaluationResult
-from services.aggregator.storage.ports import Store
+from services.aggregator.storage.database import Database
 from testing.factories import NOON, aggregate, context_contribution, membership, party, round_, task
 
 
-async def with_task(store: Store, *clients: str) -> None:
+async def with_task(store: Database, *clients: str) -> None:
     async with store.work() as work:
         await work.tasks.add(task())
         for client in clients:
@@ -25,7 +25,7 @@ async def with_task(store: Store, *clients: str) -> None:
 class RoundsContract:
     """Rounds, seats and contributions."""
 
-    async def test_a_round_comes_back_as_it_was_kept(self, store: Store) -> None:
+    async def test_a_round_comes_back_as_it_was_kept(self, store: Database) -> None:
         await with_task(store, "a", "b")
         kept = round_(kind=RoundKind.CALIBRATION, version=3, attempt=2, context=4)
         async with store.work() as work:
@@ -35,7 +35,7 @@ class RoundsContract:
             assert await work.rounds.get("sentiment", 1) == kept
             assert await work.rounds.newest("sentiment") == kept
 
-    async def test_work_left_without_commit_changes_nothing(self, store: Store) -> None:
+    async def test_work_left_without_commit_changes_nothing(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(), ["a"])
@@ -44,7 +44,7 @@ class RoundsContract:
             with pytest.raises(UnknownRound):
                 await work.rounds.get("sentiment", 1)
 
-    async def test_a_task_has_one_live_round_at_a_time(self, store: Store) -> None:
+    async def test_a_task_has_one_live_round_at_a_time(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(1), ["a"])
@@ -53,7 +53,7 @@ class RoundsContract:
             async with store.work() as work:
                 await work.rounds.add(round_(2), ["a"])
 
-    async def test_a_round_that_ended_makes_room_for_the_next(self, store: Store) -> None:
+    async def test_a_round_that_ended_makes_room_for_the_next(self, store: Database) -> None:
         await with_task(store, "a")
         first = round_(1)
         async with store.work() as work:
@@ -70,7 +70,7 @@ class RoundsContract:
             assert [kept.number for kept in await work.rounds.page("sentiment", 1, 10)] == [2]
             assert [kept.number for kept in await work.rounds.page("sentiment", 0, 1)] == [1]
 
-    async def test_a_contribution_fills_its_seat(self, store: Store) -> None:
+    async def test_a_contribution_fills_its_seat(self, store: Database) -> None:
         await with_task(store, "a", "b")
         sent = context_contribution("a", examples=7)
         async with store.work() as work:
@@ -85,7 +85,7 @@ class RoundsContract:
             assert await work.rounds.seat("sentiment", 1, "stranger") is None
             assert await work.rounds.missing("sentiment", 1) == ["b"]
 
-    async def test_a_second_contribution_of_a_client_is_refused_by_name(self, store: Store) -> None:
+    async def test_a_second_contribution_of_a_client_is_refused_by_name(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(), ["a"])
@@ -95,7 +95,7 @@ class RoundsContract:
             async with store.work() as work:
                 await work.rounds.record(round_(), context_contribution("a", 2.0))
 
-    async def test_bodies_come_in_client_order_whatever_order_they_came_in(self, store: Store) -> None:
+    async def test_bodies_come_in_client_order_whatever_order_they_came_in(self, store: Database) -> None:
         clients = [f"c{number:03}" for number in range(70)]  # more than one batch
         await with_task(store, *clients)
         sent = {client: context_contribution(client, index + 1.0, examples=index + 1) for index, client in enumerate(clients)}
@@ -108,7 +108,7 @@ class RoundsContract:
             found = [item async for item in work.rounds.bodies("sentiment", 1)]
         assert found == [(sent[client].entry.weight, sent[client].body) for client in clients]
 
-    async def test_names_sort_by_their_bytes_on_every_database(self, store: Store) -> None:
+    async def test_names_sort_by_their_bytes_on_every_database(self, store: Database) -> None:
         names = ["a-z", "a.z", "a1", "a_z", "aa", "b"]
         await with_task(store, *names)
         async with store.work() as work:
@@ -120,7 +120,7 @@ class RoundsContract:
             assert [weight async for weight, _ in work.rounds.bodies("sentiment", 1)] == [1, 2, 3, 4, 5, 6]
             assert [member.client for member in await work.memberships.of_task("sentiment")] == names
 
-    async def test_only_open_rounds_past_their_deadline_are_due(self, store: Store) -> None:
+    async def test_only_open_rounds_past_their_deadline_are_due(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(), ["a"])
@@ -136,7 +136,7 @@ class RoundsContract:
         async with store.reading() as work:
             assert await work.rounds.due(NOON + timedelta(hours=2)) == []
 
-    async def test_a_round_is_claimed_once_until_the_claim_runs_out(self, store: Store) -> None:
+    async def test_a_round_is_claimed_once_until_the_claim_runs_out(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(state=RoundState.AGGREGATING), ["a"])
@@ -151,13 +151,13 @@ class RoundsContract:
         async with store.work() as work:
             assert await work.rounds.claim(soon, later) == claimed
 
-    async def test_an_open_round_cannot_be_claimed(self, store: Store) -> None:
+    async def test_an_open_round_cannot_be_claimed(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             await work.rounds.add(round_(), ["a"])
             assert await work.rounds.claim(NOON, NOON) is None
 
-    async def test_evaluations_are_those_of_closed_rounds_in_their_order(self, store: Store) -> None:
+    async def test_evaluations_are_those_of_closed_rounds_in_their_order(self, store: Database) -> None:
         await with_task(store, "a")
         async with store.work() as work:
             for number, accuracy in ((1, None), (2, 0.5), (3, 0.75)):
@@ -173,7 +173,7 @@ class RoundsContract:
                 (3, EvaluationResult(0.75, 0.75, 8)),
             ]
 
-    async def test_what_a_withdrawn_version_measured_no_longer_counts(self, store: Store) -> None:
+    async def test_what_a_withdrawn_version_measured_no_longer_counts(self, store: Database) -> None:
         await with_task(store, "a")
         measured = EvaluationResult(0.5, 0.5, 8, (-0.5, -1.0))
         async with store.work() as work:
@@ -188,7 +188,7 @@ class RoundsContract:
             await work.aggregates.withdraw_after("sentiment", 1, NOON)
             assert [version for version, _ in await work.rounds.evaluations("sentiment")] == [0, 1]
 
-    async def test_the_ledger_comes_in_pages_by_round_and_client(self, store: Store) -> None:
+    async def test_the_ledger_comes_in_pages_by_round_and_client(self, store: Database) -> None:
         await with_task(store, "a", "b")
         first, second = round_(1), round_(2, RoundKind.CALIBRATION)
         sent = {client: context_contribution(client, examples=7) for client in ("a", "b")}
@@ -215,7 +215,7 @@ class RoundsContract:
             assert await work.rounds.ledger("sentiment", (1, "a", 0), 1) == everything[1:2]
             assert await work.rounds.ledger("elsewhere", (0, "", 0), 10) == []
 
-    async def test_a_client_without_a_seat_is_not_waited_for(self, store: Store) -> None:
+    async def test_a_client_without_a_seat_is_not_waited_for(self, store: Database) -> None:
         await with_task(store, "a", "b")
         async with store.work() as work:
             await work.rounds.add(round_(), ["a", "b"])

@@ -18,7 +18,7 @@ from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import remove_from_open_round
 from services.aggregator.domain.access import AuditEntry, EnrolmentCode, Party
 from services.aggregator.domain.round import Round
-from services.aggregator.storage.ports import Store, Work
+from services.aggregator.storage.database import Database, UnitOfWork
 
 log = structlog.get_logger(__name__)
 ADMIN = "admin"
@@ -128,7 +128,7 @@ class Access:
         for task, round_ in zip(tasks, changed, strict=True):
             await self._backstage.tell(task, round_)
 
-    async def _leave(self, work: Work, name: str, client: str) -> Round | None:
+    async def _leave(self, work: UnitOfWork, name: str, client: str) -> Round | None:
         """Drop a membership; the round that changed state because it waited for this client alone."""
         task = await work.tasks.get(name, for_update=True)
         await work.memberships.remove(name, client)
@@ -193,7 +193,7 @@ SEEN_EVERY = timedelta(seconds=30)
 class LastSeen:
     """Notes parties that were not seen for a while; one transaction a tick writes them, instead of one for every call."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self._noted: dict[str, datetime] = {}
 

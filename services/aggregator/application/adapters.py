@@ -14,7 +14,7 @@ from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.task import Task
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,13 @@ class AdapterStore:
         return AdapterBody(vector, values, meta).to_bytes()
 
 
-async def _coefficients_body_of(work: Work, task: Task, version: int | None) -> Aggregate:
+async def _coefficients_body_of(work: UnitOfWork, task: Task, version: int | None) -> Aggregate:
     if version is None:
         raise NothingYet(f"task {task.name!r} has no coefficients before its first round closes")
     return await work.aggregates.coefficients(task.name, version)
 
 
-async def _meta(work: Work, task: Task, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
+async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
     assert task.spec.identity is not None, "a version exists, so a client joined"
     measures = dict(await work.rounds.evaluations(task.name))
     measure = measures.get(coefficients.version)

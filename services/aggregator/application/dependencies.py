@@ -10,7 +10,7 @@ from services.aggregator.domain.round import Round
 from services.aggregator.metrics import Metrics
 from services.aggregator.runtime.cache import Cache
 from services.aggregator.runtime.long_poll import LongPoll
-from services.aggregator.storage.ports import Store
+from services.aggregator.storage.database import Database
 
 EVERYTHING = "*"  # the topic of whatever happens to any task; no task can have this name
 
@@ -28,7 +28,7 @@ class Dependencies:
         nudge: wakes the background work that closes rounds, now instead of at its next tick.
     """
 
-    store: Store
+    store: Database
     cache: Cache
     metrics: Metrics
     polls: LongPoll

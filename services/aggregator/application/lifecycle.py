@@ -17,10 +17,10 @@ from services.aggregator.domain.schedule import (
     seed_of,
 )
 from services.aggregator.domain.task import Task
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 
-async def open_next_round(work: Work, task: Task, now: datetime) -> Round | None:
+async def open_next_round(work: UnitOfWork, task: Task, now: datetime) -> Round | None:
     """The round that opened; None when the task does not run, has one going, waits for clients, or has now finished.
 
     The task must have been read `for_update`; it is saved here.
@@ -33,7 +33,7 @@ async def open_next_round(work: Work, task: Task, now: datetime) -> Round | None
     return opened
 
 
-async def _open(work: Work, task: Task, newest: Round | None, now: datetime) -> Round | None:
+async def _open(work: UnitOfWork, task: Task, newest: Round | None, now: datetime) -> Round | None:
     evaluations = await work.rounds.evaluations(task.name)
     step = next_step(task, newest, evaluations)
     if step is None:
@@ -59,12 +59,12 @@ async def _open(work: Work, task: Task, newest: Round | None, now: datetime) -> 
 VOID = "its context vector cannot be made without those who withdrew"
 
 
-async def promote(work: Work, task: Task) -> None:
+async def promote(work: UnitOfWork, task: Task) -> None:
     """Serve the version that the policy names, or nothing."""
     task.served = promoted(task, await work.rounds.evaluations(task.name)) if await may_serve(work, task) else None
 
 
-async def may_serve(work: Work, task: Task) -> bool:
+async def may_serve(work: UnitOfWork, task: Task) -> bool:
     """Whether the newest context vector reflects every change that is settled.
 
     It does not when no vector could be made of those who are left: the newest one then holds what somebody took back.
@@ -77,7 +77,9 @@ def besides_void(reason: str | None) -> str | None:
     return (reason or "").partition(VOID)[0].removesuffix("; ") or None
 
 
-async def remove_from_open_round(work: Work, task: Task, client: str, now: datetime, *, takes_back: bool = False) -> Round | None:
+async def remove_from_open_round(
+    work: UnitOfWork, task: Task, client: str, now: datetime, *, takes_back: bool = False
+) -> Round | None:
     """Wait for the client no longer in the open round; the round, if that changed its state.
 
     Args:

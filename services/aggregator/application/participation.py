@@ -33,7 +33,7 @@ from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.schedule import assigned, may_add
 from services.aggregator.domain.task import Membership, Task
 from services.aggregator.runtime.group_commit import GroupCommit
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
 STORED_AT_ONCE = 32
@@ -94,7 +94,7 @@ class Participation:
 
         return await self._backstage.polls.until(name, look, settled, wait=wait)
 
-    async def _assignment(self, work: Work, name: str, client: str) -> Assignment:
+    async def _assignment(self, work: UnitOfWork, name: str, client: str) -> Assignment:
         task = await work.tasks.get(name)
         member = await work.memberships.find(name, client)
         if member is not None and member.withdrawn_at is not None:
@@ -141,7 +141,7 @@ class Participation:
                 await work.commit()
         return stored
 
-    async def _keep(self, work: Work, task: Task, round_: Round, contribution: Contribution) -> Stored | Exception:
+    async def _keep(self, work: UnitOfWork, task: Task, round_: Round, contribution: Contribution) -> Stored | Exception:
         try:
             seat, member = await _placed(work, task, round_, contribution.entry.client)
             if (earlier := seat.repeats(contribution)) is not None:
@@ -164,7 +164,7 @@ class Participation:
         log.info("contribution", task=round_.task, round=round_.number, client=entry.client, bytes=entry.size)
 
 
-async def _opened(work: Work, task: Task, number: int) -> Round:
+async def _opened(work: UnitOfWork, task: Task, number: int) -> Round:
     """The round, locked."""
     try:
         return await work.rounds.get(task.name, number, for_update=True)
@@ -172,7 +172,7 @@ async def _opened(work: Work, task: Task, number: int) -> Round:
         raise RoundClosed(f"{missing.detail}; it was never open") from missing
 
 
-async def _placed(work: Work, task: Task, round_: Round, client: str) -> tuple[Seat, Membership]:
+async def _placed(work: UnitOfWork, task: Task, round_: Round, client: str) -> tuple[Seat, Membership]:
     """The client's seat in the round."""
     member = await work.memberships.find(task.name, client)
     if member is None:
@@ -321,7 +321,7 @@ class Additions:
         self._backstage.nudge()
         return messages.receipt(name, number, contribution.entry)
 
-    async def _checked(self, work: Work, task: Task, contribution: Contribution) -> int:
+    async def _checked(self, work: UnitOfWork, task: Task, contribution: Contribution) -> int:
         """The number of the context round, if the contribution may follow it."""
         client = contribution.entry.client
         member = await work.memberships.find(task.name, client)

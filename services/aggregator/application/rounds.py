@@ -19,7 +19,7 @@ from services.aggregator.application.tasks import task_info
 from services.aggregator.application.worker import sum_context, sum_up
 from services.aggregator.domain.aggregates import Aggregate, ContextPart, LedgerLine
 from services.aggregator.domain.round import Round
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +136,7 @@ def _replay(
     )
 
 
-async def _made(work: Work, round_: Round) -> Aggregate | None:
+async def _made(work: UnitOfWork, round_: Round) -> Aggregate | None:
     """The aggregate a closed round made, as it is kept, with the digest of the bytes that are there now."""
     if round_.kind is RoundKind.EVALUATION:
         return None

@@ -18,7 +18,7 @@ from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.schedule import NEAREST
 from services.aggregator.domain.task import Task
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 
 class TaskSimilarity:
@@ -38,7 +38,7 @@ class TaskSimilarity:
             return Matches(items=[await _match(work, name, similarity) for name, similarity in found])
 
 
-async def _match(work: Work, name: str, similarity: float) -> Match:
+async def _match(work: UnitOfWork, name: str, similarity: float) -> Match:
     task = await work.tasks.get(name)
     assert task.served is not None, "only tasks that serve a version are matched"
     return Match(
@@ -46,17 +46,17 @@ async def _match(work: Work, name: str, similarity: float) -> Match:
     )
 
 
-async def _served(work: Work, task: Task) -> Evaluation | None:
+async def _served(work: UnitOfWork, task: Task) -> Evaluation | None:
     measure = dict(await work.rounds.evaluations(task.name)).get(task.served or 0)
     return None if measure is None or task.served is None else messages.evaluation(task.served, measure)
 
 
-async def keep_sketch(work: Work, task: Task, numbers: Sequence[float]) -> None:
+async def keep_sketch(work: UnitOfWork, task: Task, numbers: Sequence[float]) -> None:
     """Make a task comparable by the sketch of its new context vector."""
     await work.sketches.put(task.name, _key(task), numbers)
 
 
-async def warm_start(work: Work, task: Task, round_: Round) -> bytes | None:
+async def warm_start(work: UnitOfWork, task: Task, round_: Round) -> bytes | None:
     """The body of version 0 taken from the task that `task.warm_start` names, which then says which it was; None for a cold start.
 
     Raises:
@@ -73,7 +73,7 @@ async def warm_start(work: Work, task: Task, round_: Round) -> bytes | None:
     return None if source is None else await _taken(work, task, source, round_)
 
 
-async def _taken(work: Work, task: Task, source: str, round_: Round) -> bytes:
+async def _taken(work: UnitOfWork, task: Task, source: str, round_: Round) -> bytes:
     try:
         other = await work.tasks.get(source)
     except UnknownTask as gone:

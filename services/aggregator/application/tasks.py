@@ -17,7 +17,7 @@ from services.aggregator.application.lifecycle import open_next_round
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.schedule import NEAREST
 from services.aggregator.domain.task import Task
-from services.aggregator.storage.ports import Work
+from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
 
@@ -148,7 +148,7 @@ class TaskService:
         return await self.round(name, number)
 
 
-async def task_info(work: Work, task: Task) -> TaskInfo:
+async def task_info(work: UnitOfWork, task: Task) -> TaskInfo:
     """A task with its members, its newest round and its evaluations."""
     newest = await work.rounds.newest(task.name)
     context = None if task.version is None else (await work.aggregates.context(task.name)).version
@@ -161,7 +161,7 @@ async def task_info(work: Work, task: Task) -> TaskInfo:
     )
 
 
-async def _round_info(work: Work, round_: Round) -> RoundInfo:
+async def _round_info(work: UnitOfWork, round_: Round) -> RoundInfo:
     seats = await work.rounds.seats(round_.task, [round_.number])
     return messages.round_info(round_, seats[round_.number])
 

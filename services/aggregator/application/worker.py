@@ -26,10 +26,10 @@ from services.aggregator.application.similarity import keep_sketch, warm_start
 from services.aggregator.domain.aggregates import Aggregate, ContextPart
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.task import Task
-from services.aggregator.storage.ports import Store, Work
+from services.aggregator.storage.database import Database, UnitOfWork
 
 
-async def sum_up(store: Store, round_: Round, seen: Callable[[bytes], None] | None = None) -> AggregationResult:
+async def sum_up(store: Database, round_: Round, seen: Callable[[bytes], None] | None = None) -> AggregationResult:
     """Add the contributions up as they are read, in client-id order; only one batch of them is in memory where the rule allows.
 
     Args:
@@ -48,7 +48,7 @@ async def sum_up(store: Store, round_: Round, seen: Callable[[bytes], None] | No
 
 
 async def sum_context(
-    store: Store, task: str, number: int, changes: int | None = None, seen: Callable[[ContextPart], None] | None = None
+    store: Database, task: str, number: int, changes: int | None = None, seen: Callable[[ContextPart], None] | None = None
 ) -> AggregationResult:
     """Add the parts of a context vector up as they are read, by client and then in the order they came.
 
@@ -71,7 +71,7 @@ async def sum_context(
     return replace(await asyncio.to_thread(tally.summed), changes=upto)
 
 
-async def _start(work: Work, round_: Round) -> Start | None:
+async def _start(work: UnitOfWork, round_: Round) -> Start | None:
     """What a calibration round starts from; nothing in other rounds."""
     if round_.kind is not RoundKind.CALIBRATION or round_.version is None:
         return None
@@ -163,14 +163,14 @@ class Closing:
             await work.commit()
         return [round_] if opened is None else [round_, opened]
 
-    async def _after_failure(self, work: Work, task: Task, round_: Round) -> Round | None:
+    async def _after_failure(self, work: UnitOfWork, task: Task, round_: Round) -> Round | None:
         """Open the round again while the policy has retries left; else the task fails with it."""
         if round_.attempt > task.spec.policy.retries:
             task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
         return await open_next_round(work, task, self._backstage.clock())
 
 
-async def _locked(work: Work, task: str, number: int) -> tuple[Task, Round] | None:
+async def _locked(work: UnitOfWork, task: str, number: int) -> tuple[Task, Round] | None:
     """Task and round, locked in this order everywhere; None when they were deleted meanwhile."""
     try:
         return await work.tasks.get(task, for_update=True), await work.rounds.get(task, number, for_update=True)
@@ -178,8 +178,8 @@ async def _locked(work: Work, task: str, number: int) -> tuple[Task, Round] | No
         return None
 
 
-async def _keep(work: Work, task: Task, round_: Round, summed: AggregationResult, now: datetime) -> int | None:
-    """Store the aggregate of a round; the number of the version it made, which is now the task's newest, if it made one."""
+async def _keep(work: UnitOfWork, task: Task, round_: Round, summed: AggregationResult, now: datetime) -> int | None:
+    """Database the aggregate of a round; the number of the version it made, which is now the task's newest, if it made one."""
     if summed.body is None:
         return None
 
@@ -267,13 +267,13 @@ class Revising:
             await _settle_context(work, task, claimed.context_changes)
 
 
-async def _behind(work: Work, claimed: Task) -> Task | None:
+async def _behind(work: UnitOfWork, claimed: Task) -> Task | None:
     """The task, locked, unless another replica has settled what was claimed."""
     task = await work.tasks.get(claimed.name, for_update=True)
     return None if task.context_settled >= claimed.context_changes else task
 
 
-async def _settle_context(work: Work, task: Task, changes: int) -> None:
+async def _settle_context(work: UnitOfWork, task: Task, changes: int) -> None:
     task.context_settled = changes
     await work.tasks.save(task)
     await work.tasks.release_context(task.name)
