@@ -399,12 +399,12 @@ class FakeStore:
         self._writing = asyncio.Lock()
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[FakeWork]:
+    async def unit_of_work(self) -> AsyncIterator[FakeWork]:
         async with self._writing:
             yield FakeWork(self)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[FakeWork]:
+    async def read_only(self) -> AsyncIterator[FakeWork]:
         yield FakeWork(self)
 
     async def state(self) -> str:
@@ -421,7 +421,7 @@ class FakeCache:
         self.bodies: dict[str, bytes] = {}
         self.announced: list[str] = []
         self.down = False
-        self._bells = Topics()
+        self._topics = Topics()
 
     async def get(self, key: str) -> bytes | None:
         return None if self.down else self.bodies.get(key)
@@ -430,13 +430,13 @@ class FakeCache:
         if not self.down:
             self.bodies[key] = body
 
-    def listen(self, topic: str) -> AbstractContextManager[Subscription]:
-        return self._bells.listen(topic)
+    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]:
+        return self._topics.subscribe(topic)
 
-    async def announce(self, topic: str) -> None:
+    async def publish(self, topic: str) -> None:
         self.announced.append(topic)
         if not self.down:
-            self._bells.ring(topic)
+            self._topics.publish(topic)
 
     async def state(self) -> str:
         return "degraded: switched off by a test" if self.down else "ok"

@@ -68,29 +68,29 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
 
 async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Database], stack: AsyncExitStack) -> Services:
     """Connect everything; `stack` closes it in reverse."""
-    store = storage(settings.database_url, pool_size=settings.database_pool_size)
-    stack.push_async_callback(store.close)
+    database = storage(settings.database_url, pool_size=settings.database_pool_size)
+    stack.push_async_callback(database.close)
     if settings.migrates:
-        await migrate(store.engine)
+        await migrate(database.engine)
     cache = _cache(settings, metrics)
     await cache.open()
     stack.push_async_callback(cache.close)
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
     stack.push_async_callback(caller.close)
-    polls = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
+    long_poll = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
     ticker, rounds_of_post = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
 
     async def told(happened: Sequence[DomainEvent]) -> None:
         for one in happened:
             metrics.events.labels(one.kind.value).inc()
-        rounds_of_post.nudge()
-        await cache.announce(EVERYTHING)
+        rounds_of_post.wake()
+        await cache.publish(EVERYTHING)
 
-    backstage = Dependencies(NotingStore(store, utc_now, told), cache, metrics, polls, ticker.nudge)
+    dependencies = Dependencies(NotingStore(database, utc_now, told), cache, metrics, long_poll, ticker.wake)
     patience = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
-    courier = WebhookDispatcher(backstage, caller, patience)
+    courier = WebhookDispatcher(dependencies, caller, patience)
     service = Services(
-        backstage,
+        dependencies,
         RateLimiter(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
         claim_seconds=settings.claim_seconds,

@@ -71,19 +71,19 @@ async def wait(engine: AsyncEngine, *, seconds: float) -> bool:
 
 
 async def _waited(settings: Settings, seconds: float) -> bool:
-    store = connect(settings.database_url)
+    database = connect(settings.database_url)
     try:
-        return await wait(store.engine, seconds=seconds)
+        return await wait(database.engine, seconds=seconds)
     finally:
-        await store.close()
+        await database.close()
 
 
 async def _run(settings: Settings) -> None:
-    store = connect(settings.database_url)
+    database = connect(settings.database_url)
     try:
-        await migrate(store.engine)
+        await migrate(database.engine)
     finally:
-        await store.close()
+        await database.close()
     await log.ainfo("the schema is up to date")
 
 

@@ -26,9 +26,9 @@ def webhook(name: str = "pager", **changes: object) -> Webhook:
     return Webhook(name, "https://example.org/x", "whsec_c2VjcmV0", NOON, **changes)  # type: ignore[arg-type]
 
 
-async def queued(store: Database, count: int = 2) -> list[DomainEvent]:
+async def queued(database: Database, count: int = 2) -> list[DomainEvent]:
     """Events on their way to the webhook `pager`."""
-    async with store.work() as work:
+    async with database.unit_of_work() as work:
         await work.webhooks.add(webhook())
         kept = await work.events.add([happening() for _ in range(count)])
         await work.webhooks.queue([("pager", one) for one in kept], NOON)
@@ -39,75 +39,75 @@ async def queued(store: Database, count: int = 2) -> list[DomainEvent]:
 class EventsContract:
     """Events, webhooks, deliveries."""
 
-    async def test_events_are_numbered_from_one_and_come_back_as_they_were_kept(self, store: Database) -> None:
-        async with store.work() as work:
+    async def test_events_are_numbered_from_one_and_come_back_as_they_were_kept(self, database: Database) -> None:
+        async with database.unit_of_work() as work:
             assert await work.events.newest() == 0
             kept = await work.events.add([happening(), happening("topics", round=None, round_kind=None, version=None, reason=None)])
             await work.commit()
         assert [one.number for one in kept] == [1, 2]
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.events.page(0, 10) == kept
             assert await work.events.page(0, 1) == kept[:1]
             assert await work.events.page(1, 10) == kept[1:]
             assert await work.events.page(0, 10, "topics") == kept[1:]
             assert await work.events.newest() == 2
 
-    async def test_a_transaction_that_does_not_commit_tells_nothing(self, store: Database) -> None:
-        async with store.work() as work:
+    async def test_a_transaction_that_does_not_commit_tells_nothing(self, database: Database) -> None:
+        async with database.unit_of_work() as work:
             await work.events.add([happening()])
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.events.page(0, 10) == []
 
-    async def test_a_webhook_comes_back_as_it_was_kept_and_its_name_is_taken_once(self, store: Database) -> None:
+    async def test_a_webhook_comes_back_as_it_was_kept_and_its_name_is_taken_once(self, database: Database) -> None:
         some = webhook(kinds=(EventKind.ROUND_FAILED, EventKind.TASK_FAILED), task="sentiment")
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.webhooks.add(some)
             await work.webhooks.add(webhook("a"))
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.webhooks.get("pager") == some
             assert await work.webhooks.all() == [webhook("a"), some]
             assert await work.webhooks.page("a", 1) == [(some, 0)]
         with pytest.raises(AlreadyExists):
-            async with store.work() as work:
+            async with database.unit_of_work() as work:
                 await work.webhooks.add(some)
 
-    async def test_a_removed_webhook_takes_its_deliveries_with_it(self, store: Database) -> None:
-        await queued(store)
-        async with store.work() as work:
+    async def test_a_removed_webhook_takes_its_deliveries_with_it(self, database: Database) -> None:
+        await queued(database)
+        async with database.unit_of_work() as work:
             await work.webhooks.delete("pager")
             await work.commit()
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             assert await work.webhooks.deliveries("pager", 0, 10) == []
             assert not await work.webhooks.claim("pager", NOON, LATER)
             for call in (work.webhooks.get, work.webhooks.delete):
                 with pytest.raises(UnknownWebhook, match="pager"):
                     await call("pager")
 
-    async def test_one_has_a_webhook_at_a_time_until_it_lets_go_or_its_claim_runs_out(self, store: Database) -> None:
-        await queued(store)
-        async with store.work() as work:
+    async def test_one_has_a_webhook_at_a_time_until_it_lets_go_or_its_claim_runs_out(self, database: Database) -> None:
+        await queued(database)
+        async with database.unit_of_work() as work:
             assert await work.webhooks.due(NOON) == ["pager"]
             assert await work.webhooks.claim("pager", NOON, LATER)
             await work.commit()
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             assert await work.webhooks.due(NOON) == []
             assert not await work.webhooks.claim("pager", NOON, LATER)
             assert await work.webhooks.claim("pager", LATER, LATER + timedelta(minutes=1))
             await work.webhooks.release("pager")
             assert await work.webhooks.claim("pager", NOON, LATER)
 
-    async def test_what_is_due_comes_oldest_first_and_what_was_settled_no_more(self, store: Database) -> None:
-        first, second = await queued(store)
+    async def test_what_is_due_comes_oldest_first_and_what_was_settled_no_more(self, database: Database) -> None:
+        first, second = await queued(database)
         tried = Delivery(first, attempts=1, next_at=LATER, status=500, error="HTTP 500")
         done = Delivery(second, DeliveryState.DELIVERED, attempts=1, status=204, delivered_at=NOON)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             assert await work.webhooks.pending("pager", NOON, 10) == [Delivery(one, next_at=NOON) for one in (first, second)]
             assert await work.webhooks.pending("pager", NOON - timedelta(seconds=1), 10) == []
             await work.webhooks.settle("pager", tried, NOON)
             await work.webhooks.settle("pager", done, NOON)
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.webhooks.due(NOON) == []
             assert await work.webhooks.due(LATER) == ["pager"]
             assert await work.webhooks.pending("pager", LATER, 10) == [tried]
@@ -115,12 +115,12 @@ class EventsContract:
             assert await work.webhooks.deliveries("pager", 1, 10) == [done]
             assert await work.webhooks.page(None, 10) == [(webhook(), 1)]
 
-    async def test_a_given_up_delivery_waits_for_nothing(self, store: Database) -> None:
-        (one,) = await queued(store, 1)
+    async def test_a_given_up_delivery_waits_for_nothing(self, database: Database) -> None:
+        (one,) = await queued(database, 1)
         given_up = replace(Delivery(one, attempts=3, status=None, error="ConnectError"), state=DeliveryState.FAILED)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.webhooks.settle("pager", given_up, NOON)
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.webhooks.due(LATER) == []
             assert await work.webhooks.deliveries("pager", 0, 10) == [given_up]

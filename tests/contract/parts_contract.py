@@ -16,11 +16,11 @@ from testing.factories import NOON, aggregate, context_contribution, membership,
 from tests.contract.rounds_contract import with_task
 
 
-async def with_closed_context(store: Database, *clients: str) -> dict[str, Contribution]:
+async def with_closed_context(database: Database, *clients: str) -> dict[str, Contribution]:
     """A task whose context round, number 1, has closed."""
-    await with_task(store, *clients)
+    await with_task(database, *clients)
     sent = {client: context_contribution(client, index + 1.0) for index, client in enumerate(clients)}
-    async with store.work() as work:
+    async with database.unit_of_work() as work:
         await work.rounds.add(round_(expected=len(clients)), list(clients))
         for client in clients:
             await work.rounds.record(round_(), sent[client])
@@ -29,8 +29,8 @@ async def with_closed_context(store: Database, *clients: str) -> dict[str, Contr
     return sent
 
 
-async def counted(store: Database, changes: int) -> list[ContextPart]:
-    async with store.reading() as work:
+async def counted(database: Database, changes: int) -> list[ContextPart]:
+    async with database.read_only() as work:
         return [part async for part in work.parts.bodies("sentiment", 1, changes)]
 
 
@@ -41,29 +41,29 @@ def part(sent: Contribution) -> ContextPart:
 class PartsContract:
     """Parts of context vectors."""
 
-    async def test_later_parts_count_from_their_change_on_beside_those_of_the_round(self, store: Database) -> None:
-        sent = await with_closed_context(store, "a", "c")
+    async def test_later_parts_count_from_their_change_on_beside_those_of_the_round(self, database: Database) -> None:
+        sent = await with_closed_context(database, "a", "c")
         more = [context_contribution("c", 7.0), context_contribution("b", 8.0), context_contribution("a", 9.0)]
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             for change, one in enumerate(more, start=1):
                 await work.parts.add("sentiment", 1, change, one)
             await work.commit()
-        assert await counted(store, 0) == [part(sent["a"]), part(sent["c"])]
-        assert await counted(store, 1) == [part(sent["a"]), part(sent["c"]), part(more[0])]
+        assert await counted(database, 0) == [part(sent["a"]), part(sent["c"])]
+        assert await counted(database, 1) == [part(sent["a"]), part(sent["c"]), part(more[0])]
         everything = [part(one) for one in (sent["a"], more[2], more[1], sent["c"], more[0])]
-        assert await counted(store, 3) == await counted(store, 9) == everything
+        assert await counted(database, 3) == await counted(database, 9) == everything
 
-    async def test_withdrawn_parts_count_before_their_withdrawal_and_not_after(self, store: Database) -> None:
-        sent = await with_closed_context(store, "a", "b")
+    async def test_withdrawn_parts_count_before_their_withdrawal_and_not_after(self, database: Database) -> None:
+        sent = await with_closed_context(database, "a", "b")
         added = context_contribution("a", 5.0)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.parts.add("sentiment", 1, 1, added)
             assert await work.parts.withdraw("sentiment", "a", 2) == 2
             assert await work.parts.withdraw("sentiment", "a", 3) == 0
             await work.commit()
-        assert await counted(store, 1) == [part(sent["a"]), part(added), part(sent["b"])]
-        assert await counted(store, 2) == [part(sent["b"])]
-        async with store.reading() as work:
+        assert await counted(database, 1) == [part(sent["a"]), part(added), part(sent["b"])]
+        assert await counted(database, 2) == [part(sent["b"])]
+        async with database.read_only() as work:
             assert not await work.parts.holds("sentiment", "a")
             assert await work.parts.holds("sentiment", "b")
             assert await work.parts.find("sentiment", "a", added.entry.digest) is None
@@ -71,22 +71,22 @@ class PartsContract:
             assert [(line.entry.client, line.change, line.removed) for line in lines] == [("a", 0, 2), ("a", 1, 2), ("b", 0, None)]
             assert await work.rounds.ledger("sentiment", (1, "a", 0), 1) == lines[1:2]
 
-    async def test_a_part_is_found_by_its_digest_whenever_it_came(self, store: Database) -> None:
-        sent = await with_closed_context(store, "a")
+    async def test_a_part_is_found_by_its_digest_whenever_it_came(self, database: Database) -> None:
+        sent = await with_closed_context(database, "a")
         added = context_contribution("a", 5.0)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.parts.add("sentiment", 1, 1, added)
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             for one in (sent["a"], added):
                 assert await work.parts.find("sentiment", "a", one.entry.digest) == one.entry
             assert await work.parts.find("sentiment", "b", added.entry.digest) is None
             assert await work.rounds.missing("sentiment", 1) == []
             assert [seat.entry for seat in (await work.rounds.seats("sentiment", [1]))[1]] == [sent["a"].entry]
 
-    async def test_contributions_to_other_rounds_are_no_part_and_are_not_withdrawn(self, store: Database) -> None:
-        await with_closed_context(store, "a")
-        async with store.work() as work:
+    async def test_contributions_to_other_rounds_are_no_part_and_are_not_withdrawn(self, database: Database) -> None:
+        await with_closed_context(database, "a")
+        async with database.unit_of_work() as work:
             calibration = round_(2, RoundKind.CALIBRATION, expected=2)
             await work.rounds.add(calibration, ["a", "b"])
             for client in ("a", "b"):
@@ -95,19 +95,19 @@ class PartsContract:
             assert await work.parts.withdraw("sentiment", "b", 1) == 0
             await work.commit()
 
-    async def test_many_parts_come_in_client_order(self, store: Database) -> None:
+    async def test_many_parts_come_in_client_order(self, database: Database) -> None:
         clients = [f"c{number:03}" for number in range(70)]  # more than one batch
-        sent = await with_closed_context(store, *clients)
+        sent = await with_closed_context(database, *clients)
         more = {client: context_contribution(client, 1000.0 + index) for index, client in enumerate(clients)}
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             for change, client in enumerate(reversed(clients), start=1):
                 await work.parts.add("sentiment", 1, change, more[client])
             await work.commit()
-        assert await counted(store, 70) == [part(one) for client in clients for one in (sent[client], more[client])]
+        assert await counted(database, 70) == [part(one) for client in clients for one in (sent[client], more[client])]
 
-    async def test_a_context_vector_behind_its_changes_is_claimed_once_until_the_claim_runs_out(self, store: Database) -> None:
+    async def test_a_context_vector_behind_its_changes_is_claimed_once_until_the_claim_runs_out(self, database: Database) -> None:
         kept = task()
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.tasks.add(kept)
             kept.context_changes = 1
             await work.tasks.save(kept)
@@ -116,7 +116,7 @@ class PartsContract:
             await work.tasks.save(kept)
             await work.commit()
         soon = NOON + timedelta(seconds=10)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             assert await work.tasks.claim_context(NOON, soon) == kept
             assert await work.tasks.claim_context(NOON, soon) is None
             assert await work.tasks.claim_context(soon, soon) == kept
@@ -127,9 +127,9 @@ class PartsContract:
             await work.tasks.release_context("sentiment")
             assert await work.tasks.claim_context(soon, soon) is None
 
-    async def test_context_vectors_are_kept_by_version(self, store: Database) -> None:
+    async def test_context_vectors_are_kept_by_version(self, database: Database) -> None:
         heads = [replace(aggregate(version), changes=3 * (version - 1)) for version in (1, 2, 3)]
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.tasks.add(task())
             with pytest.raises(NothingYet):
                 await work.aggregates.context("sentiment")
@@ -137,7 +137,7 @@ class PartsContract:
                 await work.aggregates.add_context(head, b"body")
             await work.aggregates.add_coefficients(replace(aggregate(0), context=2), b"zero")
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.aggregates.context("sentiment") == heads[2]
             assert await work.aggregates.context("sentiment", 2) == heads[1]
             assert await work.aggregates.contexts("sentiment", 1, 1) == heads[1:2]
@@ -145,12 +145,12 @@ class PartsContract:
             with pytest.raises(UnknownVersion):
                 await work.aggregates.context("sentiment", 4)
 
-    async def test_a_member_that_withdrew_is_found_and_not_counted(self, store: Database) -> None:
-        await with_task(store, "a", "b")
+    async def test_a_member_that_withdrew_is_found_and_not_counted(self, database: Database) -> None:
+        await with_task(database, "a", "b")
         gone = replace(membership("a"), withdrawn_at=NOON)
-        async with store.work() as work:
+        async with database.unit_of_work() as work:
             await work.memberships.put(gone)
             await work.commit()
-        async with store.reading() as work:
+        async with database.read_only() as work:
             assert await work.memberships.find("sentiment", "a") == gone
             assert [member.client for member in await work.memberships.of_task("sentiment")] == ["b"]

@@ -26,28 +26,28 @@ class CacheContract:
         assert await cache.get("context:2") is None
 
     async def test_a_bell_rings_for_its_topic_alone(self, cache: Cache) -> None:
-        with cache.listen("sentiment") as bell, cache.listen("other") as other:
-            await cache.announce("sentiment")
-            assert await bell.heard(AT_ONCE)
-            assert not await other.heard(AT_ONCE)
+        with cache.subscribe("sentiment") as subscription, cache.subscribe("other") as other:
+            await cache.publish("sentiment")
+            assert await subscription.wait(AT_ONCE)
+            assert not await other.wait(AT_ONCE)
 
     async def test_a_ring_before_the_wait_is_not_lost(self, cache: Cache) -> None:
-        with cache.listen("sentiment") as bell:
-            await cache.announce("sentiment")
+        with cache.subscribe("sentiment") as subscription:
+            await cache.publish("sentiment")
             await asyncio.sleep(AT_ONCE)
-            assert await bell.heard(AT_ONCE)
+            assert await subscription.wait(AT_ONCE)
 
     async def test_a_ring_is_heard_once(self, cache: Cache) -> None:
-        with cache.listen("sentiment") as bell:
-            await cache.announce("sentiment")
-            assert await bell.heard(AT_ONCE)
-            assert not await bell.heard(AT_ONCE)
+        with cache.subscribe("sentiment") as subscription:
+            await cache.publish("sentiment")
+            assert await subscription.wait(AT_ONCE)
+            assert not await subscription.wait(AT_ONCE)
 
     async def test_everyone_who_waits_is_woken(self, cache: Cache) -> None:
-        with cache.listen("sentiment") as one, cache.listen("sentiment") as two:
-            waiting = [asyncio.create_task(bell.heard(SOON)) for bell in (one, two)]
+        with cache.subscribe("sentiment") as one, cache.subscribe("sentiment") as two:
+            waiting = [asyncio.create_task(subscription.wait(SOON)) for subscription in (one, two)]
             await asyncio.sleep(0)
-            await cache.announce("sentiment")
+            await cache.publish("sentiment")
             assert await asyncio.gather(*waiting) == [True, True]
 
     async def test_it_says_that_it_is_well(self, cache: Cache) -> None:
@@ -87,9 +87,9 @@ class TestRedisCache(CacheContract):
 
     async def test_a_bell_rings_on_another_replica(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
         async with opened(redis_url, redis_prefix) as other:
-            with other.listen("sentiment") as bell:
-                await cache.announce("sentiment")
-                assert await bell.heard(SOON)
+            with other.subscribe("sentiment") as subscription:
+                await cache.publish("sentiment")
+                assert await subscription.wait(SOON)
 
     async def test_another_replica_finds_what_one_put(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
         await cache.put("adapter:1", b"body")
@@ -104,9 +104,9 @@ class opened:  # noqa: N801  # reads as a word: `async with opened(url, prefix)`
         self._cache = RedisCache(url, Metrics(CollectorRegistry()), prefix=prefix)
 
     async def __aenter__(self) -> RedisCache:
-        with self._cache.listen("opening") as bell:
+        with self._cache.subscribe("opening") as subscription:
             await self._cache.open()
-            assert await bell.heard(SOON), "the listener rings every bell once it has subscribed"
+            assert await subscription.wait(SOON), "the listener rings every bell once it has subscribed"
         return self._cache
 
     async def __aexit__(self, *_error: object) -> None:
@@ -128,9 +128,9 @@ class TestRedisGone:
         assert await cache.get("context:1") is None
 
     async def test_bells_of_this_process_still_ring(self, cache: RedisCache) -> None:
-        with cache.listen("sentiment") as bell:
-            await cache.announce("sentiment")
-            assert await bell.heard(AT_ONCE)
+        with cache.subscribe("sentiment") as subscription:
+            await cache.publish("sentiment")
+            assert await subscription.wait(AT_ONCE)
 
     async def test_it_says_that_it_is_degraded(self, cache: RedisCache) -> None:
         assert (await cache.state()).startswith("degraded: redis cannot be reached")

@@ -18,31 +18,31 @@ from tests.fakes import FakeStore
 
 
 async def ready(url: str) -> Database:
-    store = connect(Settings(database_url=url, admin_token=ADMIN_TOKEN).database_url)
-    await migrate(store.engine)
-    return store
+    database = connect(Settings(database_url=url, admin_token=ADMIN_TOKEN).database_url)
+    await migrate(database.engine)
+    return database
 
 
 class Fake:
     @pytest.fixture
-    def store(self) -> FakeStore:
+    def database(self) -> FakeStore:
         return FakeStore()
 
 
 class Sqlite:
     @pytest.fixture
-    async def store(self, sqlite_database: str) -> AsyncIterator[Database]:
-        store = await ready(sqlite_database)
-        yield store
-        await store.close()
+    async def database(self, sqlite_database: str) -> AsyncIterator[Database]:
+        database = await ready(sqlite_database)
+        yield database
+        await database.close()
 
 
 class Postgres:
     @pytest.fixture
-    async def store(self, postgres_database: str) -> AsyncIterator[Database]:
-        store = await ready(postgres_database)
-        yield store
-        await store.close()
+    async def database(self, postgres_database: str) -> AsyncIterator[Database]:
+        database = await ready(postgres_database)
+        yield database
+        await database.close()
 
 
 class TestFakeRounds(Fake, RoundsContract): ...

@@ -75,8 +75,8 @@ class DyingStore(Database):
         self._moment, self._written = moment, written
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[UnitOfWork]:
-        async with super().work() as work:
+    async def unit_of_work(self) -> AsyncIterator[UnitOfWork]:
+        async with super().unit_of_work() as work:
             yield DyingWork(work, self._moment, self._written)
 
 

@@ -90,7 +90,7 @@ async def test_two_replicas_that_sum_one_round_up_at_once_close_it_once(postgres
         a, _ = await one.clients("a", "b")
         await a.contribute(await a.assignment(TASK))
         now = datetime.now(UTC)
-        async with service(one)._backstage.store.work() as work:
+        async with service(one)._dependencies.database.unit_of_work() as work:
             round_ = await work.rounds.get(TASK, 1, for_update=True)
             round_.close_now()
             await work.rounds.save(round_)

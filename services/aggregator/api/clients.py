@@ -95,7 +95,7 @@ async def invite_client(request: NewEnrolment, service: AggregatorDep) -> Enrolm
 )
 async def redeem_code(trade: CodeTrade, request: Request, service: AggregatorDep) -> Enrolment:
     """Trade an enrolment code for a token; takes no token. The token is in this answer and nowhere else."""
-    await service.rates.admit(f"enrol from {request.client.host if request.client else 'nowhere'}")
+    await service.rates.check(f"enrol from {request.client.host if request.client else 'nowhere'}")
     return await service.parties.redeem(trade.code, correlation_id.get())
 
 

@@ -29,15 +29,15 @@ AggregatorDep = Annotated[Services, Depends(aggregator)]
 
 def _party_with(*roles: Role) -> Callable[[AggregatorDep, Credentials], Awaitable[str]]:
     async def recognised(service: AggregatorDep, credentials: Credentials) -> str:
-        party = await service.parties.recognise(credentials.credentials if credentials else None, *roles)
-        await service.rates.admit(party)
+        party = await service.parties.authenticate(credentials.credentials if credentials else None, *roles)
+        await service.rates.check(party)
         return party
 
     return recognised
 
 
 async def _audited_admin(request: Request, service: AggregatorDep, credentials: Credentials) -> str:
-    actor = await service.parties.recognise(credentials.credentials if credentials else None, Role.ADMIN)
+    actor = await service.parties.authenticate(credentials.credentials if credentials else None, Role.ADMIN)
     if request.method not in ("GET", "HEAD"):
         action = f"{request.method} {request.scope['route'].path}"
         await service.auditing.note(actor, action, request.url.path, correlation_id.get())

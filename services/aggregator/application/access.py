@@ -27,11 +27,11 @@ ADMIN = "admin"
 class Access:
     """Enrols, recognises and revokes."""
 
-    def __init__(self, backstage: Dependencies, *, admin_token: str) -> None:
-        self._backstage, self._admin_hash = backstage, hash_of(admin_token)
-        self.presence = LastSeen(backstage.store)
+    def __init__(self, dependencies: Dependencies, *, admin_token: str) -> None:
+        self._dependencies, self._admin_hash = dependencies, hash_of(admin_token)
+        self.presence = LastSeen(dependencies.database)
 
-    async def recognise(self, token: str | None, *roles: Role) -> str:
+    async def authenticate(self, token: str | None, *roles: Role) -> str:
         """The name of the party that holds `token`.
 
         Raises:
@@ -57,27 +57,27 @@ class Access:
     async def _holder(self, token_hash: str) -> tuple[Role, str]:
         if hmac.compare_digest(token_hash, self._admin_hash):
             return Role.ADMIN, ADMIN
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             party = await work.parties.by_token(token_hash)
         if party is None or party.revoked_at is not None:
             raise Unauthenticated("the bearer token is not known here, or it was revoked")
-        self.presence.note(party, self._backstage.clock())
+        self.presence.note(party, self._dependencies.clock())
         return party.role, party.name
 
     async def enrol(self, request: NewClient) -> Enrolment:
         """Add a party; its token is in the answer and nowhere else."""
         token = new_token()
-        async with self._backstage.store.work() as work:
-            await work.parties.add(Party(request.name, request.role, hash_of(token), self._backstage.clock()))
+        async with self._dependencies.database.unit_of_work() as work:
+            await work.parties.add(Party(request.name, request.role, hash_of(token), self._dependencies.clock()))
             await work.commit()
         await log.ainfo("enrolled", client=request.name, role=request.role.value)
         return Enrolment(name=request.name, role=request.role, token=token)
 
     async def invite(self, request: NewEnrolment) -> EnrolmentCodeInfo:
         """A code that its party trades for a token: once, and before it expires."""
-        code, now = f"enrol_{secrets.token_urlsafe(24)}", self._backstage.clock()
+        code, now = f"enrol_{secrets.token_urlsafe(24)}", self._dependencies.clock()
         expires_at = now + timedelta(seconds=request.valid_seconds)
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             await work.enrolments.add(EnrolmentCode(hash_of(code), request.name, request.role, now, expires_at))
             await work.commit()
         await log.ainfo("invited", client=request.name, role=request.role.value)
@@ -90,8 +90,8 @@ class Access:
             Unauthenticated: the code is unknown, expired or used.
             AlreadyExists: the name was enrolled meanwhile; the code stays good.
         """
-        token, now = new_token(), self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        token, now = new_token(), self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             found = await work.enrolments.take(hash_of(code), now)
             if found is None:
                 raise Unauthenticated("the enrolment code is not known here, has expired, or was used")
@@ -104,7 +104,7 @@ class Access:
     async def rotate(self, name: str) -> Enrolment:
         """A new token; the old one ends at once."""
         token = new_token()
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             party = await work.parties.get(name, for_update=True)
             if party.revoked_at is not None:
                 raise WrongState(f"{name} was revoked; enrol it under another name")
@@ -116,8 +116,8 @@ class Access:
 
     async def revoke(self, name: str) -> None:
         """End a party's token for good and stop waiting for it; what it contributed stays. A second time changes nothing."""
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             tasks = await work.memberships.tasks_of(name)
             changed = [await self._leave(work, task, name) for task in tasks]
             party = await work.parties.get(name, for_update=True)
@@ -126,19 +126,19 @@ class Access:
             await work.commit()
         await log.ainfo("revoked", client=name)
         for task, round_ in zip(tasks, changed, strict=True):
-            await self._backstage.tell(task, round_)
+            await self._dependencies.publish(task, round_)
 
     async def _leave(self, work: UnitOfWork, name: str, client: str) -> Round | None:
         """Drop a membership; the round that changed state because it waited for this client alone."""
         task = await work.tasks.get(name, for_update=True)
         await work.memberships.remove(name, client)
-        changed = await remove_from_open_round(work, task, client, self._backstage.clock())
+        changed = await remove_from_open_round(work, task, client, self._dependencies.clock())
         await work.tasks.save(task)
         return changed
 
     async def page(self, after: str | None, limit: int) -> Page[ClientInfo]:
         """Parties by name."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             found = await work.parties.page(after, limit + 1)
         return messages.page([messages.client_info(party) for party in found], limit, lambda party: party.name)
 
@@ -159,18 +159,18 @@ LONGEST_TARGET, LONGEST_ID = 300, 100
 class AuditLog:
     """Writes lines, and shows them."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def note(self, actor: str, action: str, target: str, request_id: str | None) -> None:
         """Write a line. When that fails the request fails, so nothing is done that is not in the audit."""
-        async with self._backstage.store.work() as work:
-            await work.audit.add(line(self._backstage.clock(), actor, action, target, request_id))
+        async with self._dependencies.database.unit_of_work() as work:
+            await work.audit.add(line(self._dependencies.clock(), actor, action, target, request_id))
             await work.commit()
 
     async def page(self, after: int, limit: int) -> Page[AuditLine]:
         """Lines by number."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             found = await work.audit.page(after, limit + 1)
         return messages.page([_line(entry) for entry in found], limit, lambda line: str(line.number))
 
@@ -193,8 +193,8 @@ SEEN_EVERY = timedelta(seconds=30)
 class LastSeen:
     """Notes parties that were not seen for a while; one transaction a tick writes them, instead of one for every call."""
 
-    def __init__(self, store: Database) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._store = database
         self._noted: dict[str, datetime] = {}
 
     def note(self, party: Party, now: datetime) -> None:
@@ -207,6 +207,6 @@ class LastSeen:
         if not self._noted:
             return
         noted, self._noted = self._noted, {}
-        async with self._store.work() as work:
+        async with self._store.unit_of_work() as work:
             await work.parties.saw(noted)
             await work.commit()

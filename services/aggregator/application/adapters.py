@@ -28,19 +28,19 @@ class TensorResponse:
 class AdapterStore:
     """What readers, clients and admins fetch. Bodies come from the cache under keys that name their digest, else from the truth."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def context(self, name: str, version: int | None = None) -> TensorResponse:
         """One version of the global context vector, the newest when none is named; NothingYet, UnknownVersion."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             head = await work.aggregates.context(name, version)
         return await self._kept(name, f"context:{head.digest}", partial(self._context_body, head))
 
     async def coefficients(self, name: str, version: int | None) -> TensorResponse:
         """One version of the coefficients, the newest when none is named; NothingYet, UnknownVersion."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             task = await work.tasks.get(name)
             head = await _coefficients_body_of(work, task, task.version if version is None else version)
         return await self._kept(name, f"coefficients:{head.digest}", partial(self._coefficients_body, head))
@@ -56,13 +56,13 @@ class AdapterStore:
         def settled(seen: TensorResponse | None) -> bool:
             return seen is not None and seen.digest not in known
 
-        seen = await self._backstage.polls.until(name, partial(self._adapter, name, version), settled, wait=wait)
+        seen = await self._dependencies.long_poll.until(name, partial(self._adapter, name, version), settled, wait=wait)
         if seen is None:
             raise NothingYet(f"task {name!r} has no adapter to serve yet; a version is served once it is evaluated")
         return seen
 
     async def _adapter(self, name: str, version: int | None) -> TensorResponse | None:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             task = await work.tasks.get(name)
             wanted = task.served if version is None else version
             if wanted is None:
@@ -80,19 +80,19 @@ class AdapterStore:
         return await self._kept(name, key, partial(self._adapter_body, context, coefficients, meta))
 
     async def _kept(self, task: str, key: str, make: Callable[[], Awaitable[bytes]]) -> TensorResponse:
-        body = await self._backstage.cache.get(key)
-        self._backstage.metrics.cache_read(task, hit=body is not None)
+        body = await self._dependencies.cache.get(key)
+        self._dependencies.metrics.cache_read(task, hit=body is not None)
         if body is None:
             body = await make()
-            await self._backstage.cache.put(key, body)
+            await self._dependencies.cache.put(key, body)
         return TensorResponse(body, digest_of(body))
 
     async def _context_body(self, head: Aggregate) -> bytes:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             return await work.aggregates.context_body(head.task, head.version)
 
     async def _coefficients_body(self, head: Aggregate) -> bytes:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             return await work.aggregates.coefficients_body(head.task, head.version)
 
     async def _adapter_body(self, context: Aggregate, coefficients: Aggregate, meta: AdapterMeta) -> bytes:

@@ -28,17 +28,17 @@ class Dependencies:
         nudge: wakes the background work that closes rounds, now instead of at its next tick.
     """
 
-    store: Database
+    database: Database
     cache: Cache
     metrics: Metrics
-    polls: LongPoll
-    nudge: Callable[[], None]
+    long_poll: LongPoll
+    wake_worker: Callable[[], None]
     clock: Callable[[], datetime] = utc_now
 
-    async def tell(self, task: str, *changed: Round | None) -> None:
+    async def publish(self, task: str, *changed: Round | None) -> None:
         """After a commit: count the rounds that changed state, wake the background work and everyone who waits."""
         for round_ in changed:
             if round_ is not None:
                 self.metrics.rounds.labels(task, round_.kind.value, round_.state.value).inc()
-        self.nudge()
-        await self.cache.announce(task)
+        self.wake_worker()
+        await self.cache.publish(task)

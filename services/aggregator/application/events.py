@@ -24,25 +24,25 @@ PATIENCE_SECONDS = 1.0
 class EventStream:
     """Streams of events. A stream holds no connection to the database while nothing happens."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def newest(self) -> int:
         """The number after which everything is still to come."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             return await work.events.newest()
 
     async def follow(self, after: int, task: str | None) -> AsyncIterator[Event]:
         """Every event after that number, of one task where it is named, until the process stops. Waits for a database that is away."""
 
         async def look() -> list[DomainEvent]:
-            async with self._backstage.store.reading() as work:
+            async with self._dependencies.database.read_only() as work:
                 return await work.events.page(after, EVENTS_AT_ONCE, task)
 
-        polls = self._backstage.polls
+        long_poll = self._dependencies.long_poll
         while True:
             try:
-                found = await polls.until(EVERYTHING, look, bool, wait=polls.longest)
+                found = await long_poll.until(EVERYTHING, look, bool, wait=long_poll.longest)
             except Unavailable:
                 await asyncio.sleep(PATIENCE_SECONDS)
                 found = []
@@ -50,7 +50,7 @@ class EventStream:
                 yield event_info(one)
                 assert one.number is not None, "it was read from the store"
                 after = one.number
-            if polls.closing and not found:
+            if long_poll.closing and not found:
                 return
 
 
@@ -79,15 +79,15 @@ class Webhooks:
         private: whether receivers may be on this machine or in a private network.
     """
 
-    def __init__(self, backstage: Dependencies, *, private: bool) -> None:
-        self._backstage, self._private = backstage, private
+    def __init__(self, dependencies: Dependencies, *, private: bool) -> None:
+        self._dependencies, self._private = dependencies, private
 
     async def register(self, request: NewWebhook) -> WebhookSecret:
         """A new receiver of what happens from now on; its secret is in the answer and nowhere else; BadUrl, AlreadyExists."""
         check_url(request.url, private=self._private)
         kinds = None if request.events is None else tuple(dict.fromkeys(request.events))
-        webhook = Webhook(request.name, request.url, new_secret(), self._backstage.clock(), kinds, request.task)
-        async with self._backstage.store.work() as work:
+        webhook = Webhook(request.name, request.url, new_secret(), self._dependencies.clock(), kinds, request.task)
+        async with self._dependencies.database.unit_of_work() as work:
             await work.webhooks.add(webhook)
             await work.commit()
         await log.ainfo("webhook registered", webhook=webhook.name)
@@ -95,20 +95,20 @@ class Webhooks:
 
     async def page(self, after: str | None, limit: int) -> Page[WebhookInfo]:
         """Webhooks by name, without their secrets."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             found = await work.webhooks.page(after, limit + 1)
         return messages.page([_info(*one) for one in found], limit, lambda webhook: webhook.name)
 
     async def remove(self, name: str) -> None:
         """Send it nothing any more and forget what was on its way; UnknownWebhook."""
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             await work.webhooks.delete(name)
             await work.commit()
         await log.ainfo("webhook removed", webhook=name)
 
     async def deliveries(self, name: str, after: int, limit: int) -> Page[DeliveryInfo]:
         """What became of each event, the oldest first; UnknownWebhook."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.webhooks.get(name)
             found = await work.webhooks.deliveries(name, after, limit + 1)
         return messages.page([_delivery_info(one) for one in found], limit, lambda one: str(one.event.number))

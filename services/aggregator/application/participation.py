@@ -52,8 +52,8 @@ class Stored:
 class Participation:
     """What enrolled clients do."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
         self._lane = GroupCommit(self._store, most=STORED_AT_ONCE)
 
     async def join(self, name: str, client: str, request: JoinRequest) -> Member:
@@ -66,8 +66,8 @@ class Participation:
             Malformed: counts for labels the task does not have, or a probe of another number of layers than the model.
             Withdrawn: it has withdrawn from the task.
         """
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             before = await work.memberships.find(name, client)
             if before is not None:
@@ -79,20 +79,20 @@ class Participation:
             opened = await open_next_round(work, task, now)
             await work.commit()
         await log.ainfo("joined", task=name, client=client, again=before is not None)
-        await self._backstage.tell(name, opened)
+        await self._dependencies.publish(name, opened)
         return messages.member_info(member)
 
     async def assignment(self, name: str, client: str, *, wait: float) -> Assignment:
         """What the client should do next; held back up to `wait` seconds while that is nothing."""
 
         async def look() -> Assignment:
-            async with self._backstage.store.reading() as work:
+            async with self._dependencies.database.read_only() as work:
                 return await self._assignment(work, name, client)
 
         def settled(assignment: Assignment) -> bool:
             return assignment.kind is not AssignmentKind.WAIT
 
-        return await self._backstage.polls.until(name, look, settled, wait=wait)
+        return await self._dependencies.long_poll.until(name, look, settled, wait=wait)
 
     async def _assignment(self, work: UnitOfWork, name: str, client: str) -> Assignment:
         task = await work.tasks.get(name)
@@ -101,7 +101,7 @@ class Participation:
             return messages.assignment(task, AssignmentKind.WITHDRAWN, None, None, client)
         newest = await work.rounds.newest(name)
         seat = None if newest is None else await work.rounds.seat(name, newest.number, client)
-        kind = assigned(task, joined=member is not None, newest=newest, seat=seat, now=self._backstage.clock())
+        kind = assigned(task, joined=member is not None, newest=newest, seat=seat, now=self._dependencies.clock())
         if may_add(task, kind) and not await work.parts.holds(name, client):
             kind = AssignmentKind.ADDITION
         worked_with = None if newest is None else newest.context
@@ -116,23 +116,23 @@ class Participation:
             AlreadyContributed: the client sent something else to this round before.
             IFedError: whatever makes it no contribution to this round; nothing is stored then.
         """
-        contribution = read(body, client, self._backstage.clock())
+        contribution = read(body, client, self._dependencies.clock())
         try:
             stored = await self._lane.put((name, number), contribution)
         except (RoundClosed, StaleUpdate) as refusal:
             raise type(refusal)(f"{refusal.detail}; {await self._now(name, client)}") from refusal
         if not stored.fresh:
-            self._backstage.metrics.repeats.labels(name).inc()
+            self._dependencies.metrics.repeats.labels(name).inc()
             return stored.receipt
         self._count(stored.round, contribution)
         if stored.round.state is not RoundState.OPEN:
-            self._backstage.nudge()
+            self._dependencies.wake_worker()
         return stored.receipt
 
     async def _store(self, place: tuple[str, int], contributions: Sequence[Contribution]) -> list[Stored | Exception]:
         """Keep what arrived for one round together, in one transaction; for each what was kept, or why it was not."""
         name, number = place
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name)
             round_ = await _opened(work, task, number)
             stored = [await self._keep(work, task, round_, contribution) for contribution in contributions]
@@ -146,19 +146,19 @@ class Participation:
             seat, member = await _placed(work, task, round_, contribution.entry.client)
             if (earlier := seat.repeats(contribution)) is not None:
                 return Stored(round_, messages.receipt(round_.task, round_.number, earlier), fresh=False)
-            round_.accept(contribution, form_of(task.spec, member), self._backstage.clock())
+            round_.accept(contribution, form_of(task.spec, member), self._dependencies.clock())
         except IFedError as refusal:
             return refusal  # nothing of it was written; what came with it is kept
         await work.rounds.record(round_, contribution)
         return Stored(round_, messages.receipt(round_.task, round_.number, contribution.entry), fresh=True)
 
     async def _now(self, name: str, client: str) -> str:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             current = await self._assignment(work, name, client)
         return messages.in_words(current)
 
     def _count(self, round_: Round, contribution: Contribution) -> None:
-        metrics, entry = self._backstage.metrics, contribution.entry
+        metrics, entry = self._dependencies.metrics, contribution.entry
         metrics.contributions.labels(round_.task, round_.kind.value).inc()
         metrics.contribution_bytes.labels(round_.task).inc(entry.size)
         log.info("contribution", task=round_.task, round=round_.number, client=entry.client, bytes=entry.size)
@@ -293,8 +293,8 @@ def _contribution_record(
 class Additions:
     """For clients, and for admins who withdraw one."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def add(self, name: str, client: str, body: bytes) -> Receipt:
         """Keep more of a client's demonstrations, or its first ones if it comes late; the same bytes again give the same receipt.
@@ -304,21 +304,21 @@ class Additions:
             WrongState: the context round has not closed, or the task has failed.
             IFedError: whatever makes it no part of the task's context vector; nothing is stored then.
         """
-        contribution = read_context_body(body, client, self._backstage.clock())
-        async with self._backstage.store.work() as work:
+        contribution = read_context_body(body, client, self._dependencies.clock())
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             number = await self._checked(work, task, contribution)
             if (earlier := await work.parts.find(name, client, contribution.entry.digest)) is not None:
-                self._backstage.metrics.repeats.labels(name).inc()
+                self._dependencies.metrics.repeats.labels(name).inc()
                 return messages.receipt(name, number, earlier)
             task.context_changes += 1
             await work.parts.add(name, number, task.context_changes, contribution)
             await work.tasks.save(task)
             await work.commit()
-        self._backstage.metrics.contributions.labels(name, RoundKind.CONTEXT.value).inc()
-        self._backstage.metrics.contribution_bytes.labels(name).inc(contribution.entry.size)
+        self._dependencies.metrics.contributions.labels(name, RoundKind.CONTEXT.value).inc()
+        self._dependencies.metrics.contribution_bytes.labels(name).inc(contribution.entry.size)
         await log.ainfo("addition", task=name, client=client, change=task.context_changes, bytes=contribution.entry.size)
-        self._backstage.nudge()
+        self._dependencies.wake_worker()
         return messages.receipt(name, number, contribution.entry)
 
     async def _checked(self, work: UnitOfWork, task: Task, contribution: Contribution) -> int:
@@ -344,8 +344,8 @@ class Additions:
         Raises:
             NotJoined: it has no part in the task.
         """
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             member = await work.memberships.find(name, client)
             if member is not None and member.withdrawn_at is not None:
@@ -360,5 +360,5 @@ class Additions:
             await work.tasks.save(task)
             await work.commit()
         await log.ainfo("withdrawn", task=name, client=client, parts=removed)
-        await self._backstage.tell(name, changed)
+        await self._dependencies.publish(name, changed)
         return Withdrawal(task=name, client=client, withdrawn_at=now)

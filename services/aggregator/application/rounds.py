@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 class Ledger:
     """For admins who want to know what an aggregate was made of, or undo one."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def rollback(self, name: str, version: int) -> TaskInfo:
         """Serve an earlier version now and go on from it; the versions after it stay to be read and count no more.
@@ -39,8 +39,8 @@ class Ledger:
             UnknownVersion: no such version.
             WrongState: a round is being aggregated right now; try again.
         """
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             head = await work.aggregates.coefficients(name, version)
             newest = await work.rounds.newest(name, for_update=True)
@@ -55,13 +55,13 @@ class Ledger:
             await work.tasks.save(task)
             await work.commit()
         await log.ainfo("rolled back", task=name, version=version)
-        await self._backstage.tell(name, cancelled)
-        async with self._backstage.store.reading() as work:
+        await self._dependencies.publish(name, cancelled)
+        async with self._dependencies.database.read_only() as work:
             return await task_info(work, await work.tasks.get(name))
 
     async def ledger(self, name: str, after: tuple[int, str, int], limit: int) -> Page[LedgerEntry]:
         """Every contribution by round, client and change."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             found = await work.rounds.ledger(name, after, limit + 1)
         entries = [_entry(line) for line in found]
@@ -69,7 +69,7 @@ class Ledger:
 
     async def replay(self, name: str, number: int) -> Replay:
         """Sum a closed round up again from the stored contributions; UnknownRound, WrongState while it has not closed."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             round_ = await work.rounds.get(name, number)
             if round_.state is not RoundState.CLOSED:
@@ -79,21 +79,21 @@ class Ledger:
             seats = (await work.rounds.seats(name, [number]))[number]
             head = await _made(work, round_)
         digests: list[str] = []
-        summed = await sum_up(self._backstage.store, round_, lambda body: digests.append(digest_of(body)))
+        summed = await sum_up(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
         kept = [seat.entry for seat in seats if seat.entry is not None]
         altered = [entry.client for entry, digest in zip(kept, digests, strict=True) if entry.digest != digest]
         return _replay(round_, head, summed, altered, contributions=len(kept))
 
     async def contexts(self, name: str, after: int, limit: int) -> Page[ContextInfo]:
         """The versions of the context vector."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             found = await work.aggregates.contexts(name, after, limit + 1)
         return messages.page([messages.context_info(head) for head in found], limit, lambda one: str(one.version))
 
     async def replay_context(self, name: str, version: int) -> Replay:
         """Sum one version of the context vector up again from the ledger, as it stood for it; NothingYet, UnknownVersion."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             await work.aggregates.context(name)
             head = await work.aggregates.context(name, version)
@@ -103,7 +103,7 @@ class Ledger:
         def seen(part: ContextPart) -> None:
             parts.append((part.client, part.digest == digest_of(part.body)))
 
-        summed = await sum_context(self._backstage.store, name, head.round, head.changes, seen)
+        summed = await sum_context(self._dependencies.database, name, head.round, head.changes, seen)
         assert summed.body is not None, "parts that were summed up once are a vector"
         replayed = digest_of(summed.body)
         altered = sorted({client for client, as_sent in parts if not as_sent})

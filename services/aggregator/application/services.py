@@ -35,27 +35,27 @@ class Services:
 
     def __init__(
         self,
-        backstage: Dependencies,
+        dependencies: Dependencies,
         rates: RateLimiter,
         *,
         admin_token: str,
         claim_seconds: float,
         private_webhooks: bool = False,
     ) -> None:
-        self._backstage = backstage
-        self.watching = EventStream(backstage)
-        self.webhooks = Webhooks(backstage, private=private_webhooks)
-        self.administration = TaskService(backstage)
-        self.parties = Access(backstage, admin_token=admin_token)
-        self.auditing = AuditLog(backstage)
+        self._dependencies = dependencies
+        self.watching = EventStream(dependencies)
+        self.webhooks = Webhooks(dependencies, private=private_webhooks)
+        self.administration = TaskService(dependencies)
+        self.parties = Access(dependencies, admin_token=admin_token)
+        self.auditing = AuditLog(dependencies)
         self.rates = rates
-        self.participation = Participation(backstage)
-        self.additions = Additions(backstage)
-        self.serving = AdapterStore(backstage)
-        self.history = Ledger(backstage)
-        self.matching = TaskSimilarity(backstage)
-        self.closing = Closing(backstage, claim_seconds=claim_seconds)
-        self.revising = Revising(backstage, claim_seconds=claim_seconds)
+        self.participation = Participation(dependencies)
+        self.additions = Additions(dependencies)
+        self.serving = AdapterStore(dependencies)
+        self.history = Ledger(dependencies)
+        self.matching = TaskSimilarity(dependencies)
+        self.closing = Closing(dependencies, claim_seconds=claim_seconds)
+        self.revising = Revising(dependencies, claim_seconds=claim_seconds)
 
     async def run_due(self) -> None:
         """The background work of one tick."""
@@ -65,8 +65,8 @@ class Services:
 
     async def readiness(self) -> dict[str, str]:
         """What this service needs, by name."""
-        return {"database": await self._backstage.store.state(), "cache": await self._backstage.cache.state()}
+        return {"database": await self._dependencies.database.state(), "cache": await self._dependencies.cache.state()}
 
     async def release(self) -> None:
         """Answer every held request now, before the process stops."""
-        await self._backstage.polls.close()
+        await self._dependencies.long_poll.close()

@@ -24,12 +24,12 @@ from services.aggregator.storage.database import UnitOfWork
 class TaskSimilarity:
     """For admins who look for a task to start from."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def match(self, request: MatchRequest) -> Matches:
         """Finished tasks by the likeness of their context vectors, the most similar first; NothingYet before the task has its own."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(request.task)
             if (kept := await work.sketches.find(request.task)) is None:
                 raise NothingYet(f"task {request.task!r} has no context vector before its first round closes")

@@ -25,30 +25,30 @@ log = structlog.get_logger(__name__)
 class TaskService:
     """Defines tasks, runs them, and steps in when a round is stuck."""
 
-    def __init__(self, backstage: Dependencies) -> None:
-        self._backstage = backstage
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def create(self, spec: TaskSpec) -> TaskInfo:
         """A new task, as a draft; AlreadyExists."""
-        async with self._backstage.store.work() as work:
-            await work.tasks.add(Task(spec, self._backstage.clock()))
+        async with self._dependencies.database.unit_of_work() as work:
+            await work.tasks.add(Task(spec, self._dependencies.clock()))
             await work.commit()
         await log.ainfo("task created", task=spec.name)
         return await self.task(spec.name)
 
     async def task(self, name: str) -> TaskInfo:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             return await task_info(work, await work.tasks.get(name))
 
     async def tasks(self, after: str | None, limit: int) -> Page[TaskInfo]:
         """Tasks by name."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             found = [await task_info(work, task) for task in await work.tasks.page(after, limit + 1)]
         return messages.page(found, limit, lambda task: task.spec.name)
 
     async def change(self, name: str, changes: TaskChanges) -> TaskInfo:
         """Change a draft. When its labels or its model change, clients that joined must join again; WrongState, Malformed."""
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             task.must_be_draft("be changed")
             task.spec, members_stay = changed(task.spec, changes)
@@ -57,18 +57,18 @@ class TaskService:
             await work.tasks.save(task)
             await work.commit()
         await log.ainfo("task changed", task=name, fields=sorted(changes.model_fields_set))
-        await self._backstage.tell(name)
+        await self._dependencies.publish(name)
         return await self.task(name)
 
     async def delete(self, name: str) -> None:
         """Remove a task that does not run, with all that was gathered for it; WrongState."""
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             task.must_not_be("be deleted", TaskState.RUNNING)
             await work.tasks.delete(name)
             await work.commit()
         await log.ainfo("task deleted", task=name)
-        await self._backstage.tell(name)
+        await self._dependencies.publish(name)
 
     async def start(self, name: str, how: Start | None = None) -> TaskInfo:
         """Run a draft, or try the failed round of a failed task again as a new round; WrongState.
@@ -94,18 +94,18 @@ class TaskService:
         return await self._move(name, Task.resume)
 
     async def _move(self, name: str, move: Callable[[Task], None]) -> TaskInfo:
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             move(task)
-            opened = await open_next_round(work, task, self._backstage.clock())
+            opened = await open_next_round(work, task, self._dependencies.clock())
             await work.commit()
         await log.ainfo("task moved", task=name, state=task.state.value)
-        await self._backstage.tell(name, opened)
+        await self._dependencies.publish(name, opened)
         return await self.task(name)
 
     async def rounds(self, name: str, after: int, limit: int) -> Page[RoundInfo]:
         """Rounds by number."""
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             found = await work.rounds.page(name, after, limit + 1)
             seats = await work.rounds.seats(name, [round_.number for round_ in found])
@@ -113,7 +113,7 @@ class TaskService:
         return messages.page(infos, limit, lambda round_: str(round_.number))
 
     async def round(self, name: str, number: int) -> RoundInfo:
-        async with self._backstage.store.reading() as work:
+        async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             return await _round_info(work, await work.rounds.get(name, number))
 
@@ -129,13 +129,13 @@ class TaskService:
         """Give an open round up. The task pauses; `resume` gathers anew in a new round; WrongState."""
 
         def cancel(task: Task, round_: Round) -> None:
-            round_.cancel(self._backstage.clock())
+            round_.cancel(self._dependencies.clock())
             task.hold(f"{round_} was cancelled; resume opens a new one")
 
         return await self._step_in(name, number, cancel)
 
     async def _step_in(self, name: str, number: int, step: Callable[[Task, Round], None]) -> RoundInfo:
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             round_ = await work.rounds.get(name, number, for_update=True)
             before = round_.state
@@ -144,7 +144,7 @@ class TaskService:
             await work.tasks.save(task)
             await work.commit()
         await log.ainfo("round changed by an admin", task=name, round=number, state=round_.state.value)
-        await self._backstage.tell(name, round_ if round_.state is not before else None)
+        await self._dependencies.publish(name, round_ if round_.state is not before else None)
         return await self.round(name, number)
 
 

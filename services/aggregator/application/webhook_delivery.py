@@ -61,14 +61,14 @@ class WebhookDispatcher:
     `webhook-id`.
     """
 
-    def __init__(self, backstage: Dependencies, caller: Caller, patience: RetryPolicy) -> None:
-        self._backstage, self._caller, self._patience = backstage, caller, patience
+    def __init__(self, dependencies: Dependencies, caller: Caller, patience: RetryPolicy) -> None:
+        self._dependencies, self._caller, self._patience = dependencies, caller, patience
         self._rounds: dict[str, asyncio.Task[None]] = {}
 
     async def run_due(self) -> None:
         """Set out to every webhook that something is due for, without waiting for any."""
-        async with self._backstage.store.reading() as work:
-            due = await work.webhooks.due(self._backstage.clock())
+        async with self._dependencies.database.read_only() as work:
+            due = await work.webhooks.due(self._dependencies.clock())
         for name in due:
             if name not in self._rounds:
                 self._rounds[name] = asyncio.create_task(self._visit(name))
@@ -95,8 +95,8 @@ class WebhookDispatcher:
 
     async def _deliver(self, name: str) -> bool:
         """Send what is due until one fails or nothing is left; whether there may be more."""
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             if not await work.webhooks.claim(name, now, self._until(now)):
                 return False
             webhook, due = await work.webhooks.get(name), await work.webhooks.pending(name, now, AT_ONCE)
@@ -108,28 +108,28 @@ class WebhookDispatcher:
             delivered += 1
         if delivered < len(due):
             await self._put_off(name, due[delivered + 1 :])
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             await work.webhooks.release(name)
             await work.commit()
         return bool(due) and delivered == len(due)
 
     async def _attempt(self, webhook: Webhook, delivery: Delivery) -> Delivery:
-        now = self._backstage.clock()
+        now = self._dependencies.clock()
         body = body_of(delivery)
         answer = await self._caller.post(webhook.url, body, headers_of(webhook, delivery, body, now))
-        after = outcome(delivery, answer, self._backstage.clock(), self._patience)
-        async with self._backstage.store.work() as work:
-            await work.webhooks.settle(webhook.name, after, self._until(self._backstage.clock()))
+        after = outcome(delivery, answer, self._dependencies.clock(), self._patience)
+        async with self._dependencies.database.unit_of_work() as work:
+            await work.webhooks.settle(webhook.name, after, self._until(self._dependencies.clock()))
             await work.commit()
         said = "retried" if after.state is DeliveryState.PENDING else after.state.value
-        self._backstage.metrics.webhook_attempts.labels(said).inc()
+        self._dependencies.metrics.webhook_attempts.labels(said).inc()
         await log.ainfo("webhook", webhook=webhook.name, number=delivery.happening.number, outcome=said, status=answer.status)
         return after
 
     async def _put_off(self, name: str, behind: list[Delivery]) -> None:
         """What waits behind one that failed waits as long as the first try again takes, without an attempt being counted."""
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             for one in behind:
                 later = replace(one, next_at=now + self._patience.after(1, None))
                 await work.webhooks.settle(name, later, self._until(now))

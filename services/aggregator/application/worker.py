@@ -29,15 +29,15 @@ from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import Database, UnitOfWork
 
 
-async def sum_up(store: Database, round_: Round, seen: Callable[[bytes], None] | None = None) -> AggregationResult:
+async def sum_up(database: Database, round_: Round, seen: Callable[[bytes], None] | None = None) -> AggregationResult:
     """Add the contributions up as they are read, in client-id order; only one batch of them is in memory where the rule allows.
 
     Args:
         seen: told every body of a calibration or evaluation round, in that order.
     """
     if round_.kind is RoundKind.CONTEXT:
-        return await sum_context(store, round_.task, round_.number)
-    async with store.reading() as work:
+        return await sum_context(database, round_.task, round_.number)
+    async with database.read_only() as work:
         task = await work.tasks.get(round_.task)
         tally = RoundAccumulator(round_, len(task.spec.labels), task.spec.policy, await _start(work, round_))
         async for weight, body in work.rounds.bodies(round_.task, round_.number):
@@ -48,7 +48,7 @@ async def sum_up(store: Database, round_: Round, seen: Callable[[bytes], None] |
 
 
 async def sum_context(
-    store: Database, task: str, number: int, changes: int | None = None, seen: Callable[[ContextPart], None] | None = None
+    database: Database, task: str, number: int, changes: int | None = None, seen: Callable[[ContextPart], None] | None = None
 ) -> AggregationResult:
     """Add the parts of a context vector up as they are read, by client and then in the order they came.
 
@@ -60,7 +60,7 @@ async def sum_context(
     Raises:
         WrongState: nothing is left, or fewer clients than the rule needs.
     """
-    async with store.reading() as work:
+    async with database.read_only() as work:
         kept = await work.tasks.get(task)
         upto = kept.context_changes if changes is None else changes
         tally = ContextAccumulator(task, number, kept.spec.policy)
@@ -86,21 +86,21 @@ log = structlog.get_logger(__name__)
 class Closing:
     """The background work. Every replica runs it; the database decides who was first."""
 
-    def __init__(self, backstage: Dependencies, *, claim_seconds: float) -> None:
-        self._backstage, self._claim_seconds = backstage, claim_seconds
+    def __init__(self, dependencies: Dependencies, *, claim_seconds: float) -> None:
+        self._dependencies, self._claim_seconds = dependencies, claim_seconds
 
     async def run_due(self) -> None:
         """Fire the deadlines that have passed and close every round that is ready, until nothing is left to do."""
-        async with self._backstage.store.reading() as work:
-            due = await work.rounds.due(self._backstage.clock())
+        async with self._dependencies.database.read_only() as work:
+            due = await work.rounds.due(self._dependencies.clock())
         for task, number in due:
             await self._expire(task, number)
         while (round_ := await self._claim()) is not None:
             await self._aggregate(round_)
 
     async def _expire(self, name: str, number: int) -> None:
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             if (locked := await _locked(work, name, number)) is None:
                 return
             task, round_ = locked
@@ -111,11 +111,11 @@ class Closing:
             opened = await self._after_failure(work, task, round_) if round_.state is RoundState.FAILED else None
             await work.commit()
         await log.ainfo("deadline", task=name, round=number, state=round_.state.value, contributed=round_.contributed)
-        await self._backstage.tell(name, round_, opened)
+        await self._dependencies.publish(name, round_, opened)
 
     async def _claim(self) -> Round | None:
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             round_ = await work.rounds.claim(now, now + timedelta(seconds=self._claim_seconds))
             await work.commit()
         return round_
@@ -124,21 +124,21 @@ class Closing:
         """Sum a claimed round up and keep the result. A database that is lost on the way leaves the round as it was."""
         began = time.monotonic()
         try:
-            changed = await self._conclude(round_, await sum_up(self._backstage.store, round_))
+            changed = await self._conclude(round_, await sum_up(self._dependencies.database, round_))
         except NotFound:
             return  # the task was deleted meanwhile
         except (Malformed, Conflict) as refusal:
             changed = await self._give_up(round_, f"it could not be aggregated: {refusal.detail}")
         seconds = time.monotonic() - began
-        self._backstage.metrics.aggregation_seconds.labels(round_.task).observe(seconds)
+        self._dependencies.metrics.aggregation_seconds.labels(round_.task).observe(seconds)
         for one in changed:
             await log.ainfo("round", task=one.task, round=one.number, kind=one.kind.value, state=one.state.value, seconds=seconds)
-        await self._backstage.tell(round_.task, *changed)
+        await self._dependencies.publish(round_.task, *changed)
 
     async def _conclude(self, claimed: Round, summed: AggregationResult) -> list[Round]:
         """Keep the result and open the next round; the rounds that changed, none when another replica was first."""
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             locked = await _locked(work, claimed.task, claimed.number)
             if locked is None or locked[1].state is not RoundState.AGGREGATING:
                 return []
@@ -152,12 +152,12 @@ class Closing:
         return [round_] if opened is None else [round_, opened]
 
     async def _give_up(self, claimed: Round, reason: str) -> list[Round]:
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             locked = await _locked(work, claimed.task, claimed.number)
             if locked is None or locked[1].state is not RoundState.AGGREGATING:
                 return []
             task, round_ = locked
-            round_.fail(reason, self._backstage.clock())
+            round_.fail(reason, self._dependencies.clock())
             await work.rounds.save(round_)
             opened = await self._after_failure(work, task, round_)
             await work.commit()
@@ -167,7 +167,7 @@ class Closing:
         """Open the round again while the policy has retries left; else the task fails with it."""
         if round_.attempt > task.spec.policy.retries:
             task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
-        return await open_next_round(work, task, self._backstage.clock())
+        return await open_next_round(work, task, self._dependencies.clock())
 
 
 async def _locked(work: UnitOfWork, task: str, number: int) -> tuple[Task, Round] | None:
@@ -205,8 +205,8 @@ async def _keep(work: UnitOfWork, task: Task, round_: Round, summed: Aggregation
 class Revising:
     """Background work, as `closing` is."""
 
-    def __init__(self, backstage: Dependencies, *, claim_seconds: float) -> None:
-        self._backstage, self._claim_seconds = backstage, claim_seconds
+    def __init__(self, dependencies: Dependencies, *, claim_seconds: float) -> None:
+        self._dependencies, self._claim_seconds = dependencies, claim_seconds
 
     async def run_due(self) -> None:
         """Bring every context vector up to its ledger, until none is behind."""
@@ -214,8 +214,8 @@ class Revising:
             await self._revise(task)
 
     async def _claim(self) -> Task | None:
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.claim_context(now, now + timedelta(seconds=self._claim_seconds))
             await work.commit()
         return task
@@ -223,25 +223,25 @@ class Revising:
     async def _revise(self, claimed: Task) -> None:
         began, version = time.monotonic(), None
         try:
-            async with self._backstage.store.reading() as work:
+            async with self._dependencies.database.read_only() as work:
                 number = (await work.aggregates.context(claimed.name)).round
-            summed = await sum_context(self._backstage.store, claimed.name, number, claimed.context_changes)
+            summed = await sum_context(self._dependencies.database, claimed.name, number, claimed.context_changes)
             version = await self._conclude(claimed, number, summed)
         except NotFound:
             return  # the task was deleted meanwhile
         except (Malformed, Conflict) as refusal:
             await self._give_up(claimed, refusal.detail)
         seconds = time.monotonic() - began
-        self._backstage.metrics.aggregation_seconds.labels(claimed.name).observe(seconds)
+        self._dependencies.metrics.aggregation_seconds.labels(claimed.name).observe(seconds)
         await log.ainfo("context", task=claimed.name, version=version, changes=claimed.context_changes, seconds=seconds)
-        await self._backstage.tell(claimed.name)
+        await self._dependencies.publish(claimed.name)
 
     async def _conclude(self, claimed: Task, number: int, summed: AggregationResult) -> int | None:
         """Keep the new version; None when another replica was first."""
         assert summed.body is not None
         assert summed.sketch is not None
-        now = self._backstage.clock()
-        async with self._backstage.store.work() as work:
+        now = self._dependencies.clock()
+        async with self._dependencies.database.unit_of_work() as work:
             task = await _behind(work, claimed)
             if task is None:
                 return None
@@ -257,7 +257,7 @@ class Revising:
 
     async def _give_up(self, claimed: Task, reason: str) -> None:
         """Nothing is left to sum up, or too little for the rule: what holds a withdrawn part must not be served on, so nothing is."""
-        async with self._backstage.store.work() as work:
+        async with self._dependencies.database.unit_of_work() as work:
             task = await _behind(work, claimed)
             if task is None:
                 return

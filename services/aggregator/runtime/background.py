@@ -17,12 +17,12 @@ class PeriodicTask:
     """Work at every tick of `seconds`, and at once after `nudge`."""
 
     def __init__(self, *, seconds: float) -> None:
-        self._seconds, self._bell = seconds, Subscription()
+        self._seconds, self._subscription = seconds, Subscription()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
-    def nudge(self) -> None:
-        self._bell.ring()
+    def wake(self) -> None:
+        self._subscription.publish()
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin; ends with `stop`."""
@@ -45,4 +45,4 @@ class PeriodicTask:
             except Exception:  # noqa: BLE001  # the loop outlives what goes wrong in one turn
                 await log.aexception("background work failed, trying again")
                 await asyncio.sleep(self._seconds)
-            await self._bell.heard(self._seconds)
+            await self._subscription.wait(self._seconds)

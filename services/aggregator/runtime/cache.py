@@ -27,10 +27,10 @@ class Cache(Protocol):
 
     async def put(self, key: str, body: bytes) -> None: ...
 
-    def listen(self, topic: str) -> AbstractContextManager[Subscription]:
+    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]:
         """Take a bell before looking at the truth, so that no ring in between is lost."""
 
-    async def announce(self, topic: str) -> None:
+    async def publish(self, topic: str) -> None:
         """Ring every bell of the topic, on every replica."""
 
     async def state(self) -> str:
@@ -50,7 +50,7 @@ class ProcessCache:
     def __init__(self, *, max_bytes: int = 64 * 2**20) -> None:
         self._bodies: OrderedDict[str, bytes] = OrderedDict()
         self._max_bytes, self._bytes = max_bytes, 0
-        self._bells = Topics()
+        self._topics = Topics()
 
     async def get(self, key: str) -> bytes | None:
         body = self._bodies.get(key)
@@ -65,11 +65,11 @@ class ProcessCache:
             _, dropped = self._bodies.popitem(last=False)
             self._bytes -= len(dropped)
 
-    def listen(self, topic: str) -> AbstractContextManager[Subscription]:
-        return self._bells.listen(topic)
+    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]:
+        return self._topics.subscribe(topic)
 
-    async def announce(self, topic: str) -> None:
-        self._bells.ring(topic)
+    async def publish(self, topic: str) -> None:
+        self._topics.publish(topic)
 
     async def state(self) -> str:
         return "ok"
@@ -93,7 +93,7 @@ class RedisCache:
             url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS, retry=Retry(NoBackoff(), 1)
         )
         self._metrics, self._prefix, self._channel = metrics, prefix, f"{prefix}:bells"
-        self._bells, self._process = Topics(), uuid4().hex
+        self._topics, self._process = Topics(), uuid4().hex
         self._listener: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._closing, self._resting_until = False, 0.0
@@ -105,11 +105,11 @@ class RedisCache:
     async def put(self, key: str, body: bytes) -> None:
         await self._ask("write", lambda: self._redis.set(f"{self._prefix}:{key}", body, ex=LIFETIME_SECONDS))
 
-    def listen(self, topic: str) -> AbstractContextManager[Subscription]:
-        return self._bells.listen(topic)
+    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]:
+        return self._topics.subscribe(topic)
 
-    async def announce(self, topic: str) -> None:
-        self._bells.ring(topic)
+    async def publish(self, topic: str) -> None:
+        self._topics.publish(topic)
         await self._ask("publish", lambda: self._redis.publish(self._channel, f"{self._process} {topic}"))
 
     async def state(self) -> str:
@@ -143,11 +143,11 @@ class RedisCache:
             while not self._closing:
                 message = await channel.get_message(timeout=PATIENCE_SECONDS)
                 if message is not None and message["type"] == "subscribe":
-                    self._bells.ring_all()
+                    self._topics.publish_all()
                 elif message is not None:
                     sender, _, topic = message["data"].decode().partition(" ")
                     if sender != self._process:
-                        self._bells.ring(topic)
+                        self._topics.publish(topic)
 
     async def _ask(self, doing: str, call: Callable[[], Awaitable[object]]) -> object:
         """What Redis answers; None when it does not, or did not a moment ago."""

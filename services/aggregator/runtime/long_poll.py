@@ -33,13 +33,13 @@ class LongPoll:
         end = time.monotonic() + min(wait, self.longest)
         self._count(topic, 1)
         try:
-            with self._cache.listen(topic) as bell:
+            with self._cache.subscribe(topic) as subscription:
                 while True:
                     seen = await look()
                     left = end - time.monotonic()
                     if settled(seen) or left <= 0 or self.closing:
                         return seen
-                    await bell.heard(min(left, self._recheck))
+                    await subscription.wait(min(left, self._recheck))
         finally:
             self._count(topic, -1)
 
@@ -54,4 +54,4 @@ class LongPoll:
         """Answer every held request now: the process is about to stop."""
         self.closing = True
         for topic in list(self._topics):
-            await self._cache.announce(topic)
+            await self._cache.publish(topic)

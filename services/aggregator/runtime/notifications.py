@@ -14,10 +14,10 @@ class Subscription:
     def __init__(self) -> None:
         self._rung = asyncio.Event()
 
-    def ring(self) -> None:
+    def publish(self) -> None:
         self._rung.set()
 
-    async def heard(self, seconds: float) -> bool:
+    async def wait(self, seconds: float) -> bool:
         """Wait for a ring, no longer than `seconds`; a ring from before the call counts, and is then spent."""
         try:
             async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation that meets a ring
@@ -35,22 +35,22 @@ class Topics:
         self._held: defaultdict[str, set[Subscription]] = defaultdict(set)
 
     @contextmanager
-    def listen(self, topic: str) -> Iterator[Subscription]:
+    def subscribe(self, topic: str) -> Iterator[Subscription]:
         """Take a bell before looking at the truth, so that no ring in between is lost."""
-        bell = Subscription()
-        self._held[topic].add(bell)
+        subscription = Subscription()
+        self._held[topic].add(subscription)
         try:
-            yield bell
+            yield subscription
         finally:
-            self._held[topic].discard(bell)
+            self._held[topic].discard(subscription)
             if not self._held[topic]:
                 del self._held[topic]
 
-    def ring(self, topic: str) -> None:
-        for bell in self._held.get(topic, ()):
-            bell.ring()
+    def publish(self, topic: str) -> None:
+        for subscription in self._held.get(topic, ()):
+            subscription.publish()
 
-    def ring_all(self) -> None:
+    def publish_all(self) -> None:
         """Wake everyone: something may have been missed."""
         for topic in self._held:
-            self.ring(topic)
+            self.publish(topic)

@@ -29,7 +29,7 @@ class RateLimiter:
         self._shared = None if shared is None else FixedWindowRateLimiter(shared)
         self._resting_until = 0.0
 
-    async def admit(self, party: str) -> None:
+    async def check(self, party: str) -> None:
         """Count a call.
 
         Raises:

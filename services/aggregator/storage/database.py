@@ -56,12 +56,12 @@ class Database:
         self._reader = engine.execution_options(read_only=True, **quick)
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[UnitOfWork]:
+    async def unit_of_work(self) -> AsyncIterator[UnitOfWork]:
         async with self._connected(self.engine) as work:
             yield work
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[UnitOfWork]:
+    async def read_only(self) -> AsyncIterator[UnitOfWork]:
         async with self._connected(self._reader) as work:
             yield work
 
@@ -78,7 +78,7 @@ class Database:
 
     async def state(self) -> str:
         try:
-            async with self.reading() as work:
+            async with self.read_only() as work:
                 await work._connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))  # noqa: SLF001  # the same room
         except Unavailable:
             return "cannot be reached"

@@ -149,15 +149,15 @@ class NotingStore:
         return getattr(self._store, name)
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[Work]:
-        async with self._store.work() as work:
+    async def unit_of_work(self) -> AsyncIterator[Work]:
+        async with self._store.unit_of_work() as work:
             noting = NotingWork(work, self._clock)
             yield cast(Work, noting)
         if noting.kept:
             await self._told(noting.kept)
 
-    def reading(self) -> AbstractAsyncContextManager[Work]:
-        return self._store.reading()
+    def read_only(self) -> AbstractAsyncContextManager[Work]:
+        return self._store.read_only()
 
     async def state(self) -> str:
         return await self._store.state()

@@ -198,10 +198,10 @@ class Work(Protocol):
 class Store(Protocol):
     """Where the truth is kept."""
 
-    def work(self) -> AbstractAsyncContextManager[Work]:
+    def unit_of_work(self) -> AbstractAsyncContextManager[Work]:
         """A transaction that may write; Unavailable when the database cannot be reached."""
 
-    def reading(self) -> AbstractAsyncContextManager[Work]:
+    def read_only(self) -> AbstractAsyncContextManager[Work]:
         """A transaction that only reads."""
 
     async def state(self) -> str:

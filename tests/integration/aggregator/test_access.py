@@ -64,11 +64,11 @@ async def test_what_an_admin_asks_for_is_in_the_audit_even_when_it_is_refused(ag
 @pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"])
 async def test_the_database_refuses_to_change_the_audit(aggregator: Deployment, stack: Settings, statement: str) -> None:
     await aggregator.admin.enrol("a")
-    store = connect(stack.database_url)
+    database = connect(stack.database_url)
     with pytest.raises(DBAPIError, match="the audit only grows"):
-        async with store.engine.begin() as connection:
+        async with database.engine.begin() as connection:
             await connection.execute(text(statement))
-    await store.close()
+    await database.close()
     assert len((await aggregator.raw("GET", "/v1/audit")).json()["items"]) == 1
 
 
@@ -92,7 +92,7 @@ async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every
 
 async def test_without_redis_calls_are_counted_in_the_process() -> None:
     rates = RateLimiter(2, "redis://127.0.0.1:1/0", "ifed")
-    calls = await asyncio.gather(*(rates.admit("a") for _ in range(5)), return_exceptions=True)
+    calls = await asyncio.gather(*(rates.check("a") for _ in range(5)), return_exceptions=True)
     assert any(isinstance(answer, Overloaded) for answer in calls)
 
 

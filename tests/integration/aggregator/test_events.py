@@ -214,11 +214,11 @@ async def test_who_is_no_admin_and_what_is_no_number_is_refused_before_the_strea
 async def test_the_database_refuses_to_change_what_happened(served: Listening, stack: Settings, statement: str) -> None:
     async with served.admin() as admin:
         await admin.create_task(spec())
-    store = connect(stack.database_url)
+    database = connect(stack.database_url)
     with pytest.raises(DBAPIError, match="the events only grow"):
-        async with store.engine.begin() as connection:
+        async with database.engine.begin() as connection:
             await connection.execute(text(statement))
-    await store.close()
+    await database.close()
 
 
 async def test_the_command_tells_what_happened(sqlite_database: str) -> None:

@@ -114,9 +114,9 @@ async def test_a_task_without_a_context_vector_cannot_be_matched(embedded: Deplo
 async def test_postgres_compares_vectors_itself_where_it_can(aggregator: Deployment, stack: Settings) -> None:
     if not stack.database_url.startswith("postgresql"):
         pytest.skip("SQLite has no pgvector; numpy compares there")
-    store = connect(stack.database_url)
-    async with store.reading() as work:
+    database = connect(stack.database_url)
+    async with database.read_only() as work:
         statement = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
         there = (await work._connection.exec_driver_sql(statement)).scalar_one()
         assert await work.sketches.has_pgvector() is bool(there)
-    await store.close()
+    await database.close()

@@ -119,8 +119,8 @@ async def test_a_rotated_token_ends_the_old_one(aggregator: Deployment) -> None:
 async def test_only_the_hash_of_a_token_is_kept(embedded: Deployment) -> None:
     one = await embedded.client("a")
     token = one._http.headers["Authorization"].removeprefix("Bearer ")
-    store = embedded.app.state.aggregator._backstage.store
-    async with store.reading() as work:
+    database = embedded.app.state.aggregator._dependencies.database
+    async with database.read_only() as work:
         kept = await work.parties.get("a")
     assert token not in str(kept)
     assert token not in (await embedded.raw("GET", "/v1/clients")).text

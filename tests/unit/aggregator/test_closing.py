@@ -101,7 +101,7 @@ async def test_a_database_lost_while_closing_leaves_the_round_for_later() -> Non
     assert claimed is not None
 
     class Away(FakeStore):
-        def work(self):  # type: ignore[no-untyped-def]  # never gives what it promises
+        def unit_of_work(self):  # type: ignore[no-untyped-def]  # never gives what it promises
             raise Unavailable("away")
 
     away = Away()

@@ -45,7 +45,7 @@ async def test_a_change_that_is_announced_while_the_truth_is_read_is_not_missed(
         seen = await truth.look()
         if not seen:
             truth.value = 1
-            await cache.announce("t")
+            await cache.publish("t")
         return seen
 
     began = time.monotonic()
@@ -69,7 +69,7 @@ async def test_without_a_cache_a_poll_looks_again_by_itself() -> None:
     waiting = asyncio.create_task(polls(cache, recheck=SHORT).until("t", truth.look, bool, wait=LONG))
     await asyncio.sleep(SHORT / 2)
     truth.value = 1
-    await cache.announce("t")
+    await cache.publish("t")
     assert await waiting == 1
 
 
@@ -94,7 +94,7 @@ async def test_background_work_runs_at_once_after_a_nudge() -> None:
     ticker.start(work)
     await asyncio.wait_for(ran.wait(), 1)
     ran.clear()
-    ticker.nudge()
+    ticker.wake()
     await asyncio.wait_for(ran.wait(), 1)
     await ticker.stop()
 
@@ -123,5 +123,5 @@ async def test_background_work_stops_even_when_a_nudge_meets_the_stop() -> None:
         ticker.start(lambda: asyncio.sleep(0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        ticker.nudge()
+        ticker.wake()
         await asyncio.wait_for(ticker.stop(), 1)
