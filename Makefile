@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# A process for each core; a file stays in one of them, so that what its tests share is made once.
+PACKAGES := ifed/messages ifed/tensors ifed/server ifed/clients ifed/cli ifed/modeling services/aggregator services/client_agent services/inference ifed services
+PARALLEL ?= --numprocesses auto --dist loadfile
 SECRETS ?= secrets
 COMPOSE ?= docker compose
 AS_IFED := sh -c 'export PGHOST=127.0.0.1 PGUSER=ifed PGDATABASE=ifed PGPASSWORD="$$(cat /run/secrets/postgres-password)"; exec "$$@"' sh
@@ -13,16 +16,27 @@ STAYING := grep -qs '^STAY=' .env || export STAY="$${STAY:-true}";
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-compose lint format audit clean secrets up down logs ps backup restore enroll
+.PHONY: help demo test test-fast test-faults test-benchmarks test-compose lint format docs coverage audit clean secrets up down logs ps backup restore enroll
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo-ready ## four organisations train one classifier together, here, with a real model (ARGS="--exit --compare-local")
 	@$(BIN)/ifed demo $(ARGS)
 
 test: $(VENV)/.dev-ready ## run every test, against SQLite and a real Postgres and a real Redis (ARGS="-k name")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-fast: $(VENV)/.dev-ready ## run the tests that need no server and no real model, in under a minute
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'not model' tests/unit tests/house $(ARGS)
+
+test-benchmarks: $(VENV)/.dev-ready ## run the benchmarks' own tests
+	@$(BIN)/python -m pytest $(PARALLEL) benchmarks/tests $(ARGS)
+
+coverage: $(VENV)/.dev-ready ## run every test and print the branch coverage of each package
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest $(ARGS)
+	@for package in $(PACKAGES); do printf '%-40s %s %%\n' "$$package" "$$($(BIN)/python -m coverage report --include="$$package/*" --precision=1 --format=total)"; done
 
 test-faults: $(VENV)/.dev-ready ## run the fault tests alone: servers killed and restarted, clients that misbehave
 	@$(BIN)/python -m pytest -m faults $(ARGS)
@@ -30,14 +44,18 @@ test-faults: $(VENV)/.dev-ready ## run the fault tests alone: servers killed and
 test-compose: $(VENV)/.dev-ready ## start docker-compose.yml from nothing, use it and break it, with the Docker Engine that `docker` reaches
 	@$(BIN)/python -m pytest -m compose tests/compose $(ARGS)
 
-lint: $(VENV)/.dev-ready ## check style, format and types
+lint: $(VENV)/.dev-ready ## check style, format, who imports what, and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
 
 format: $(VENV)/.dev-ready ## put the code into its format and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(VENV)/.dev-ready ## build the documentation as a site with search, in site/
+	@$(BIN)/mkdocs build --strict --quiet && echo 'site/index.html is the first page'
 
 audit: $(VENV)/.audit-ready ## look the pinned dependencies up in a database of vulnerabilities (ARGS="--vulnerability-service osv")
 	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off $(ARGS)
@@ -81,7 +99,7 @@ enroll: ## enrol an organisation and print its token, this once: make enroll CLI
 	@$(COMPOSE) --profile tools run --rm --no-TTY --no-deps ifed client enrol '$(CLIENT)' $(ARGS)
 
 clean: ## remove the environment, caches and what a demo left here
-	@rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf $(VENV) .demo site .coverage .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "IFed-ICL needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }

@@ -1,10 +1,15 @@
-"""Real Postgres and Redis for tests: named by URL, found on PATH, or from the package index. Never wipes what it did not make."""
+"""Real Postgres and Redis for tests: named by URL, found on PATH, or from the package index.
+
+One server of each kind serves a whole test run, also when pytest-xdist runs it in several processes: the first test that needs a
+server starts it, and the process that started the run stops it. Nothing that a test did not make is ever wiped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -13,18 +18,20 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
+from filelock import FileLock
 from redis import Redis
 from redis.exceptions import RedisError
 
 UNPRIVILEGED = "nobody"  # Postgres refuses to run as root; every Linux has this user
-START_SECONDS = 30.0
+START_SECONDS, STOP_SECONDS = 120.0, 10.0
+RUN_FOLDER = "IFED_TEST_RUN_FOLDER"  # set by the process that started the run, for its workers
 
 
 def free_port() -> int:
@@ -49,6 +56,11 @@ class OwnServer:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{command[0]} did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         assert self._process is not None
@@ -171,28 +183,62 @@ def _redis_binary() -> str:
     return str(binary)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder in which the processes of a run tell each other which servers are up."""
+    if not hasattr(config, "workerinput"):  # not a worker of pytest-xdist
+        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="ifed-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the servers that this run started."""
+    if hasattr(config, "workerinput") or not (folder := os.environ.pop(RUN_FOLDER, "")):
+        return
+    for record in Path(folder).glob("*.json"):
+        server = json.loads(record.read_text(encoding="utf-8"))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server["pid"], signal.SIGINT)
+        _wait_for_the_end_of(server["pid"])
+        shutil.rmtree(server["folder"], ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    end = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(ChildProcessError):  # the child of another process of this run
+            os.waitpid(pid, os.WNOHANG)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _shared(name: str, make: Callable[[], PostgresServer | RedisServer]) -> str:
+    """Return the URL of the run's server of this kind; start it if no process of the run has."""
+    record = Path(os.environ[RUN_FOLDER]) / f"{name}.json"
+    with FileLock(record.with_suffix(".lock")):
+        if not record.exists():
+            server = make()
+            server.run()
+            record.write_text(json.dumps({"url": server.url, "pid": server.pid, "folder": str(server.folder)}), encoding="utf-8")
+        return str(json.loads(record.read_text(encoding="utf-8"))["url"])
+
+
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A Postgres to make databases in: TEST_DATABASE_URL, or one of our own for this session."""
+def postgres_url() -> str:
+    """A Postgres to make databases in: TEST_DATABASE_URL, or the one of this run."""
     if url := os.environ.get("TEST_DATABASE_URL"):
-        yield url.replace("postgresql+asyncpg://", "postgresql://")
-        return
-    server = PostgresServer()
-    with contextlib.closing(server):
-        server.run()
-        yield server.url
+        return url.replace("postgresql+asyncpg://", "postgresql://")
+    return _shared("postgres", PostgresServer)
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A Redis: TEST_REDIS_URL, or one of our own for this session. Take `redis_prefix` with it."""
-    if url := os.environ.get("TEST_REDIS_URL"):
-        yield url
-        return
-    server = RedisServer()
-    with contextlib.closing(server):
-        server.run()
-        yield server.url
+def redis_url() -> str:
+    """A Redis: TEST_REDIS_URL, or the one of this run. Take `redis_prefix` with it."""
+    return os.environ.get("TEST_REDIS_URL") or _shared("redis", RedisServer)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The project's files, parsed once, with what they import and define. Judges nothing."""
+"""The files of the project, parsed once, with what they import and define."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("ifed", "services")
-PYTHON = (*CODE, "tests", "benchmarks")
-LEFT_OUT = {".git", ".venv", ".demo", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__", "build", "dist"}
+TESTS = ("tests", "benchmarks/tests")
+LEFT_OUT = {
+    ".git", ".venv", ".demo", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache", ".hypothesis", "__pycache__", "build", "dist", "site",
+}  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported name: `sqlalchemy.select` for `from sqlalchemy import select`."""
-
-    name: str
-    line: int
-
-    def under(self, *roots: str) -> bool:
-        return any(self.name == root or self.name.startswith(f"{root}.") for root in roots)
 
 
 @dataclass(frozen=True)
@@ -38,29 +29,10 @@ class Source:
     def tree(self) -> ast.Module:
         return ast.parse(self.text, self.path)
 
-    @cached_property
-    def lines(self) -> list[str]:
-        return self.text.splitlines()
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
     @property
     def module(self) -> str:
-        """The dotted name it is imported by."""
+        """The dotted name under which it is imported."""
         return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-    @cached_property
-    def imports(self) -> list[Import]:
-        """All imports, those inside functions too."""
-        found = []
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                found += [Import(alias.name, node.lineno) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                found += [Import(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
-        return found
 
     @cached_property
     def functions(self) -> list[Function]:
@@ -79,7 +51,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 @cache
 def sources(*folders: str) -> tuple[Source, ...]:
-    """Every Python file under `folders`, by path."""
+    """Return every Python file under `folders`, by path."""
     return tuple(
         Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
         for folder in folders
@@ -89,13 +61,13 @@ def sources(*folders: str) -> tuple[Source, ...]:
 
 
 def files_matching(*patterns: str) -> list[Source]:
-    """The code files that match any pattern; `services/*/app.py` matches one level, `ifed/**` everything below."""
+    """Return the files of `ifed` and `services` that match any pattern; `services/*/app.py` matches one level, `ifed/**` all below."""
     return [source for source in sources(*CODE) if source.in_files(*patterns)]
 
 
 @cache
 def published() -> tuple[Path, ...]:
-    """Every file that is or will be part of the repository: what git tracks, or would if it were added."""
+    """Return every file that is or will be part of the repository: what git tracks, or would if it were added."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -107,31 +79,9 @@ def published() -> tuple[Path, ...]:
 
 
 def published_texts() -> Iterator[tuple[str, str]]:
-    """Path and text of every published file that is text."""
+    """Yield path and text of every published file that is text."""
     for path in published():
         try:
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-
-
-def reached_from(start: str) -> dict[str, str]:
-    """Every import reached from a module, imports inside functions too, with the project's file that names it."""
-    known = {source.module: source for source in sources(*CODE)}
-    reached: dict[str, str] = {}
-    waiting, seen = [start], set[str]()
-    while waiting:
-        module = waiting.pop()
-        if module in seen or module not in known:
-            continue
-        seen.add(module)
-        for found in known[module].imports:
-            reached.setdefault(found.name, f"{known[module].path}:{found.line}")
-            waiting += [found.name, *_packages_of(found.name)]
-    return reached
-
-
-def _packages_of(name: str) -> list[str]:
-    """Importing `a.b.c` also runs `a` and `a.b`."""
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]

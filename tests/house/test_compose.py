@@ -21,7 +21,6 @@ from ifed.cli.demo.presets import DEFAULT_MODEL, preset_for
 from ifed.messages.tasks import TaskSpec
 from tests.compose import report
 from tests.house import documents, promises
-from tests.house.holding import hold
 from tests.house.sources import ROOT
 
 FILE = ROOT / "docker-compose.yml"
@@ -48,10 +47,6 @@ def services() -> dict[str, dict[str, Any]]:
     return dict(project()["services"])
 
 
-def each_service() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", services())
-
-
 def sources_of(name: str) -> list[str]:
     """Names of the volumes and folders that a service mounts."""
     return [mount.split(":")[0] for mount in services()[name].get("volumes", [])]
@@ -70,8 +65,8 @@ def test_compose_itself_takes_the_file() -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@each_service()
-def test_everything_a_service_names_is_there(name: str) -> None:
+def missing_names(name: str) -> list[str]:
+    """Return what a service names and the file does not have."""
     service, whole = services()[name], project()
     missing = [f"service {other}" for other in service.get("depends_on", {}) if other not in services()]
     missing += [f"network {network}" for network in networks_of(name) if network not in whole["networks"]]
@@ -81,35 +76,40 @@ def test_everything_a_service_names_is_there(name: str) -> None:
             missing += [f"volume {source}"] if source not in whole["volumes"] else []
         elif not source.startswith("./secrets") and not (ROOT / source).exists():
             missing.append(f"file {source}")
-    assert not missing, f"{name} names what is not there: {missing}"
+    return missing
 
 
-@each_service()
-def test_a_dependency_says_what_it_waits_for(name: str) -> None:
-    for other, wait in services()[name].get("depends_on", {}).items():
-        job = services()[other].get("restart") == "no"
-        wanted = "service_completed_successfully" if job else "service_healthy"
-        assert wait["condition"] == wanted, f"{name} waits for {other}, which is {'a job' if job else 'a service'}"
+def test_everything_a_service_names_is_there() -> None:
+    assert {name: missing for name in services() if (missing := missing_names(name))} == {}
 
 
-@each_service()
-def test_a_service_is_confined(name: str) -> None:
-    service = services()[name]
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    limits = service["deploy"]["resources"]["limits"]
-    assert limits["memory"]
-    assert limits["pids"]
-    assert not service.get("privileged")
+def test_a_dependency_says_what_it_waits_for() -> None:
+    for name, service in services().items():
+        for other, wait in service.get("depends_on", {}).items():
+            job = services()[other].get("restart") == "no"
+            condition = "service_completed_successfully" if job else "service_healthy"
+            assert wait["condition"] == condition, f"{name} waits for {other}, which is {'a job' if job else 'a service'}"
 
 
-@each_service()
-def test_no_secret_is_in_an_environment(name: str) -> None:
-    given = services()[name].get("environment", {})
-    secret = [key for key in given if re.search(r"PASSWORD|TOKEN|SECRET|KEY", key) and not key.endswith(("_FILE", "__FILE"))]
-    assert not secret, f"{name} takes {secret} from its environment; name a file"
-    assert not re.search(r"://[^/@]*:[^/@]*@", json.dumps(given)), f"{name} has a password in a URL"
+def test_every_service_is_confined() -> None:
+    for name, service in services().items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        limits = service["deploy"]["resources"]["limits"]
+        assert limits["memory"], name
+        assert limits["pids"], name
+        assert not service.get("privileged"), name
+
+
+def test_no_secret_is_in_an_environment() -> None:
+    for name, service in services().items():
+        environment = service.get("environment", {})
+        secret = [
+            key for key in environment if re.search(r"PASSWORD|TOKEN|SECRET|KEY", key) and not key.endswith(("_FILE", "__FILE"))
+        ]
+        assert not secret, f"{name} takes {secret} from its environment; name a file"
+        assert not re.search(r"://[^/@]*:[^/@]*@", json.dumps(environment)), f"{name} has a password in a URL"
 
 
 def test_every_secret_is_a_file_that_make_makes() -> None:
@@ -142,13 +142,13 @@ def test_git_and_the_images_leave_secrets_out() -> None:
     }
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-def test_an_agent_reaches_the_proxy_and_nothing_else(agent: str) -> None:
-    (network,) = networks_of(agent)
-    assert project()["networks"][network] == {"internal": True}
-    others = {name for name in services() if network in networks_of(name)} - {agent}
-    assert others == {"proxy", f"prepare-{network}"}
-    assert "ports" not in services()[agent]
+def test_an_agent_reaches_the_proxy_and_nothing_else() -> None:
+    for agent in AGENTS:
+        (network,) = networks_of(agent)
+        assert project()["networks"][network] == {"internal": True}
+        others = {name for name in services() if network in networks_of(name)} - {agent}
+        assert others == {"proxy", f"prepare-{network}"}
+        assert "ports" not in services()[agent]
 
 
 def test_agents_mount_different_texts_read_only() -> None:
@@ -252,7 +252,7 @@ def test_the_dashboard_names_metrics_of_the_code() -> None:
         promises.metrics_of(service, registry)
         known |= names_in(registry)
     assert named
-    hold([f"the dashboard names {name}, which no service shows" for name in sorted(named - known)])
+    assert named - known == set(), "the dashboard names what no service shows"
 
 
 def test_prometheus_asks_services_where_they_listen() -> None:
@@ -265,6 +265,6 @@ def test_prometheus_asks_services_where_they_listen() -> None:
 
 
 def test_the_table_of_faults_is_that_of_the_kept_figures() -> None:
-    outcomes = report.read(ROOT / "docs/compose-faults.json")
+    outcomes = report.read(ROOT / "benchmarks/results/compose-faults.json")
     assert report.table(outcomes) in documents.document("docs/ref-compose-faults.md").text
     assert all(one.wrong == 0 for one in outcomes)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
+import typer
 import typer.main
 
 from ifed.cli import console
@@ -17,158 +18,154 @@ from ifed.messages.tasks import TaskSpec
 from services.client_agent.demonstrations import Columns, read, split
 from tests.house import documents, promises
 from tests.house.documents import Document
-from tests.house.holding import hold
-from tests.house.rules import machine_traces
-from tests.house.sources import ROOT, published_texts, sources
+from tests.house.sources import ROOT, sources
 
 SETTINGS, ERRORS, HTTP, README = "docs/ref-settings.md", "docs/ref-errors.md", "docs/ref-http.md", "README.md"
 TUTORIAL = "docs/tutorial-first-federation.md"
 IFED = re.compile(r"^(?:[A-Z_]+=\$?\(?)?(?:\.venv/bin/)?(?=ifed )")
 
 
-def each_document() -> pytest.MarkDecorator:
-    """The test once for each published Markdown file."""
-    return pytest.mark.parametrize("document", documents.documents(), ids=lambda document: document.path)
+def of_services(problems: Callable[[str, str], Iterator[str]]) -> list[str]:
+    """Return the problems of each service, given its heading in the references and its folder."""
+    return [problem for heading, service in promises.SERVICES.items() for problem in problems(heading, service)]
 
 
-def each_service() -> pytest.MarkDecorator:
-    """The test once for each service: its heading in the references, its folder."""
-    return pytest.mark.parametrize(("heading", "service"), promises.SERVICES.items())
+def of_documents(problems: Callable[[Document], Iterator[str]]) -> list[str]:
+    """Return the problems of each published Markdown file."""
+    return [f"{document.path}: {problem}" for document in documents.documents() for problem in problems(document)]
 
 
-@each_service()
-def test_every_setting_says_what_it_is(heading: str, service: str) -> None:
-    silent = [setting.name for setting in promises.settings_of(service) if not setting.description]
-    assert not silent, f"give these fields of services/{service}/settings.py a description: {', '.join(silent)}"
+def all_settings() -> set[str]:
+    """Return the names of every setting of every service."""
+    return {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
 
 
-@each_service()
-def test_a_settings_error_never_shows_a_secret(heading: str, service: str) -> None:
-    hidden = promises.settings_class(service).model_config.get("hide_input_in_errors")
-    assert hidden, f"services/{service}/settings.py: set hide_input_in_errors=True, or a wrong setting prints the tokens beside it"
+def test_every_setting_says_what_it_is_and_hides_its_value_in_errors() -> None:
+    def problems(_heading: str, service: str) -> Iterator[str]:
+        yield from (f"{service}: describe {setting.name}" for setting in promises.settings_of(service) if not setting.description)
+        if not promises.settings_class(service).model_config.get("hide_input_in_errors"):
+            yield f"{service}: set hide_input_in_errors=True, or a wrong setting prints the tokens beside it"
+
+    assert of_services(problems) == []
 
 
-@each_service()
-def test_the_settings_reference_is_what_the_code_says(heading: str, service: str) -> None:
-    rows = [f"| {' | '.join(row)} |" for row in documents.document(SETTINGS).rows(heading)][1:]
-    wanted = [setting.row for setting in promises.settings_of(service)]
-    hold(
-        [f"{SETTINGS}, under {heading!r}: put in\n{row}" for row in wanted if row not in rows]
-        + [f"{SETTINGS}, under {heading!r}: take out\n{row}" for row in rows if row not in wanted]
-    )
+def test_the_settings_reference_is_what_the_code_says() -> None:
+    def problems(heading: str, service: str) -> Iterator[str]:
+        rows = [f"| {' | '.join(row)} |" for row in documents.document(SETTINGS).rows(heading)][1:]
+        expected = [setting.row for setting in promises.settings_of(service)]
+        yield from (f"{SETTINGS}, under {heading!r}: put in\n{row}" for row in expected if row not in rows)
+        yield from (f"{SETTINGS}, under {heading!r}: take out\n{row}" for row in rows if row not in expected)
+
+    assert of_services(problems) == []
 
 
 def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     named = {match[1] for line in lines if (match := re.match(r"(?:# )?([A-Z][A-Z_]+)=", line))}
-    settings = {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
-    read = settings | promises.compose_variables()
-    assert named <= read, f".env.example names what no service and no compose file reads: {sorted(named - read)}"
-    needed = {
+    settings = all_settings()
+    unknown = named - settings - promises.compose_variables()
+    assert unknown == set(), ".env.example names what no service and no compose file reads"
+    required = {
         setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service) if setting.required
     }
-    needed |= {name for name in settings if name.endswith(("_TOKEN", "_TOKEN_FILE", "_URL"))}
-    assert needed <= named, f".env.example leaves out what a deployer must set: {sorted(needed - named)}"
+    required |= {name for name in settings if name.endswith(("_TOKEN", "_TOKEN_FILE", "_URL"))}
+    assert required - named == set(), ".env.example leaves out what a deployer must set"
 
 
 def test_the_error_reference_names_every_refusal_with_its_status() -> None:
     rows = {row[0].strip("`"): row[1] for row in documents.document(ERRORS).rows() if row[0].startswith("`")}
-    wanted = {name: str(kind.status) for name, kind in promises.refusals().items()}
-    hold(
-        [f"{ERRORS}: give {name} a row with status {status}" for name, status in wanted.items() if rows.get(name) != status]
-        + [f"{ERRORS}: {name} is no refusal of errors.py; take its row out" for name in rows if name not in wanted]
-    )
+    assert rows == {name: str(kind.status) for name, kind in promises.refusals().items()}
 
 
-@each_service()
-def test_the_http_reference_names_every_route(heading: str, service: str) -> None:
-    rows = {row[0].strip("`") for row in documents.document(HTTP).rows(heading) if re.match(r"`[A-Z]+ /", row[0])}
-    wanted = set(promises.routes_of(promises.app_of(service)))
-    hold(
-        [f"{HTTP}, under {heading!r}: give `{route}` a row" for route in sorted(wanted - rows)]
-        + [f"{HTTP}, under {heading!r}: `{route}` is no route; take its row out" for route in sorted(rows - wanted)]
-    )
+def test_the_http_reference_names_every_route() -> None:
+    def problems(heading: str, service: str) -> Iterator[str]:
+        rows = {row[0].strip("`") for row in documents.document(HTTP).rows(heading) if re.match(r"`[A-Z]+ /", row[0])}
+        routes = set(promises.routes_of(promises.app_of(service)))
+        yield from (f"{HTTP}, under {heading!r}: give `{route}` a row" for route in sorted(routes - rows))
+        yield from (f"{HTTP}, under {heading!r}: `{route}` is no route; take its row out" for route in sorted(rows - routes))
+
+    assert of_services(problems) == []
 
 
-@each_service()
-def test_every_route_says_what_it_does(heading: str, service: str) -> None:
-    silent = [
-        route for route, operation in promises.routes_of(promises.app_of(service)).items() if not operation.get("description")
-    ]
-    silent = [route for route in silent if route != "GET /metrics"]  # mounted by the instrumentation library
-    assert not silent, f"give the functions of these routes a docstring, it stands in OpenAPI: {silent}"
+def test_every_route_says_what_it_does() -> None:
+    def problems(_heading: str, service: str) -> Iterator[str]:
+        for route, operation in promises.routes_of(promises.app_of(service)).items():
+            if not operation.get("description") and route != "GET /metrics":  # mounted by the instrumentation library
+                yield f"{service}: give the function of {route} a docstring, it stands in OpenAPI"
+
+    assert of_services(problems) == []
 
 
-@each_document()
-def test_every_relative_link_leads_somewhere(document: Document) -> None:
-    problems = []
-    for link in document.links:
-        target, _, fragment = link.partition("#")
-        if re.match(r"[a-z]+:", target):
-            continue
-        place = ((ROOT / document.path).parent / target).resolve() if target else ROOT / document.path
-        if not place.exists():
-            problems.append(f"{document.path}: {link} is not there; write it or mend the link")
-        elif fragment and fragment not in documents.document(place.relative_to(ROOT).as_posix()).anchors:
-            problems.append(f"{document.path}: {link} names no heading of {place.name}")
-    hold(problems)
+def test_every_relative_link_leads_somewhere() -> None:
+    def problems(document: Document) -> Iterator[str]:
+        for link in document.links:
+            target, _, fragment = link.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            place = ((ROOT / document.path).parent / target).resolve() if target else ROOT / document.path
+            if not place.exists():
+                yield f"{link} is not there; write it or mend the link"
+            elif fragment and fragment not in documents.document(place.relative_to(ROOT).as_posix()).anchors:
+                yield f"{link} names no heading of {place.name}"
+
+    assert of_documents(problems) == []
 
 
-@each_document()
-def test_every_image_says_in_words_what_it_shows(document: Document) -> None:
-    hold([f"{document.path}: give {target} an alternative text" for words, target in document.images if len(words) < 20])
+def test_every_image_says_in_words_what_it_shows() -> None:
+    def problems(document: Document) -> Iterator[str]:
+        yield from (f"give {target} an alternative text" for words, target in document.images if len(words) < 20)
+
+    assert of_documents(problems) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.svg")), ids=lambda path: path.name)
-def test_every_drawing_is_well_formed_and_has_a_title(path: Path) -> None:
-    root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
-    assert root.find("{http://www.w3.org/2000/svg}title") is not None, f"{path.name}: open it with a <title>"
+def test_every_drawing_is_well_formed_and_has_a_title() -> None:
+    drawings = [*(ROOT / "docs").rglob("*.svg"), *(ROOT / "benchmarks/results").rglob("*.svg")]
+    assert drawings
+    titles = {
+        path: ElementTree.fromstring(path.read_text(encoding="utf-8")).find("{http://www.w3.org/2000/svg}title")
+        for path in drawings
+    }
+    assert [path.name for path, title in titles.items() if title is None] == []
 
 
-@pytest.mark.parametrize("path", sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
-def test_every_page_is_in_the_index(path: str) -> None:
-    if path.startswith("docs/decisions/") or path == "docs/README.md":
-        return
-    assert path.removeprefix("docs/") in documents.document("docs/README.md").links, f"name {path} in docs/README.md"
-
-
-@each_document()
-def test_every_make_command_is_a_target(document: Document) -> None:
+def test_every_make_command_is_a_target() -> None:
     targets = documents.make_targets((ROOT / "Makefile").read_text(encoding="utf-8"))
-    unknown = sorted(set(documents.made(document)) - targets)
-    assert not unknown, f"{document.path} tells people to make {unknown}; the Makefile has {sorted(targets)}"
+
+    def problems(document: Document) -> Iterator[str]:
+        yield from (f"make {name} is no target of the Makefile" for name in sorted(set(documents.made(document)) - targets))
+
+    assert of_documents(problems) == []
 
 
-@each_document()
-def test_every_ifed_command_and_option_exists(document: Document) -> None:
+def test_every_ifed_command_and_option_exists() -> None:
     root = typer.main.get_command(command_line)
-    lines = [IFED.sub("", line) for line in [*document.shell, *document.spans] if IFED.match(line)]
-    hold([f"{document.path}: {problem}" for line in lines if "…" not in line for problem in promises.command_problems(line, root)])
+
+    def problems(document: Document) -> Iterator[str]:
+        lines = [IFED.sub("", line) for line in [*document.shell, *document.spans] if IFED.match(line)]
+        yield from (problem for line in lines if "…" not in line for problem in promises.command_problems(line, root))
+
+    assert of_documents(problems) == []
 
 
-@each_document()
-def test_every_variable_set_in_a_shell_block_is_read_by_something(document: Document) -> None:
-    settings = {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
-    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | named_by_tests()
+def test_every_variable_set_in_a_shell_block_is_read_by_something() -> None:
+    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | all_settings()
     options |= promises.compose_variables() | documents.make_variables((ROOT / "Makefile").read_text(encoding="utf-8"))
-    text = "\n".join(document.shell)
-    named = re.findall(r"(?:^|\s)(?:export )?([A-Z][A-Z_0-9]+)=", text)
-    unknown = sorted({name for name in named if name not in settings | options and f"${name}" not in text})
-    assert not unknown, f"{document.path} sets {unknown}, which nothing reads"
+    options |= {name for source in sources("tests", "testing") for name in re.findall(r"[\"'](TEST_[A-Z_]+)[\"']", source.text)}
 
+    def problems(document: Document) -> Iterator[str]:
+        text = "\n".join(document.shell)
+        named = set(re.findall(r"(?:^|\s)(?:export )?([A-Z][A-Z_0-9]+)=", text))
+        yield from (f"sets {name}, which nothing reads" for name in sorted(named - options) if f"${name}" not in text)
 
-def named_by_tests() -> set[str]:
-    """Environment variables that the tests name."""
-    return {name for source in sources("tests") for name in re.findall(r"[\"'](TEST_[A-Z_]+)[\"']", source.text)}
+    assert of_documents(problems) == []
 
 
 def test_the_readme_tells_everything_that_ci_runs() -> None:
     script = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     commands = [line for line in script if line and not re.match(r"#|set |cd ", line)]
     readme = documents.document(README)
-    missing = [command for command in commands if command not in readme.shell + readme.spans]
     assert commands, ".ci/run runs nothing"
-    assert not missing, f"README.md does not tell a newcomer to run {missing}"
+    assert [command for command in commands if command not in readme.shell + readme.spans] == []
 
 
 def test_the_tutorial_makes_a_task_and_files_that_are_accepted(tmp_path: Path) -> None:
@@ -201,19 +198,11 @@ def test_every_page_that_the_code_names_is_there() -> None:
     named = {
         (source.path, page) for source in sources("ifed", "services") for page in re.findall(r"docs/[\w/.-]+\.md", source.text)
     }
-    hold(
-        [
-            f"{path} sends its reader to {page}, which is not there; write it"
-            for path, page in sorted(named)
-            if not (ROOT / page).is_file()
-        ]
-    )
+    assert sorted((path, page) for path, page in named if not (ROOT / page).is_file()) == []
 
 
-@each_document()
-def test_no_placeholder_is_left(document: Document) -> None:
-    left = documents.PLACEHOLDER.findall(document.text)
-    assert not left, f"{document.path}: fill {', '.join(left)} in from a real run"
+def test_no_placeholder_is_left() -> None:
+    assert of_documents(lambda document: iter(documents.PLACEHOLDER.findall(document.text))) == []
 
 
 def test_the_changelog_tells_of_this_version() -> None:
@@ -240,5 +229,31 @@ def _name(requirement: str) -> str:
     return re.split(r"[\[<>=!~ ;]", requirement)[0].lower().replace("_", "-")
 
 
-def test_no_file_names_a_registry_or_a_folder_of_one_machine() -> None:
-    hold([words for path, text in published_texts() for words in machine_traces(path, text)])
+def test_a_document_is_read_for_what_it_promises() -> None:
+    text = (
+        "# A *b* `c`: d\n\n[x](y.md#z) `ifed task list`\n\n```bash\n# no\n$ make test \\\n  ARGS=1\n[no](no.md)\n```\n\n"
+        "## T\n\n| a | b |\n|---|---|\n| `X` | 1 |\n"
+    )
+    document = Document("x.md", text)
+    assert document.links == ["y.md#z"]
+    assert document.anchors == {"a-b-c-d", "t"}
+    assert document.shell == ["make test  ARGS=1", "[no](no.md)"]
+    assert document.rows("T") == [("a", "b"), ("`X`", "1")]
+    assert list(documents.made(document)) == ["test"]
+    assert documents.anchor("`make demo`, step by step") == "make-demo-step-by-step"
+    assert documents.make_targets("all: x\n.venv/x: y\n\tz\nlint:\n") == {"all", "lint"}
+
+
+def test_a_command_line_that_does_not_exist_is_found() -> None:
+    app = typer.Typer()
+
+    @app.command("go")
+    def go(far: bool = False) -> None: ...
+
+    @app.command("come")
+    def come() -> None: ...
+
+    root = typer.main.get_command(app)
+    assert list(promises.command_problems("ifed go --far", root)) == []
+    assert "no command 'run'" in next(promises.command_problems("ifed run", root))
+    assert "no option --near" in next(promises.command_problems("ifed go --near", root))
