@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.aggregator import flower
-from benchmarks.aggregator.federation import Federation, Payload
-from benchmarks.aggregator.figures import Figures, goals, medians, percentile, table
-from benchmarks.aggregator.stack import running
-from benchmarks.aggregator.wire import connected
-from benchmarks.ending import end_on_sigterm
+from benchmarks.aggregator.http_connections import connected
+from benchmarks.aggregator.report import Figures, goals, medians, percentile, table
+from benchmarks.aggregator.servers import running
+from benchmarks.aggregator.simulated_clients import Federation, Payload
+from benchmarks.shutdown import end_on_sigterm
 from testing.factories import ADMIN_TOKEN
 
 SMALL, LARGE = Payload(18, 640, 16), Payload(32, 4096, 8)

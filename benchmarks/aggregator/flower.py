@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.aggregator.federation import Payload
-from benchmarks.aggregator.figures import Figures
+from benchmarks.aggregator.report import Figures
+from benchmarks.aggregator.simulated_clients import Payload
 from testing.servers import free_port
 
 VERSION = "1.41.0"

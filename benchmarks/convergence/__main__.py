@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.convergence.cells import Cell, Plan, cells
 from benchmarks.convergence.plots import draw
 from benchmarks.convergence.report import collect, page, tables
-from benchmarks.convergence.study import run
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.texts import SOURCES, BadTexts, Source, dirichlet_split, read_both
-from benchmarks.pages import write_into
+from benchmarks.convergence.runner import run
+from benchmarks.convergence.settings import Cell, Plan, cells
+from benchmarks.datasets import SOURCES, BadTexts, Source, dirichlet_split, read_both
+from benchmarks.federated.federation import Federation
+from benchmarks.tables import write_into
 from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load

@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.convergence.cells import BASE
 from benchmarks.convergence.report import AXES
-from benchmarks.federated.drawing import GRID, STYLE, save
-from benchmarks.federated.texts import SOURCES
+from benchmarks.convergence.settings import BASE
+from benchmarks.datasets import SOURCES
+from benchmarks.plotting import GRID, STYLE, save
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
 COLOURS = ("#0b6e4f", "#c8553d", "#2f6690", "#8f6bb1", "#d49a00", "#5c8001", "#b23a6f", "#4a5568", "#00a0a0", "#7a4419")

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.convergence.cells import BASE, Plan, cells
-from benchmarks.federated.texts import SOURCES
-from benchmarks.pages import Table
+from benchmarks.convergence.settings import BASE, Plan, cells
+from benchmarks.datasets import SOURCES
+from benchmarks.tables import Table
 
 HEADS = (
     "data", "setting", "bare", "last", "best", "late swing", "last, prior flat", "late swing", "last, prior matched", "late swing", "macro-F1", "bytes up a round"

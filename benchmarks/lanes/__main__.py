@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import SOURCES
-from benchmarks.lanes.injected import compared
-from benchmarks.lanes.queue import fitted, waits
+from benchmarks.datasets import SOURCES
+from benchmarks.lanes.injection_overhead import compared
+from benchmarks.lanes.queue_simulation import fitted, waits
 from benchmarks.machine import machine
-from benchmarks.pages import grid
+from benchmarks.tables import grid
 from ifed.downloads import cache_folder
 from ifed.modeling.forward import wanted_hidden
 from ifed.modeling.language_model import LanguageModel, Options

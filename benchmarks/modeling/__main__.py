@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.modeling.ceilings import ceilings
-from benchmarks.modeling.measures import Setting, overheads, speeds
+from benchmarks.modeling.measurements import Setting, overheads, speeds
 from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import tables
+from benchmarks.modeling.roofline import ceilings
 from benchmarks.modeling.texts import SOURCES, read
 from ifed.downloads import cache_folder
 from ifed.modeling.catalog import CATALOG

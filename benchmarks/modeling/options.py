@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.modeling.measures import DEMONSTRATIONS, EPOCHS, Setting, injection, shown
+from benchmarks.modeling.measurements import DEMONSTRATIONS, EPOCHS, Setting, injection, shown
 from benchmarks.modeling.timing import overhead
 from ifed.errors import IFedError
 from ifed.messages.tasks import resolve_layers

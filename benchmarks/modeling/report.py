@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.pages import grid
+from benchmarks.tables import grid
 
 Runs = Sequence[Mapping[str, Any]]
 ROWS = (

@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.federated.texts import LEAST, SOURCES, BadTexts, digest_of, dirichlet_split, read_both
+from benchmarks.datasets import LEAST, SOURCES, BadTexts, digest_of, dirichlet_split, read_both
 from benchmarks.machine import machine
-from benchmarks.pages import BadPage, around_figures, write_into
-from benchmarks.paper.cells import Work
-from benchmarks.paper.figures import WORDS, draw
 from benchmarks.paper.methods import (
     DATA_SETS,
     ONE_SEED,
@@ -31,8 +28,11 @@ from benchmarks.paper.methods import (
     Plan,
     runs_on,
 )
+from benchmarks.paper.plots import WORDS, draw
 from benchmarks.paper.report import markdown, tables
+from benchmarks.paper.runner import Work
 from benchmarks.paper.store import OtherRun, Store
+from benchmarks.tables import BadPage, around_figures, write_into
 from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load

@@ -13,12 +13,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from benchmarks.datasets import Source
+from benchmarks.federated.algorithms import plan_of, seed_of
 from benchmarks.federated.clock import now
-from benchmarks.federated.parties import held_back
-from benchmarks.federated.rounds import plan_of, seed_of
-from benchmarks.federated.testing import bias_from, three_ways
-from benchmarks.federated.texts import Source
-from benchmarks.paper.runs import Told, as_served
+from benchmarks.federated.evaluation import bias_from, three_ways
+from benchmarks.federated.federation import held_back
+from benchmarks.paper.calibration import Told, as_served
 from ifed.messages.tasks import Policy
 from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
 from ifed.modeling.calibration import LocalPlan, draws, training_row

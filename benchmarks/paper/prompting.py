@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.datasets import Source
 from benchmarks.federated.clock import now
-from benchmarks.federated.testing import bias_from, counted, three_ways
-from benchmarks.federated.texts import Source
-from benchmarks.paper.runs import as_served
+from benchmarks.federated.evaluation import bias_from, counted, three_ways
+from benchmarks.paper.calibration import as_served
 from ifed.errors import BadTemplate
 from ifed.messages.tasks import TEXT_SLOT
 from ifed.modeling.language_model import LanguageModel

@@ -7,13 +7,13 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.federated.texts import SOURCES
-from benchmarks.pages import Table
+from benchmarks.datasets import SOURCES
 from benchmarks.paper import reported
-from benchmarks.paper.costs import LORA_IN_ALL, bytes_table, seconds_table
+from benchmarks.paper.cost_tables import LORA_IN_ALL, bytes_table, seconds_table
+from benchmarks.paper.formatting import number, one_decimal, percent, ran_on, whole
 from benchmarks.paper.methods import COMPARED, LORA, SWEEP_SEED, TITLES, TRIED
 from benchmarks.paper.summary import NONE, READINGS, Data, Spread, goals, last, over_seeds, times_fewer_in_all
-from benchmarks.paper.words import number, one_decimal, percent, ran_on, whole
+from benchmarks.tables import Table
 
 BESIDE_TRIED = ("steps", "more-steps", "long", "lora")  # what stands below what was tried, to hold it against
 

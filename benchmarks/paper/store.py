@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.federated.texts import SOURCES
+from benchmarks.datasets import SOURCES
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
 
 WIRE = "wire"  # the cell of bytes

@@ -9,7 +9,7 @@ from itertools import accumulate
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.federated.texts import SOURCES
+from benchmarks.datasets import SOURCES
 from benchmarks.paper import reported
 from benchmarks.paper.methods import COMPARED, LORA, SWEEP_SEED, TITLES
 

@@ -15,9 +15,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.federated.texts import Source
+from benchmarks.datasets import Source
+from benchmarks.paper.byte_counter import Meter, metered
 from benchmarks.paper.lora import Weights, body_of
-from benchmarks.paper.meter import Meter, metered
 from benchmarks.paper.methods import Plan, Setting
 from ifed.clients import AggregatorClient
 from ifed.messages.bodies import TENSORS, ContextBody, UpdateBody

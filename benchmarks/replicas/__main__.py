@@ -12,13 +12,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.ending import end_on_sigterm
 from benchmarks.machine import machine
-from benchmarks.pages import write_into
 from benchmarks.replicas import report
+from benchmarks.replicas.failover import survival
 from benchmarks.replicas.inference import inference
-from benchmarks.replicas.survival import survival
 from benchmarks.replicas.throughput import row, throughput
+from benchmarks.shutdown import end_on_sigterm
+from benchmarks.tables import write_into
 
 
 def arguments() -> argparse.Namespace:

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.aggregator.figures import percentile
-from benchmarks.serving import adapters
-from benchmarks.serving.callers import Body, closed_loop
+from benchmarks.aggregator.report import percentile
+from benchmarks.serving import random_adapters
+from benchmarks.serving.load_generator import Body, closed_loop
 from ifed.cli.demo.stack import Service, Stack
 
 LABELS = ["business", "science", "sports", "world"]
@@ -47,8 +47,8 @@ def _body(seed: int) -> Body:
 
 def inference(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A row for each number of replicas and of callers; they take turns, so that a busy moment of the machine hits all of them."""
-    identity, model = adapters.identity(options.model, options.cache)
-    adapters.write(folder / "adapters", 1, identity, LABELS)
+    identity, model = random_adapters.identity(options.model, options.cache)
+    random_adapters.write(folder / "adapters", 1, identity, LABELS)
     cores = os.cpu_count() or 1
     given = {
         "ADAPTER_FOLDER": str(folder / "adapters"),

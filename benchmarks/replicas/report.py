@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.pages import grid
+from benchmarks.tables import grid
 
 
 def tables(found: dict[str, Any]) -> str:

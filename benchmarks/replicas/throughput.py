@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.aggregator.federation import Federation, Payload
-from benchmarks.aggregator.figures import percentile
-from benchmarks.replicas.fleet import connected, fleet
+from benchmarks.aggregator.report import percentile
+from benchmarks.aggregator.simulated_clients import Federation, Payload
+from benchmarks.replicas.replica_set import connected, fleet
 from testing.factories import ADMIN_TOKEN
 
 SMALL = Payload(18, 640, 16)

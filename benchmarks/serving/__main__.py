@@ -8,10 +8,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.ending import end_on_sigterm
 from benchmarks.machine import machine
-from benchmarks.serving.measuring import COMPARED, measure_all
+from benchmarks.serving.measurements import COMPARED, measure_all
 from benchmarks.serving.report import goals, table
+from benchmarks.shutdown import end_on_sigterm
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.pages import grid
-from benchmarks.serving.measuring import AT, BY_TURNS, Row
+from benchmarks.serving.measurements import AT, BY_TURNS, Row
+from benchmarks.tables import grid
 
 
 def table(rows: Sequence[Row]) -> str:

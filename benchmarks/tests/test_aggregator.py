@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.aggregator.figures import Figures, Goal, goals, medians
+from benchmarks.aggregator.report import Figures, Goal, goals, medians
 
 
 def figures(system: str, clients: int, rate: float, **more: object) -> Figures:

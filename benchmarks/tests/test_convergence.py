@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks.convergence import __main__ as command
-from benchmarks.convergence.cells import BASE, Cell, Plan, cells
 from benchmarks.convergence.plots import draw
 from benchmarks.convergence.report import collect, late_swing, tables
-from benchmarks.convergence.study import run
-from benchmarks.federated.parties import Federation
+from benchmarks.convergence.runner import run
+from benchmarks.convergence.settings import BASE, Cell, Plan, cells
+from benchmarks.federated.federation import Federation
 from benchmarks.tests.test_federated import SOURCE
 from ifed.modeling.language_model import LanguageModel
 from tests.unit.modeling.builders import TEXTS, build, examples

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.federated.corrected import Corrected, FedLALR, FedProx, Scaffold, walk
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.rounds import ByPolicy, plan_of
-from benchmarks.federated.texts import LEAST, SOURCES, BadTexts, Source, dirichlet_split, read
-from benchmarks.federated.wire import Measured
+from benchmarks.datasets import LEAST, SOURCES, BadTexts, Source, dirichlet_split, read
+from benchmarks.federated.aggregation import Measured
+from benchmarks.federated.algorithms import ByPolicy, plan_of
+from benchmarks.federated.baselines import Corrected, FedLALR, FedProx, Scaffold, walk
+from benchmarks.federated.federation import Federation
 from ifed.messages.tasks import Policy
 from ifed.tensors.values import Coefficients
 from tests.unit.modeling.builders import TEMPLATE, build, examples

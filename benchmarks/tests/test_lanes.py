@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lanes.injected import ONE, SEVERAL, compared
-from benchmarks.lanes.queue import Cost, fitted, waits
+from benchmarks.lanes.injection_overhead import ONE, SEVERAL, compared
+from benchmarks.lanes.queue_simulation import Cost, fitted, waits
 from ifed.modeling.batching import Row
 from ifed.modeling.replicas import twins
 from tests.unit.modeling.builders import build

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.modeling.ceilings import ceilings
-from benchmarks.modeling.measures import DEMONSTRATIONS, Setting, overheads, speeds
+from benchmarks.modeling.measurements import DEMONSTRATIONS, Setting, overheads, speeds
 from benchmarks.modeling.options import loaded_otherwise, options
 from benchmarks.modeling.report import ROWS, tables
+from benchmarks.modeling.roofline import ceilings
 from benchmarks.modeling.texts import SOURCES
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.modeling.language_model import LanguageModel

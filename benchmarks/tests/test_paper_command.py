@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.federated.texts import SOURCES
+from benchmarks.datasets import SOURCES
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
 from benchmarks.paper.methods import LORA, QUICK, SETTINGS, TITLES, TRIED, Plan, runs_on
 from benchmarks.paper.store import OtherRun, Store
 from benchmarks.tests.conftest import AS_SET
-from benchmarks.tests.paper_cells import RATES, run, wire
+from benchmarks.tests.sample_cells import RATES, run, wire
 from benchmarks.tests.test_convergence import folder_of_texts
 from tests.unit.modeling.builders import build_model, build_tokenizer
 

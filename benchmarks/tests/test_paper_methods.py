@@ -13,13 +13,13 @@ import uvicorn
 from fastapi import FastAPI
 from torch import nn
 
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.rounds import plan_of
+from benchmarks.federated.algorithms import plan_of
+from benchmarks.federated.federation import Federation
 from benchmarks.paper import lora, traffic
-from benchmarks.paper.meter import metered
+from benchmarks.paper.byte_counter import metered
+from benchmarks.paper.calibration import calibrated
 from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
 from benchmarks.paper.prompting import few_shot, prompt_of, zero_shot
-from benchmarks.paper.runs import calibrated
 from benchmarks.tests.test_federated import SOURCE
 from ifed.messages.tasks import LayerChoice
 from ifed.modeling.calibration import LocalPlan

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.pages import write_into
 from benchmarks.paper import __main__ as command
-from benchmarks.paper.figures import draw, mean_by_round
 from benchmarks.paper.methods import COMPARED, TITLES, TRIED, Plan
+from benchmarks.paper.plots import draw, mean_by_round
 from benchmarks.paper.report import markdown
 from benchmarks.paper.summary import Goal, above_lora, bytes_until, goals, reached, seconds_until, target, times_fewer_in_all
-from benchmarks.tests.paper_cells import MACHINE, found, row, run
+from benchmarks.tables import write_into
+from benchmarks.tests.sample_cells import MACHINE, found, row, run
 
 
 def test_the_accuracy_table_has_mean_and_deviation_beside_the_paper() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import traffic
-from benchmarks.paper.meter import metered
+from benchmarks.paper.byte_counter import metered
 from benchmarks.paper.methods import SETTINGS, Plan
 from benchmarks.tests.test_federated import SOURCE
 from ifed.clients import AggregatorClient

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving import __main__ as command
-from benchmarks.serving.measuring import Row, half_load_turn, over_turns
+from benchmarks.serving.measurements import Row, half_load_turn, over_turns
 from benchmarks.serving.report import cpu_ratio, goals, ratio, table
 
 HALF = {"p99_over_single": 4.9}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.pages import grid
+from benchmarks.tables import grid
 
 HEADINGS = (
     "fault",

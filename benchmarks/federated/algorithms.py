@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.federated.aggregation import Measured, body_of, coefficients_of
 from benchmarks.federated.clock import now
-from benchmarks.federated.parties import Federation, Party
-from benchmarks.federated.wire import Measured, body_of, coefficients_of
+from benchmarks.federated.federation import Federation, Party
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
 from ifed.tensors.quantization import QuantizedUpdate, with_feedback

@@ -10,10 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.federated.drawing import GRID, STYLE, save
-from benchmarks.federated.texts import SOURCES
+from benchmarks.datasets import SOURCES
 from benchmarks.paper.methods import COMPARED, TITLES
 from benchmarks.paper.summary import Data, bytes_until, over_seeds
+from benchmarks.plotting import GRID, STYLE, save
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
 WORDS = {

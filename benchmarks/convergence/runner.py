@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.convergence.cells import Cell, Plan
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.testing import measured, tested
-from benchmarks.federated.wire import Measured
+from benchmarks.convergence.settings import Cell, Plan
+from benchmarks.federated.aggregation import Measured
+from benchmarks.federated.evaluation import measured, tested
+from benchmarks.federated.federation import Federation
 from ifed.tensors.values import Coefficients
 
 Told = Callable[[str], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.aggregator.wire import Connection, Wire
+from benchmarks.aggregator.http_connections import Connection, Wire
 from testing.processes import Process
 from testing.servers import PostgresServer, RedisServer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from benchmarks.pages import grid
+from benchmarks.tables import grid
 
 HEADINGS = (
     "system", "payload", "clients", "rounds/s", "contributions/s", "context p50/p99 ms", "update p50/p99 ms", "peak MB", "database MB", "CPU ms each"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.ending import end_on_sigterm
+from benchmarks.shutdown import end_on_sigterm
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.federated.aggregation import Measured
+from benchmarks.federated.algorithms import ByPolicy
 from benchmarks.federated.clock import now
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.rounds import ByPolicy
-from benchmarks.federated.testing import counted, measured, tested
-from benchmarks.federated.wire import Measured
+from benchmarks.federated.evaluation import counted, measured, tested
+from benchmarks.federated.federation import Federation
 from benchmarks.paper.methods import Plan, Setting
 from ifed.messages.tasks import Policy
 from ifed.tensors.values import Coefficients

@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.serving import adapters
-from benchmarks.serving.callers import Body, Connection, closed_loop, counted_loop, open_loop
+from benchmarks.serving import random_adapters
+from benchmarks.serving.load_generator import Body, Connection, closed_loop, counted_loop, open_loop
 from ifed.cli.demo.stack import Service, Stack
 
 SHOTS = 12
@@ -90,8 +90,8 @@ async def measure_all(options: argparse.Namespace, folder: Path) -> tuple[list[R
     examples = [json.loads(line) for line in options.texts.read_text().splitlines()]
     labels = sorted({one["label"] for one in examples})
     bodies = Bodies([one["text"] for one in examples])
-    identity, model_folder = adapters.identity(options.model, options.cache)
-    adapters.write(folder / "adapters", max(options.tasks), identity, labels)
+    identity, model_folder = random_adapters.identity(options.model, options.cache)
+    random_adapters.write(folder / "adapters", max(options.tasks), identity, labels)
     demonstrations = folder / "demonstrations"
     demonstrations.mkdir()
     shown = options.demonstrations.read_text().splitlines()[: 4 * SHOTS]
@@ -114,9 +114,9 @@ async def measure_all(options: argparse.Namespace, folder: Path) -> tuple[list[R
         stack.wait_ready(service, seconds=300)
         few_shot = {f"few-shot, {SHOTS}, nothing kept": bodies.ours([f"task-0@few-shot:{SHOTS}"])}
         rows += await _in_turn(service, few_shot, options, repeats=1, callers=COMPARED)
-    settings = {"MODEL": str(model_folder), "TEMPLATE": adapters.TEMPLATE, "LABELS": "|".join(labels)}
+    settings = {"MODEL": str(model_folder), "TEMPLATE": random_adapters.TEMPLATE, "LABELS": "|".join(labels)}
     with Stack(folder / "logs") as stack:
-        service = stack.start("plain", "benchmarks.serving.plain", settings | threads)
+        service = stack.start("plain", "benchmarks.serving.plain_endpoint", settings | threads)
         stack.wait_ready(service, seconds=300)
         ways = {"plain, one after the other": bodies.plain("/async"), "plain, in threads": bodies.plain("/sync")}
         rows += await _in_turn(service, ways, options, repeats=1, callers=options.callers)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.modeling.measures import EPOCHS, Setting
+from benchmarks.modeling.measurements import EPOCHS, Setting
 from benchmarks.modeling.timing import median_seconds
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import PromptTemplate

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.federated.corrected import FedLALR, FedProx, Scaffold
-from benchmarks.federated.rounds import ByPolicy, Maker
+from benchmarks.federated.algorithms import ByPolicy, Maker
+from benchmarks.federated.baselines import FedLALR, FedProx, Scaffold
 from ifed.messages.tasks import LayerChoice, Policy
 
 BASE = "fedavg-adjusted"

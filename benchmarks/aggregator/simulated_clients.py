@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.aggregator.wire import Wire
+from benchmarks.aggregator.http_connections import Wire
 from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.rounds import ContributionMeta
 from ifed.tensors.values import Coefficients, ContextVector

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from benchmarks.serving.callers import closed_loop, counted_loop, open_loop
-from benchmarks.serving.measuring import Bodies
+from benchmarks.serving.load_generator import closed_loop, counted_loop, open_loop
+from benchmarks.serving.measurements import Bodies
 
 TEXTS = [f"text {number}" for number in range(5)]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.federated.texts import SOURCES
-from benchmarks.pages import Table
+from benchmarks.datasets import SOURCES
 from benchmarks.paper import reported
+from benchmarks.paper.formatting import number, one_decimal, ran_on, whole
 from benchmarks.paper.methods import COMPARED, SETTINGS, TITLES
 from benchmarks.paper.summary import (
     Data,
@@ -21,7 +21,7 @@ from benchmarks.paper.summary import (
     times_fewer_in_all,
     usual_machine,
 )
-from benchmarks.paper.words import number, one_decimal, ran_on, whole
+from benchmarks.tables import Table
 
 ROUNDS = tuple(method for method in COMPARED if method in ("lora", *SETTINGS))  # the methods that run rounds
 PARTS = ("joining", "context", "round", "evaluation")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.federated.parties import Federation, Party
-from benchmarks.federated.rounds import Step, plan_of, seed_of
-from benchmarks.federated.wire import Measured, body_of
+from benchmarks.federated.aggregation import Measured, body_of
+from benchmarks.federated.algorithms import Step, plan_of, seed_of
+from benchmarks.federated.federation import Federation, Party
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalPlan, LocalResult, draws
 from ifed.tensors.values import Coefficients

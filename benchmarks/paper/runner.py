@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.federated.parties import Federation, held_back
-from benchmarks.federated.texts import Source, dirichlet_split, read
+from benchmarks.datasets import Source, dirichlet_split, read
+from benchmarks.federated.federation import Federation, held_back
 from benchmarks.paper import lora, prompting, traffic
+from benchmarks.paper.calibration import Told, calibrated
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
-from benchmarks.paper.runs import Told, calibrated
 from benchmarks.paper.store import Store
 from ifed.messages.tasks import LayerChoice
 from ifed.modeling.language_model import LanguageModel

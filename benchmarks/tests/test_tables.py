@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregator import figures
+from benchmarks.aggregator.report import Figures, table
 from benchmarks.lanes import __main__ as lanes
-from benchmarks.pages import Table, grid
+from benchmarks.paper.formatting import one_decimal, percent, whole
 from benchmarks.paper.summary import Spread
-from benchmarks.paper.words import one_decimal, percent, whole
 from benchmarks.replicas import report
+from benchmarks.tables import Table, grid
 
 DOCS = Path("docs")
 RESULTS = Path("benchmarks/results")
@@ -56,5 +56,5 @@ def test_lanes_have_a_line_for_every_pass_and_place_in_the_queue() -> None:
 
 
 def test_what_a_system_does_not_tell_is_left_empty() -> None:
-    one = figures.Figures("flower", "6 kB", 1000, 1.5, 1500.0, update_p50_ms=3.0, update_p99_ms=40.0)
-    assert figures.table([one]).splitlines()[2] == "| flower | 6 kB | 1,000 | 1.5 | 1.5e+03 |  | 3.0 / 40.0 |  |  |  |"
+    one = Figures("flower", "6 kB", 1000, 1.5, 1500.0, update_p50_ms=3.0, update_p99_ms=40.0)
+    assert table([one]).splitlines()[2] == "| flower | 6 kB | 1,000 | 1.5 | 1.5e+03 |  | 3.0 / 40.0 |  |  |  |"

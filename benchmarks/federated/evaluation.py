@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.parties import Federation
-from benchmarks.federated.wire import Measured
+from benchmarks.federated.aggregation import Measured
+from benchmarks.federated.federation import Federation
 from ifed.messages.tasks import Policy
 from ifed.modeling.scoring import confusion
 from ifed.tensors.label_prior import bias_of

@@ -7,9 +7,9 @@ import itertools
 import time
 from typing import Any
 
-from benchmarks.aggregator.federation import Federation, Member
-from benchmarks.aggregator.wire import Connection, Refused
-from benchmarks.replicas.fleet import Fleet, connected, fleet
+from benchmarks.aggregator.http_connections import Connection, Refused
+from benchmarks.aggregator.simulated_clients import Federation, Member
+from benchmarks.replicas.replica_set import Fleet, connected, fleet
 from benchmarks.replicas.throughput import CONNECTIONS, SMALL
 from testing.factories import ADMIN_TOKEN
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.datasets import Source
+from benchmarks.federated.aggregation import Wire
 from benchmarks.federated.clock import now
-from benchmarks.federated.texts import Source
-from benchmarks.federated.wire import Wire
 from ifed.messages.tasks import LayerChoice, resolve_layers
 from ifed.modeling.calibration import CACHE_BYTES, Calibrator
 from ifed.modeling.extraction import context_vector
