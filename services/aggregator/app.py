@@ -17,7 +17,7 @@ from ifed.server.startup import settings_or_exit
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
-from services.aggregator.application.dependencies import EVERYTHING, Dependencies, utc_now
+from services.aggregator.application.dependencies import EVERYTHING, Dependencies
 from services.aggregator.application.services import Services
 from services.aggregator.application.webhook_delivery import RetryPolicy, WebhookDispatcher
 from services.aggregator.domain.events import DomainEvent
@@ -28,8 +28,7 @@ from services.aggregator.runtime.cache import ProcessCache, RedisCache
 from services.aggregator.runtime.long_poll import LongPoll
 from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
-from services.aggregator.storage.database import Database, connect
-from services.aggregator.storage.noting import NotingStore
+from services.aggregator.storage.database import Database, connect, utc_now
 
 log = structlog.get_logger(__name__)
 
@@ -68,25 +67,25 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
 
 async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Database], stack: AsyncExitStack) -> Services:
     """Connect everything; `stack` closes it in reverse."""
-    database = storage(settings.database_url, pool_size=settings.database_pool_size)
+    cache = _cache(settings, metrics)
+    ticker, rounds_of_post = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
+
+    async def on_events(events: Sequence[DomainEvent]) -> None:
+        for event in events:
+            metrics.events.labels(event.kind.value).inc()
+        rounds_of_post.wake()
+        await cache.publish(EVERYTHING)
+
+    database = storage(settings.database_url, pool_size=settings.database_pool_size, clock=utc_now, listener=on_events)
     stack.push_async_callback(database.close)
     if settings.migrates:
         await migrate(database.engine)
-    cache = _cache(settings, metrics)
     await cache.open()
     stack.push_async_callback(cache.close)
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
     stack.push_async_callback(caller.close)
     long_poll = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
-    ticker, rounds_of_post = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
-
-    async def told(happened: Sequence[DomainEvent]) -> None:
-        for one in happened:
-            metrics.events.labels(one.kind.value).inc()
-        rounds_of_post.wake()
-        await cache.publish(EVERYTHING)
-
-    dependencies = Dependencies(NotingStore(database, utc_now, told), cache, metrics, long_poll, ticker.wake)
+    dependencies = Dependencies(database, cache, metrics, long_poll, ticker.wake)
     patience = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
     courier = WebhookDispatcher(dependencies, caller, patience)
     service = Services(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ifed.server import logs
 from services.aggregator.app import serve
@@ -15,47 +15,46 @@ from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.contribution import Contribution
 from services.aggregator.domain.round import Round
 from services.aggregator.settings import Settings
-from services.aggregator.storage.database import Database, UnitOfWork, connect
+from services.aggregator.storage.aggregates import AggregateRepository
+from services.aggregator.storage.changes import ChangeTracker
+from services.aggregator.storage.database import Database, UnitOfWork, create_engine
+from services.aggregator.storage.rounds import RoundRepository
 
 WRITTEN = ("contribution", "aggregate")
 
 
-class WatchedRounds:
+class WatchedRounds(RoundRepository):
     """The repository of rounds, which notes that a contribution was written."""
 
-    def __init__(self, rounds: Any, written: set[str]) -> None:
-        self._rounds, self._written = rounds, written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rounds, name)
+    def __init__(self, connection: AsyncConnection, changes: ChangeTracker, written: set[str]) -> None:
+        super().__init__(connection, changes)
+        self._written = written
 
     async def record(self, round_: Round, contribution: Contribution) -> None:
         self._written.add("contribution")
-        await self._rounds.record(round_, contribution)
+        await super().record(round_, contribution)
 
 
-class WatchedAggregates:
+class WatchedAggregates(AggregateRepository):
     """The repository of aggregates, which notes that one was written."""
 
-    def __init__(self, aggregates: Any, written: set[str]) -> None:
-        self._aggregates, self._written = aggregates, written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._aggregates, name)
+    def __init__(self, connection: AsyncConnection, changes: ChangeTracker, written: set[str]) -> None:
+        super().__init__(connection, changes)
+        self._written = written
 
     async def add_context(self, aggregate: Aggregate, body: bytes) -> None:
         self._written.add("aggregate")
-        await self._aggregates.add_context(aggregate, body)
+        await super().add_context(aggregate, body)
 
 
 class DyingWork(UnitOfWork):
     """A transaction after or before whose commit the process is gone, when `written` is what it is about."""
 
-    def __init__(self, work: UnitOfWork, moment: str, written: str) -> None:
-        super().__init__(work._connection)
+    def __init__(self, connection: AsyncConnection, moment: str, written: str) -> None:
+        super().__init__(connection)
         self._moment, self._fatal, self._written = moment, written, set[str]()
-        self.rounds = WatchedRounds(self.rounds, self._written)
-        self.aggregates = WatchedAggregates(self.aggregates, self._written)
+        self.rounds = WatchedRounds(connection, self._changes, self._written)
+        self.aggregates = WatchedAggregates(connection, self._changes, self._written)
 
     async def commit(self) -> None:
         self._die_if("before")
@@ -67,17 +66,15 @@ class DyingWork(UnitOfWork):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingStore(Database):
-    """The store of an aggregator that dies `moment` (before, after) the first commit of a `written` (contribution, aggregate)."""
+class DyingDatabase(Database):
+    """The database of an aggregator that dies `moment` (before, after) the first commit of a `written` (contribution, aggregate)."""
 
-    def __init__(self, store: Database, moment: str, written: str) -> None:
-        super().__init__(store.engine)
+    def __init__(self, engine: AsyncEngine, moment: str, written: str, **options: Any) -> None:
+        super().__init__(engine, **options)
         self._moment, self._written = moment, written
 
-    @asynccontextmanager
-    async def unit_of_work(self) -> AsyncIterator[UnitOfWork]:
-        async with super().unit_of_work() as work:
-            yield DyingWork(work, self._moment, self._written)
+    def _begin(self, connection: AsyncConnection) -> UnitOfWork:
+        return DyingWork(connection, self._moment, self._written)
 
 
 def main() -> None:
@@ -87,7 +84,11 @@ def main() -> None:
     assert written in WRITTEN
     settings = Settings()
     logs.configure(settings.log_level, json_lines=settings.log_json)
-    serve(settings, storage=lambda url, **options: DyingStore(connect(url, **options), moment, written)).run()
+
+    def storage(url: str, *, pool_size: int, **options: Any) -> Database:
+        return DyingDatabase(create_engine(url, pool_size=pool_size), moment, written, **options)
+
+    serve(settings, storage=storage).run()
 
 
 if __name__ == "__main__":

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from services.aggregator.domain.round import Round
 from services.aggregator.metrics import Metrics
 from services.aggregator.runtime.cache import Cache
 from services.aggregator.runtime.long_poll import LongPoll
-from services.aggregator.storage.database import Database
+from services.aggregator.storage.database import Database, utc_now
 
 EVERYTHING = "*"  # the topic of whatever happens to any task; no task can have this name
-
-
-def utc_now() -> datetime:
-    """The present time, with its zone."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Enrolled parties and who joined which task, in SQL. Makes no decision."""
+"""The SQL of parties, enrolment codes and the audit log."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from ifed.errors import AlreadyExists, UnknownClient
 from ifed.messages.enums import Role
 from services.aggregator.domain.access import AuditEntry, EnrolmentCode, Party
 from services.aggregator.storage.constraints import translate_integrity_errors
-from services.aggregator.storage.tables import audit, enrolments, memberships, parties
+from services.aggregator.storage.tables import audit, enrolments, parties
 
-# Asked for with every call, so built once.
+# Every request runs this statement, so it is built once.
 _BY_TOKEN = select(parties).where(parties.c.token_hash == bindparam("token_hash"))
 
 
 class PartyRepository:
-    """The repository of enrolled parties, in one transaction."""
+    """Parties: clients, admins and readers, with the hashes of their tokens."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def add(self, party: Party) -> None:
+        """Store a new party.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
         async with translate_integrity_errors(
             {"pk_parties": AlreadyExists(f"the name {party.name!r} is taken; a name is enrolled once")}
         ):
@@ -35,6 +40,11 @@ class PartyRepository:
             )
 
     async def get(self, name: str, *, for_update: bool = False) -> Party:
+        """Return the party, locked until the transaction ends when `for_update` is set.
+
+        Raises:
+            UnknownClient: there is no party of this name.
+        """
         statement = select(parties).where(parties.c.name == name)
         row = (await self._connection.execute(statement.with_for_update() if for_update else statement)).one_or_none()
         if row is None:
@@ -42,24 +52,24 @@ class PartyRepository:
         return _party(row)
 
     async def by_token(self, token_hash: str) -> Party | None:
+        """Return the party whose token has this hash, or None."""
         row = (await self._connection.execute(_BY_TOKEN, {"token_hash": token_hash})).one_or_none()
         return None if row is None else _party(row)
 
     async def save(self, party: Party) -> None:
+        """Write the token, the revocation and the last-seen time of a party."""
         await self._connection.execute(update(parties).where(parties.c.name == party.name).values(**_values(party)))
 
     async def saw(self, when: Mapping[str, datetime]) -> None:
+        """Write only the last-seen times of parties, by name."""
         statement = update(parties).where(parties.c.name == bindparam("party")).values(last_seen_at=bindparam("at"))
-        # In one order everywhere, so that two replicas never wait for each other in a circle.
+        # Every replica locks the rows in this order, so two of them cannot deadlock.
         await self._connection.execute(statement, [{"party": name, "at": when[name]} for name in sorted(when)])
 
     async def page(self, after: str | None, limit: int) -> list[Party]:
+        """Return up to `limit` parties by name, those after `after`."""
         statement = select(parties).where(parties.c.name > (after or "")).order_by(parties.c.name).limit(limit)
         return [_party(row) for row in await self._connection.execute(statement)]
-
-
-def _of(task: str, client: str) -> tuple[Any, Any]:
-    return memberships.c.task == task, memberships.c.client == client
 
 
 def _values(party: Party) -> dict[str, Any]:
@@ -71,34 +81,37 @@ def _party(row: Row[Any]) -> Party:
 
 
 class EnrolmentCodeRepository:
-    """The repository of enrolment codes, in one transaction."""
+    """Enrolment codes by their hash."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def add(self, code: EnrolmentCode) -> None:
+        """Store a new code."""
         await self._connection.execute(insert(enrolments).values(**(asdict(code) | {"role": code.role.value})))
 
     async def take(self, code_hash: str, now: datetime) -> EnrolmentCode | None:
-        fresh = (enrolments.c.code_hash == code_hash) & enrolments.c.used_at.is_(None) & (enrolments.c.expires_at > now)
-        row = (
-            await self._connection.execute(update(enrolments).where(fresh).values(used_at=now).returning(enrolments))
-        ).one_or_none()
+        """Mark the code as used and return it; None when it is unknown, used or expired. Of two concurrent callers one gets it."""
+        valid = (enrolments.c.code_hash == code_hash) & enrolments.c.used_at.is_(None) & (enrolments.c.expires_at > now)
+        statement = update(enrolments).where(valid).values(used_at=now).returning(enrolments)
+        row = (await self._connection.execute(statement)).one_or_none()
         if row is None:
             return None
         return EnrolmentCode(row.code_hash, row.name, Role(row.role), row.created_at, row.expires_at, row.used_at)
 
 
 class AuditRepository:
-    """The repository of the audit, in one transaction."""
+    """The audit log, which only grows."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def add(self, entry: AuditEntry) -> None:
-        said = {name: value for name, value in asdict(entry).items() if name != "number"}
-        await self._connection.execute(insert(audit).values(**said))
+        """Append an entry; the database numbers it."""
+        values = {name: value for name, value in asdict(entry).items() if name != "number"}
+        await self._connection.execute(insert(audit).values(**values))
 
     async def page(self, after: int, limit: int) -> list[AuditEntry]:
-        found = await self._connection.execute(select(audit).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
-        return [AuditEntry(row.at, row.actor, row.action, row.target, row.request_id, row.id) for row in found]
+        """Return up to `limit` entries by number, those after `after`."""
+        rows = await self._connection.execute(select(audit).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
+        return [AuditEntry(row.at, row.actor, row.action, row.target, row.request_id, row.id) for row in rows]

@@ -1,4 +1,4 @@
-"""Which named constraint a statement broke, on either database. Knows no refusal but the one it is handed."""
+"""Errors of the domain in place of broken database constraints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from services.aggregator.storage.tables import metadata
 
 @asynccontextmanager
 async def translate_integrity_errors(refusals: Mapping[str, IFedError]) -> AsyncIterator[None]:
-    """Raise the refusal that belongs to the constraint a statement inside breaks; any other error passes."""
+    """Raise the refusal of the constraint that a statement inside breaks; any other error passes.
+
+    Args:
+        refusals: what to raise, by the name of the constraint.
+    """
     try:
         yield
     except IntegrityError as reason:
@@ -24,23 +28,26 @@ async def translate_integrity_errors(refusals: Mapping[str, IFedError]) -> Async
 
 
 def broken_constraint(reason: IntegrityError) -> str:
-    """The name of the broken constraint or unique index; empty when the database does not say."""
+    """Return the name of the broken constraint or unique index; empty when the database does not say."""
     cause = getattr(reason.orig, "__cause__", None)
     if name := getattr(cause, "constraint_name", None):
         return str(name)
-    _, said, columns = str(reason.orig).partition("UNIQUE constraint failed: ")
-    return _named_by_columns(frozenset(columns.split(", "))) if said else ""
+    _, message, columns = str(reason.orig).partition("UNIQUE constraint failed: ")
+    return _constraint_on(frozenset(columns.split(", "))) if message else ""
 
 
-def _named_by_columns(columns: frozenset[str]) -> str:
-    """SQLite says `table.column, …` where Postgres says the name. Of two on the same columns the primary key is meant."""
+def _constraint_on(columns: frozenset[str]) -> str:
+    """Return the name of the constraint on `columns`, each `table.column`, which SQLite reports instead of the name.
+
+    Of two on the same columns the primary key is meant.
+    """
     for table in metadata.tables.values():
-        for constraint in _uniques(table):
+        for constraint in _unique_constraints(table):
             if columns == {f"{table.name}.{column.name}" for column in constraint.columns}:
                 return str(constraint.name)
     return ""
 
 
-def _uniques(table: Table) -> list[PrimaryKeyConstraint | UniqueConstraint | Index]:
+def _unique_constraints(table: Table) -> list[PrimaryKeyConstraint | UniqueConstraint | Index]:
     unique = [constraint for constraint in table.constraints if isinstance(constraint, UniqueConstraint)]
     return [table.primary_key, *unique, *(index for index in table.indexes if index.unique)]

@@ -1,9 +1,10 @@
-"""The truth in a SQL database: connections and transactions. The queries are in the stored_ files; no decision is made here."""
+"""Connections and transactions on Postgres or SQLite. The queries are in the repositories."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -14,54 +15,106 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ifed.errors import Unavailable
+from services.aggregator.domain.events import DomainEvent
 from services.aggregator.storage.access import AuditRepository, EnrolmentCodeRepository, PartyRepository
 from services.aggregator.storage.aggregates import AggregateRepository, SketchRepository
+from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.events import EventRepository, WebhookRepository
 from services.aggregator.storage.rounds import ContextPartRepository, RoundRepository
 from services.aggregator.storage.tasks import MembershipRepository, TaskRepository
 
 log = structlog.get_logger(__name__)
 BUSY_MILLISECONDS = 10_000
-AWAY = ("database is locked", "unable to open database file", "disk I/O error")  # SQLite has no codes for these here
+# SQLite reports these without a code that the driver passes on.
+SQLITE_UNAVAILABLE = ("database is locked", "unable to open database file", "disk I/O error")
+# Classes of SQLSTATE: 08 connection, 53 resources, 57 shut down, 40 rolled back by the server.
+POSTGRES_UNAVAILABLE = {"08", "53", "57", "40"}
+
+Clock = Callable[[], datetime]
+Listener = Callable[[Sequence[DomainEvent]], Awaitable[None]]
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
 
 
 class UnitOfWork:
-    """One transaction on one connection."""
+    """One transaction on one connection. Leaving it without `commit()` changes nothing.
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self.tasks = TaskRepository(connection)
+    Attributes:
+        committed: the domain events that its commits have written, in order.
+    """
+
+    def __init__(self, connection: AsyncConnection, clock: Clock = utc_now) -> None:
+        self.connection, self._clock = connection, clock
+        self._changes = ChangeTracker()
+        self.tasks = TaskRepository(connection, self._changes)
         self.parties = PartyRepository(connection)
         self.memberships = MembershipRepository(connection)
-        self.rounds = RoundRepository(connection)
+        self.rounds = RoundRepository(connection, self._changes)
         self.parts = ContextPartRepository(connection)
-        self.aggregates = AggregateRepository(connection)
+        self.aggregates = AggregateRepository(connection, self._changes)
         self.enrolments = EnrolmentCodeRepository(connection)
         self.audit = AuditRepository(connection)
         self.sketches = SketchRepository(connection)
         self.events = EventRepository(connection)
         self.webhooks = WebhookRepository(connection)
+        self.committed: list[DomainEvent] = []
 
     async def commit(self) -> None:
-        await self._connection.commit()
+        """Commit, and with everything else the domain events of what changed and their deliveries to webhooks (outbox)."""
+        now = self._clock()
+        events = self._changes.take_events(now)
+        if events:
+            events = await self._write(events, now)
+        await self.connection.commit()
+        self.committed += events
+
+    async def _write(self, events: Sequence[DomainEvent], now: datetime) -> list[DomainEvent]:
+        numbered = await self.events.add(events)
+        webhooks = await self.webhooks.all(lasting=True)
+        await self.webhooks.queue(
+            [(webhook.name, event) for webhook in webhooks for event in numbered if webhook.wants(event)], now
+        )
+        return numbered
 
 
 class Database:
-    """Postgres or SQLite behind one engine; the URL alone says which."""
+    """Postgres or SQLite behind one engine.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    Args:
+        engine: as `create_engine` makes it.
+        clock: the time that domain events carry.
+        listener: called with the domain events of a transaction after it has committed and given its connection back.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, clock: Clock = utc_now, listener: Listener | None = None) -> None:
         self.engine = engine
-        # On Postgres every statement of a reading sees its own snapshot either way, and without BEGIN and ROLLBACK it is three times as fast.
-        quick: dict[str, Any] = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
-        self._reader = engine.execution_options(read_only=True, **quick)
+        self._clock, self._listener = clock, listener
+        # On Postgres every statement of a read sees its own snapshot either way, and without BEGIN and ROLLBACK it is three times as fast.
+        options: dict[str, Any] = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._reader = engine.execution_options(read_only=True, **options)
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[UnitOfWork]:
+        """Open a transaction that may write.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
         async with self._connected(self.engine) as work:
             yield work
+        if work.committed and self._listener is not None:
+            await self._listener(work.committed)
 
     @asynccontextmanager
     async def read_only(self) -> AsyncIterator[UnitOfWork]:
+        """Open a transaction that only reads.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
         async with self._connected(self._reader) as work:
             yield work
 
@@ -69,17 +122,21 @@ class Database:
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[UnitOfWork]:
         try:
             async with engine.connect() as connection:
-                yield UnitOfWork(connection)
+                yield self._begin(connection)
         except (DBAPIError, PoolTimeout, OSError) as reason:
-            if not _lost(reason):
+            if not _is_unavailable(reason):
                 raise
             await log.awarning("database unavailable", reason=type(reason).__name__)
             raise Unavailable("the database cannot be reached now; nothing was changed, try again") from reason
 
+    def _begin(self, connection: AsyncConnection) -> UnitOfWork:
+        return UnitOfWork(connection, self._clock)
+
     async def state(self) -> str:
+        """Return `ok`, or what is wrong."""
         try:
             async with self.read_only() as work:
-                await work._connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))  # noqa: SLF001  # the same room
+                await work.connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))
         except Unavailable:
             return "cannot be reached"
         except DBAPIError:
@@ -87,44 +144,47 @@ class Database:
         return "ok"
 
     async def close(self) -> None:
+        """Close all connections."""
         await self.engine.dispose()
 
 
-def _lost(reason: Exception) -> bool:
-    """Whether the connection is at fault and not the statement."""
+def _is_unavailable(reason: Exception) -> bool:
+    """Return whether the connection is at fault and not the statement."""
     if not isinstance(reason, DBAPIError):
         return True
-    words = str(reason.orig)
-    return reason.connection_invalidated or any(sign in words for sign in AWAY) or _class_of(reason) in {"08", "53", "57", "40"}
+    message, sqlstate = str(reason.orig), str(getattr(reason.orig, "sqlstate", None) or "")
+    return (
+        reason.connection_invalidated or any(sign in message for sign in SQLITE_UNAVAILABLE) or sqlstate[:2] in POSTGRES_UNAVAILABLE
+    )
 
 
-def _class_of(reason: DBAPIError) -> str:
-    """The first two characters of the SQLSTATE: 08 connection, 53 resources, 57 shut down, 40 rolled back by the server."""
-    return str(getattr(reason.orig, "sqlstate", None) or "")[:2]
+def connect(url: str, *, pool_size: int = 20, clock: Clock = utc_now, listener: Listener | None = None) -> Database:
+    """Return the database at `url`; it connects when it is first used."""
+    return Database(create_engine(url, pool_size=pool_size), clock=clock, listener=listener)
 
 
-def connect(url: str, *, pool_size: int = 20) -> Database:
-    """A store on the database of `url`; it connects when first used."""
+def create_engine(url: str, *, pool_size: int = 20) -> AsyncEngine:
+    """Return an engine for `url`, with transactions set up as the repositories need them."""
     options: dict[str, Any] = {} if url.startswith("sqlite") else {"pool_size": pool_size, "max_overflow": 0}
-    # Parameters hold bodies and hashes of tokens: an error's words must not. A connection is not tried out before each use: the first
-    # call that finds the database gone or started again is a 503, and every connection from before is then made anew.
+    # Parameters hold bodies and hashes of tokens: the message of an error must not. A connection is not tested before each use: the
+    # first call that finds the database stopped or restarted gets a 503, and every connection from before is then replaced.
     engine = create_async_engine(url, pool_timeout=10, hide_parameters=True, **options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    return Database(engine)
+    return engine
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transactions of its own; _begin_sqlite does
     cursor = connection.cursor()
-    # FULL: what was answered 2xx also survives a power cut.
+    # FULL: what was answered with 2xx also survives a power cut.
     for pragma in (f"busy_timeout={BUSY_MILLISECONDS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes its lock at once: two that first read and then write would end in a deadlock.
+    # A writer takes its lock at once: two that first read and then write would deadlock.
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

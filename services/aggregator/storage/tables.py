@@ -1,4 +1,4 @@
-"""The tables. One definition for Postgres and SQLite; knows no queries."""
+"""The tables, defined once for Postgres and SQLite."""
 
 from __future__ import annotations
 
@@ -27,28 +27,33 @@ from sqlalchemy import (
     text,
 )
 
-# Byte order everywhere: sums run in client-id order, and a locale of the database must not change them.
+# Byte order on every database: sums run in the order of client names, and the locale of the database must not change them.
 NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
 DIGEST = String(64)
 WORD = String(16)
+COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Instant(TypeDecorator[datetime]):
-    """A time in UTC, with its zone in Python on every database; SQLite itself would forget it."""
+    """A time in UTC. It has its zone in Python on every database, also on SQLite, which stores none."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC, refusing a time without a zone."""
+        """Convert to UTC.
+
+        Raises:
+            ValueError: the time has no zone.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a time without a zone cannot be kept")
+            raise ValueError("a time without a zone cannot be stored")
         return value.astimezone(UTC).replace(tzinfo=None) if dialect.name == "sqlite" else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Back with its zone."""
+        """Return the time with its zone."""
         return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
@@ -134,7 +139,7 @@ rounds = Table(
     PrimaryKeyConstraint("task", "number"),
     CheckConstraint("contributed >= 0 AND expected >= 0", name="counts"),
     Index("ix_rounds_state", "state", "deadline"),
-    # The database itself holds that a task has one round going at a time.
+    # The database itself ensures that a task has one live round at a time.
     Index(
         "uq_rounds_live",
         "task",
@@ -167,7 +172,7 @@ contributions = Table(
     Column("correct", BigInteger),
     Column("evaluated", BigInteger),
     Column("body", LargeBinary, nullable=False),
-    # Of a context vector: the change it came with, 0 when it came in the round itself, and the change it was withdrawn with.
+    # Only in context rounds: the change it came with, 0 for one that came in the round itself, and the change it was withdrawn with.
     Column("change", Integer, nullable=False, server_default="0"),
     Column("removed", Integer),
     PrimaryKeyConstraint("task", "number", "client", "change"),
@@ -212,27 +217,22 @@ enrolments = Table(
     Column("expires_at", Instant, nullable=False),
     Column("used_at", Instant),
 )
-
-
-# Triggers of the migration refuse to change or remove a line.
+# Triggers made by the migration refuse to update or delete rows.
 audit = Table(
     "audit",
     metadata,
-    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("at", Instant, nullable=False),
     Column("actor", NAME, nullable=False),
     Column("action", String(100), nullable=False),
     Column("target", String(300), nullable=False),
     Column("request_id", String(100)),
 )
-COUNTED = BigInteger().with_variant(Integer(), "sqlite")
-
-
-# Triggers of the migration refuse to change or remove a line. No foreign key: what happened to a task outlives it.
+# Triggers made by the migration refuse to update or delete rows. There is no foreign key: the events of a task outlive it.
 events = Table(
     "events",
     metadata,
-    Column("id", COUNTED, primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("at", Instant, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("task", NAME, nullable=False),
@@ -257,7 +257,7 @@ deliveries = Table(
     "deliveries",
     metadata,
     Column("webhook", NAME, ForeignKey("webhooks.name", ondelete="CASCADE"), nullable=False),
-    Column("event", COUNTED, ForeignKey("events.id"), nullable=False),
+    Column("event", COUNTER, ForeignKey("events.id"), nullable=False),
     Column("state", WORD, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_at", Instant),

@@ -117,6 +117,6 @@ async def test_postgres_compares_vectors_itself_where_it_can(aggregator: Deploym
     database = connect(stack.database_url)
     async with database.read_only() as work:
         statement = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
-        there = (await work._connection.exec_driver_sql(statement)).scalar_one()
+        there = (await work.connection.exec_driver_sql(statement)).scalar_one()
         assert await work.sketches.has_pgvector() is bool(there)
     await database.close()
