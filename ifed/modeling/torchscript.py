@@ -2,7 +2,7 @@
 
 Lanes of one process wait for that lock and not for a core: `benchmarks.lanes` measures by how much. The operators are the same ones, and so
 are the bits. Only for passes without gradients. torch calls TorchScript deprecated and names `torch.compile` in its place, whose guards
-are Python: with it one text took longer, not less (docs/decisions/0009-pieces-outside-pythons-lock.md).
+are Python: with it one text took longer, not less (docs/decisions/0007-pieces-outside-pythons-lock.md).
 """
 
 from __future__ import annotations

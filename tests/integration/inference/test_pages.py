@@ -25,7 +25,7 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 RUN_HERE = {
     "how-to-serve-without-an-aggregator": ("mkdir -p secrets", "ADAPTER_FOLDER=", "ifed classify"),
     "how-to-serve": ("export IFED_TOKEN=ifed_", "ifed classify", "import asyncio, os", "import os"),
-    "how-to-pin-and-roll-back": ("ifed classify sentiment@1", "ifed export", "cp adapters"),  # of the second its last line
+    "how-to-roll-back": ("ifed classify sentiment@1", "ifed export", "cp adapters"),  # of the second its last line
     "how-to-monitor": ("curl -s http://127.0.0.1:8081/readyz", "curl -s http://127.0.0.1:8081/metrics"),
     "how-to-bring-your-own-model": ("curl -s http://127.0.0.1:8081/info",),
 }
@@ -36,7 +36,12 @@ ELSEWHERE = {  # with what runs it or stands in the way
         "ifed client enrol shop": "likewise",
         "AGGREGATOR_URL=": "an aggregator with a task: test_serving_follows",
     },
-    "how-to-pin-and-roll-back": {"ifed task rollback": "an aggregator: test_task_commands"},
+    "how-to-roll-back": {
+        "ifed task show": "an aggregator: test_task_commands",
+        "ifed task rollback": "likewise",
+        "ifed task resume": "likewise",
+        "ifed task ledger": "likewise",
+    },
     "how-to-monitor": {".venv/bin/python -m pip": "an installation from the package index"},
     "how-to-bring-your-own-model": {"ifed model list": "a download", "AGGREGATOR_URL=": "an aggregator with a task"},
 }
@@ -139,7 +144,7 @@ def test_a_service_without_an_aggregator_is_started_asked_and_given_another_vers
     with started(shell, block(page, "ADAPTER_FOLDER=").replace("smollm2-135m", str(small_model)), url):
         assert any(label in shell.run(block(page, "ifed classify")) for label in LABELS)
         shell.environment["SERVICE_KEY"] = keys.read_text().split()[1]
-        page = "how-to-pin-and-roll-back"
+        page = "how-to-roll-back"
         asking = block(page, "ifed export").splitlines()[1]
         assert json.loads(shell.run(asking))["adapter_version"] == 2
         shell.run(block(page, "cp adapters"))
@@ -158,7 +163,7 @@ def test_a_running_service_is_asked_pinned_and_watched_as_the_pages_say(running:
     (tmp_path / "reviews.csv").write_text("id,text\n1,good\n2,bad\n")
     shell.run(block("how-to-serve", "ifed classify"))
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 2
-    *table, pinned = shell.run(block("how-to-pin-and-roll-back", "ifed classify sentiment@1")).splitlines()
+    *table, pinned = shell.run(block("how-to-roll-back", "ifed classify sentiment@1")).splitlines()
     assert any(label in line for line in table for label in LABELS)
     assert json.loads(pinned)["adapter_version"] == 1
     assert json.loads(shell.run(block("how-to-monitor", "curl -s http://127.0.0.1:8081/readyz")))["ready"] is True
