@@ -1,1 +1,1 @@
-"""The client agent: works where the private data is. Outbound HTTP only."""
+"""The client agent: works where the private data is, over outbound HTTP only."""

@@ -1,4 +1,4 @@
-"""Joins the agent's parts and runs them: the loop, the status page, the exit code. The only file here that builds things."""
+"""Build the agent and run it: the loop, the status page, the exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -21,22 +22,25 @@ from ifed.server.logs import configure
 from ifed.server.startup import settings_or_exit
 from ifed.server.web import mount
 from services.client_agent.agent import Agent
-from services.client_agent.demonstrations import Columns, Split, read, split
+from services.client_agent.demonstrations import Columns, Split, read_data_file, split_holdout
 from services.client_agent.endpoints import router
-from services.client_agent.participation import Model, Participation
+from services.client_agent.participation import Participant
 from services.client_agent.settings import Settings
-from services.client_agent.state import DataFileWatcher, ErrorFeedback, Memory, Outbox, hash_of
+from services.client_agent.state import AgentState, DataFileWatcher, hash_of
 from services.client_agent.status import Activity, Status
+
+if TYPE_CHECKING:
+    from services.client_agent.model import LocalModel
 
 log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings, *, on_end: Callable[[int], None] | None = None) -> FastAPI:
-    """The agent: its loop runs while the application does, its status page says what it is doing.
+    """Return the agent's application; the agent's loop runs as long as the application does.
 
     Args:
-        settings: see `Settings`.
-        on_end: called with the exit code, 0 or 1, when the loop has come to its end by itself.
+        settings: the agent's settings.
+        on_end: called with the exit code, 0 or 1, when the loop has ended by itself.
     """
     status = Status()
 
@@ -52,13 +56,17 @@ def create_app(settings: Settings, *, on_end: Callable[[int], None] | None = Non
     app = FastAPI(
         title="IFed-ICL client agent",
         version=__version__,
-        description="What this organisation's agent is doing.",
+        description="The activity of this organisation's agent.",
         lifespan=lifespan,
     )
     app.state.status, app.state.task = status, settings.task
     registry = CollectorRegistry()
-    for name, words in {"contributions": "contributions received", "bytes_up": "bytes sent", "bytes_down": "bytes read"}.items():
-        Gauge(f"ifed_agent_{name}", words, registry=registry).set_function(partial(getattr, status, name))
+    for name, description in {
+        "contributions": "contributions the aggregator has received",
+        "bytes_up": "bytes sent",
+        "bytes_down": "bytes received",
+    }.items():
+        Gauge(f"ifed_agent_{name}", description, registry=registry).set_function(partial(getattr, status, name))
 
     async def readiness() -> dict[str, str]:
         return {"agent": status.note or "stopped" if status.activity is Activity.STOPPED else "ok"}
@@ -73,36 +81,39 @@ async def _run(settings: Settings, status: Status, on_end: Callable[[int], None]
     try:
         await take_part(settings, status)
     except IFedError as refusal:
-        log.error("cannot take part", error=type(refusal).__name__, detail=refusal.detail)  # a sentence for the operator
+        log.error("cannot take part", error=type(refusal).__name__, detail=refusal.detail)
         status.begin(Activity.STOPPED, note=refusal.detail)
         code = 1
-    except Exception:  # whatever it was, the process must say so and end, not sit there with a dead loop
-        log.exception("the agent broke")
-        status.begin(Activity.STOPPED, note="the agent broke; its log says where")
+    except Exception:  # the process must end, rather than go on serving its status page without a loop
+        log.exception("unexpected error")
+        status.begin(Activity.STOPPED, note="unexpected error; see the agent's log")
         code = 1
     if on_end is not None:
         on_end(code)
 
 
 async def take_part(settings: Settings, status: Status) -> None:
-    """Run the loop until the task is done.
+    """Take part in the task until it is done.
 
     Raises:
         IFedError: the agent cannot take part; the message is for its operator.
     """
     async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
-        growth = DataFileWatcher(settings.data_file, settings.state_dir, task=settings.task)
-        loaded: dict[str, Model] = {}
+        watcher = DataFileWatcher(settings.data_file)
+        models: dict[str, LocalModel] = {}
 
-        async def prepare(task: TaskBrief, client: str) -> Participation:
-            memory, file = growth.memory(client), growth.state()
-            data = await asyncio.to_thread(_read, settings, status, task, memory)  # a bad row should not wait for a download
-            if task.model not in loaded:
+        @cache
+        def state_of(client: str) -> AgentState:
+            return AgentState(settings.state_dir, task=settings.task, client=client)
+
+        async def prepare(task: TaskBrief, client: str) -> Participant:
+            state, signature = state_of(client), watcher.signature()
+            # The data is read first: an operator learns of a bad row before a model is downloaded.
+            data = await asyncio.to_thread(_read, settings, status, task, state)
+            if task.model not in models:
                 status.begin(Activity.LOADING)
-                loaded[task.model] = await asyncio.to_thread(_load, settings, task)
-            outbox = Outbox(settings.state_dir, task=task.name)
-            feedback = ErrorFeedback(settings.state_dir, task=task.name, client=client)
-            return Participation(aggregator, loaded[task.model], data, outbox, status, memory, feedback, file=file)
+                models[task.model] = await asyncio.to_thread(_load, settings, task)
+            return Participant(aggregator, models[task.model], data, state, status, data_file=signature)
 
         agent = Agent(
             aggregator,
@@ -111,12 +122,24 @@ async def take_part(settings: Settings, status: Status) -> None:
             task=settings.task,
             wait=settings.wait_seconds,
             stay=settings.stay,
-            grown=growth.noticed,
+            has_new_data=lambda client: watcher.has_new_data(state_of(client)),
         )
         await agent.run()
 
 
-async def _withdrawn(settings: Settings) -> int:
+async def withdraw(settings: Settings) -> None:
+    """Withdraw this organisation from the task permanently; an agent that is running ends by itself.
+
+    Raises:
+        IFedError: the aggregator refused.
+    """
+    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+        withdrawal = await aggregator.withdraw(settings.task)
+    log.info("withdrawn", task=withdrawal.task, client=withdrawal.client, at=withdrawal.withdrawn_at.isoformat())
+
+
+async def _withdraw_or_log(settings: Settings) -> int:
+    """Withdraw, and return the exit code."""
     try:
         await withdraw(settings)
     except IFedError as refusal:
@@ -125,15 +148,8 @@ async def _withdrawn(settings: Settings) -> int:
     return 0
 
 
-async def withdraw(settings: Settings) -> None:
-    """Take this organisation out of the task for good; an agent that runs ends by itself."""
-    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
-        gone = await aggregator.withdraw(settings.task)
-    log.info("withdrawn", task=gone.task, client=gone.client, at=gone.withdrawn_at.isoformat())
-
-
-def _load(settings: Settings, task: TaskBrief) -> Model:
-    from services.client_agent.model import LocalModel  # torch takes seconds; a bad setting or row is told before
+def _load(settings: Settings, task: TaskBrief) -> LocalModel:
+    from services.client_agent.model import LocalModel  # imports torch, which takes seconds
 
     return LocalModel.load(
         settings.model or task.model,
@@ -143,32 +159,32 @@ def _load(settings: Settings, task: TaskBrief) -> Model:
         threads=settings.threads,
         int8=settings.int8,
         token_budget=settings.token_budget,
-        announce=lambda words: log.info("model", step=words),
+        announce=lambda step: log.info("model", step=step),
     )
 
 
-def _read(settings: Settings, status: Status, task: TaskBrief, memory: Memory) -> Split:
+def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState) -> Split:
     status.begin(Activity.READING)
-    columns, known = Columns(settings.text_column, settings.label_column, settings.label_map), memory.known
-    examples = read(settings.data_file, task.labels, columns)
-    data = split(
+    columns, sent = Columns(settings.text_column, settings.label_column, settings.label_map), state.sent_hashes
+    examples = read_data_file(settings.data_file, task.labels, columns)
+    data = split_holdout(
         examples,
         holdout=task.policy.holdout,
         max_holdout=task.policy.max_holdout,
-        learned=lambda example: hash_of(example) in known,
+        learned=lambda example: hash_of(example) in sent,
     )
     status.training, status.holdout = len(data.training), len(data.holdout)
     return data
 
 
 def main() -> None:
-    """Entry point of `python -m services.client_agent.app`, and of the same with the word `withdraw`."""
+    """Run `python -m services.client_agent.app`, which takes part, or with the argument `withdraw` withdraws."""
     settings = settings_or_exit(Settings, service="the client agent", secrets=Settings.token)
     configure(settings.log_level)
     if sys.argv[1:] == ["withdraw"]:
-        sys.exit(asyncio.run(_withdrawn(settings)))
+        sys.exit(asyncio.run(_withdraw_or_log(settings)))
     if sys.argv[1:]:
-        sys.exit(f"{sys.argv[1]!r} is no command of the agent; it takes `withdraw`, or nothing to take part")
+        sys.exit(f"unknown command {sys.argv[1]!r}; use `withdraw`, or no command to take part")
     outcome: list[int] = []
 
     def end(code: int) -> None:

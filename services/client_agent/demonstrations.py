@@ -1,4 +1,4 @@
-"""Reads and checks one organisation's private labelled texts, and splits off the held-out part. Knows no model and no HTTP."""
+"""Read and check one organisation's labelled texts, and split off the held-out part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[str, Mapping[str, object]]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where the texts and labels stand in a file, and how its labels are called in the task."""
+    """The columns of the texts and labels in a data file, and a map from the file's labels to the task's."""
 
     text: str = "text"
     label: str = "label"
@@ -35,104 +35,109 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One organisation's examples, those to learn from and those to measure with."""
+    """One organisation's examples, split into those to train on and those to evaluate with."""
 
     training: tuple[Demonstration, ...]
     holdout: tuple[Demonstration, ...]
 
     def label_counts(self, labels: Sequence[str]) -> dict[str, int]:
+        """Return the number of training examples of each label, 0 included."""
         counts = Counter(example.label for example in self.training)
         return {label: counts[index] for index, label in enumerate(labels)}
 
 
-def read(path: Path, labels: Sequence[str], columns: Columns) -> list[Demonstration]:
-    """All examples of a JSONL, CSV or Parquet file, in its order.
+def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[Demonstration]:
+    """Return all examples of a JSONL, CSV or Parquet file, in its order.
 
     Raises:
-        BadData: the file or a column is missing, or a row is bad; it names the line and says what was expected there.
+        BadData: the file or a column is missing, or a row is bad; the message names the line and what was expected there.
     """
     if not path.is_file():
-        raise BadData(f"{path} is not a file; name one with DATA_FILE")
+        raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
     if (reader := READERS.get(path.suffix.lower())) is None:
-        raise BadData(f"{path.name}: files end in {', '.join(READERS)}; this one ends in {path.suffix or 'nothing'}")
+        raise BadData(f"{path.name}: unsupported file type {path.suffix!r}; supported are {', '.join(READERS)}")
     index = {label: number for number, label in enumerate(labels)}
     examples = [_demonstration(path.name, where, row, columns, index) for where, row in reader(path)]
     if not examples:
-        raise BadData(f"{path.name} holds no rows")
+        raise BadData(f"{path.name} contains no rows")
     return examples
 
 
-def split(
+def split_holdout(
     examples: Sequence[Demonstration],
     *,
     holdout: float,
     max_holdout: int,
     learned: Callable[[Demonstration], bool] = lambda _: False,
 ) -> Split:
-    """Set aside a share of each label's examples, chosen by the sha256 of the text.
+    """Hold out a share of each label's examples, chosen by the sha256 of the text.
 
-    The same text always falls on one side, and the same file is always split the same way, in whatever order its rows stand. A file that
-    grows is split anew: the shares hold where enough new texts came, and what was `learned` is never held out.
+    All rows of one text fall on the same side, and the split does not depend on the order of the rows. A file that grows is split anew:
+    the shares hold as far as enough new texts came, and what was `learned` is never held out.
 
     Args:
-        examples: all of them.
-        holdout: share to set aside, between 0 and 1; at least one example of a label that has two different texts or more.
-        max_holdout: held-out examples at the most; the others of the share go back to training.
-        learned: whether an example stands in the context vector already, so that it could not measure any more.
+        examples: all examples of the file.
+        holdout: share to hold out, between 0 and 1; at least one example of each label that has two different texts or more.
+        max_holdout: held-out examples at most; the others of the share are training examples.
+        learned: whether an example is part of the context vector already and thus cannot be evaluated with.
 
     Raises:
-        BadData: nothing is left to learn from or to measure with.
+        BadData: no training example or no held-out example is left.
     """
     by_label: dict[int, dict[str, list[Demonstration]]] = {}
     for example in examples:
-        by_label.setdefault(example.label, {}).setdefault(_rank(example.text), []).append(example)
-    wanted = min(holdout, max_holdout / len(examples))
-    taken = {_rank(example.text) for example in examples if learned(example)}
+        by_label.setdefault(example.label, {}).setdefault(_text_hash(example.text), []).append(example)
+    share = min(holdout, max_holdout / len(examples))
+    learned_hashes = {_text_hash(example.text) for example in examples if learned(example)}
     candidates = sorted(
-        rank
+        text_hash
         for texts in by_label.values()
-        for rank in sorted(set(texts) - taken)[: min(max(1, round(wanted * len(texts))), len(texts) - 1)]
+        for text_hash in sorted(set(texts) - learned_hashes)[: min(max(1, round(share * len(texts))), len(texts) - 1)]
     )
-    chosen = _as_many(candidates, Counter(_rank(example.text) for example in examples), max_holdout)
-    training = tuple(example for example in examples if _rank(example.text) not in chosen)
-    heldout = tuple(example for example in examples if _rank(example.text) in chosen)
-    if not training or not heldout:
+    held_out = _up_to(max_holdout, candidates, Counter(_text_hash(example.text) for example in examples))
+    split = Split(
+        training=tuple(example for example in examples if _text_hash(example.text) not in held_out),
+        holdout=tuple(example for example in examples if _text_hash(example.text) in held_out),
+    )
+    if not split.training or not split.holdout:
         raise BadData(
-            f"{len(examples)} examples are too few: some to learn from, others to measure with; bring two texts of a label"
+            f"{len(examples)} examples are too few to train on some and evaluate with others; "
+            "provide at least two different texts of one label"
         )
-    return Split(training, heldout)
+    return split
 
 
-def _as_many(ranks: Sequence[str], rows: Mapping[str, int], most: int) -> set[str]:
-    """The first of `ranks` that stand for at most `most` rows together; a text may stand in several rows."""
-    chosen: set[str] = set()
-    held = 0
-    for rank in ranks:
-        if held + rows[rank] <= most:
-            chosen.add(rank)
-            held += rows[rank]
-    return chosen
+def _up_to(max_rows: int, text_hashes: Sequence[str], row_counts: Mapping[str, int]) -> set[str]:
+    """Take texts in their order while their rows are at most `max_rows` together; a text that does not fit is passed over."""
+    taken: set[str] = set()
+    rows = 0
+    for text_hash in text_hashes:
+        if rows + row_counts[text_hash] <= max_rows:
+            taken.add(text_hash)
+            rows += row_counts[text_hash]
+    return taken
 
 
-def _rank(text: str) -> str:
+def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _demonstration(file: str, where: str, row: Mapping[str, object], columns: Columns, index: Mapping[str, int]) -> Demonstration:
+    """Return a row as an example; a refusal never repeats what the row holds."""
     for column in (columns.text, columns.label):
         if row.get(column) is None:
-            lacks = "nothing in" if column in row else "no"
-            raise BadData(f"{file}, {where}: {lacks} column {column!r}; TEXT_COLUMN and LABEL_COLUMN name the columns")
+            problem = f"column {column!r} is empty" if column in row else f"no column {column!r}"
+            raise BadData(f"{file}, {where}: {problem}; TEXT_COLUMN and LABEL_COLUMN name the columns")
     text, label = row[columns.text], str(row[columns.label]).strip()
     label = columns.label_map.get(label, label)
     if not isinstance(text, str) or not text.strip():
-        raise BadData(f"{file}, {where}: the text in column {columns.text!r} is empty or no text")
+        raise BadData(f"{file}, {where}: the text in column {columns.text!r} is empty or not a string")
     try:
         text.encode()
     except UnicodeEncodeError as reason:
-        raise BadData(f"{file}, {where}: the text holds half a character (a lone surrogate) at position {reason.start}") from reason
+        raise BadData(f"{file}, {where}: the text holds a lone surrogate at position {reason.start}") from reason
     if label not in index:
-        raise BadData(f"{file}, {where}: the label is none of {', '.join(map(repr, index))}; LABEL_MAP can rename it")
+        raise BadData(f"{file}, {where}: the label is none of {', '.join(map(repr, index))}; LABEL_MAP can map it")
     return Demonstration(text, index[label])
 
 
@@ -150,12 +155,12 @@ def _jsonl(path: Path) -> Iterator[Row]:
             except (ValueError, RecursionError) as reason:
                 raise BadData(f"{path.name}, line {number}: not a JSON object ({reason})") from reason
             if not isinstance(row, dict):
-                raise BadData(f"{path.name}, line {number}: a {type(row).__name__} where a JSON object should be")
+                raise BadData(f"{path.name}, line {number}: not a JSON object but a {type(row).__name__}")
             yield f"line {number}", row
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a long text loses its middle later; it is no reason to refuse a file
+    csv.field_size_limit(sys.maxsize)  # a long text is cut later, when it becomes tokens
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
@@ -163,7 +168,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 where = f"line {reader.line_num}"
                 if None in row or None in row.values():
                     raise BadData(
-                        f"{path.name}, {where}: {len(reader.fieldnames or ())} columns were expected; is a text with a comma not quoted?"
+                        f"{path.name}, {where}: expected {len(reader.fieldnames or ())} columns; quote a text that contains a comma"
                     )
                 yield where, row
     except (csv.Error, UnicodeDecodeError) as reason:
@@ -171,7 +176,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # a second to import, and only for this kind of file
+    import pyarrow  # takes a second to import, so only for this kind of file
     import pyarrow.parquet
 
     try:
@@ -181,7 +186,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 number += 1
                 yield f"row {number}", row
     except pyarrow.ArrowException as reason:
-        raise BadData(f"{path.name} is not a Parquet file that can be read ({reason})") from reason
+        raise BadData(f"{path.name} cannot be read as Parquet ({reason})") from reason
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -1,4 +1,4 @@
-"""The agent's own status page for its operator and for health checks. Changes nothing."""
+"""The agent's status page, for its operator."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from services.client_agent.status import Activity, Status
 
 
 class AgentStatus(BaseModel):
-    """What the agent is doing: counts and states, never text."""
+    """The agent's present activity, in counts and states; never text."""
 
     task: str
     activity: Activity
-    done: int = Field(description="of `total`, in the present activity")
+    done: int = Field(description="steps of the present activity that are done, out of `total`")
     total: int
     round: int | None
     note: str
-    training: int = Field(description="examples to learn from")
-    holdout: int = Field(description="examples to measure with")
+    training: int = Field(description="training examples")
+    holdout: int = Field(description="held-out examples")
     bytes_up: int
     bytes_down: int
     contributions: int
@@ -38,5 +38,5 @@ router = APIRouter(tags=["status"])
 
 @router.get("/v1/status")
 async def read_status(request: Request, status: StatusDep) -> AgentStatus:
-    """What this agent is doing right now."""
+    """Return the agent's present activity."""
     return AgentStatus.model_validate({"task": request.app.state.task} | {name: getattr(status, name) for name in status.__slots__})

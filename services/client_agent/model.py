@@ -1,4 +1,4 @@
-"""The frozen model at work on this organisation's examples. The only file of the agent that reaches the torch room."""
+"""Run the frozen model on this organisation's examples; the agent's only module that loads torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.tensors.probes import Probe
-from ifed.tensors.values import Coefficients, ContextVector, Gradient
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64
 from services.client_agent.demonstrations import Demonstration, Split
-from services.client_agent.participation import Calibrated, Evaluated, Progress
+
+Progress = Callable[[int, int], None]
 
 
 class LocalModel:
-    """One loaded model, and what it keeps between the rounds of one task. Blocking; not for two threads at once."""
+    """One loaded model, with what it caches between the rounds of a task. Its methods block, and it is not thread-safe.
+
+    Every method that takes `progress` calls it with the steps done and the steps in all.
+
+    Args:
+        model: the loaded model.
+        token_budget: padded tokens in one batch at most; a default for the device when None.
+    """
 
     def __init__(self, model: LanguageModel, *, token_budget: int | None = None) -> None:
         self._model, self._token_budget = model, token_budget
@@ -44,9 +52,9 @@ class LocalModel:
         """Load a model by catalogue name, Hugging Face id or folder.
 
         Raises:
-            UnknownModel: it is none of these, or cannot be had, or an option needs what is not installed.
-            UnsupportedFamily: an architecture whose residual stream we do not know.
-            DownloadFailed: it could not be fetched.
+            UnknownModel: the name is none of these, the model is not available, or an option needs a package that is not installed.
+            UnsupportedFamily: the architecture is not supported.
+            DownloadFailed: the model could not be downloaded.
         """
         options = Options(int8=int8)
         model = load(
@@ -56,20 +64,21 @@ class LocalModel:
 
     @property
     def identity(self) -> ModelIdentity:
+        """The model's fingerprint, family and sizes."""
         return self._model.identity
 
     def probe(self, task: TaskBrief) -> Probe:
-        """What the model does with public texts in the task's template, for the aggregator to compare.
+        """Return the model's activations on public texts in the task's template, which the aggregator compares between clients.
 
         Raises:
             BadTemplate: the task's labels cannot be scored with this tokenizer.
-            ProbeMismatch: its numbers are not finite.
+            ProbeMismatch: an activation is not finite.
         """
         template = PromptTemplate.of(self._model, task.template, chat=task.chat)
         return probe_of(self._model, template, template.labels(task.labels))
 
     def condense(self, task: TaskBrief, examples: Sequence[Demonstration], progress: Progress) -> ContextVector:
-        """The mean of the demonstrations' activations: this client's context vector, shape (layer, site, d).
+        """Return this client's context vector, the mean of the demonstrations' activations, shape (layer, site, d).
 
         Raises:
             BadTemplate: the task's labels cannot be scored with this tokenizer.
@@ -86,7 +95,7 @@ class LocalModel:
         )
 
     def adopt(self, task: TaskBrief, context: ContextVector, split: Split) -> None:
-        """Take the task's global context vector and get both parts of the examples ready for its rounds."""
+        """Prepare the training and the held-out examples for rounds with the task's global context vector."""
         template, policy = PromptTemplate.of(self._model, task.template, chat=task.chat), task.policy
         self._calibrator = Calibrator(
             self._model,
@@ -100,8 +109,14 @@ class LocalModel:
             token_budget=self._token_budget,
         )
 
-    def calibrate(self, assignment: Assignment, coefficients: Coefficients, seed: int, progress: Progress) -> Calibrated:
-        """The local steps of one round from the round's coefficients, or in gradient mode the gradient there."""
+    def calibrate(
+        self, assignment: Assignment, coefficients: Coefficients, seed: int, progress: Progress
+    ) -> tuple[Coefficients | Gradient, float]:
+        """Return this client's update of a round and its mean training loss.
+
+        The update is Λ after the round's local steps from `coefficients`, or in gradient mode the mean gradient of the loss there; both
+        have the shape of `coefficients`.
+        """
         assert assignment.work is not None
         work = assignment.work
         if work.mode == "gradient":
@@ -116,27 +131,31 @@ class LocalModel:
             seed=seed,
         )
         progress(0, work.steps)
-        result = self._ready().run(coefficients, plan, progress=progress)
-        return Calibrated(result.coefficients, result.loss)
+        result = self._prepared().run(coefficients, plan, progress=progress)
+        return result.coefficients, result.loss
 
-    def _gradient(self, work: LocalWork, coefficients: Coefficients, seed: int) -> Calibrated:
-        found = self._ready().mean_gradient(
+    def _gradient(self, work: LocalWork, coefficients: Coefficients, seed: int) -> tuple[Gradient, float]:
+        gradient = self._prepared().mean_gradient(
             coefficients, batch_size=work.batch_size, seed=seed, logit_adjustment=work.logit_adjustment
         )
-        return Calibrated(None, found.loss, Gradient(found.values))
+        return Gradient(gradient.values), gradient.loss
 
-    def evaluate(self, coefficients: Coefficients, progress: Progress) -> Evaluated:
-        """Confusion counts on the held-out examples, int64, shape (truth, prediction), and the mean probability of each label."""
+    def evaluate(self, coefficients: Coefficients, progress: Progress) -> tuple[Int64, Float32 | None]:
+        """Evaluate coefficients on the held-out examples.
+
+        Returns:
+            the confusion counts, int64, shape (truth, prediction), and the mean probability of each label, float32, shape (labels,).
+        """
         progress(0, 0)
-        return Evaluated(*self._ready().measure(coefficients))
+        return self._prepared().measure(coefficients)
 
     def _layers(self, task: TaskBrief) -> tuple[int, ...]:
         return resolve_layers(task.layers, self._model.num_layers)
 
-    def _ready(self) -> Calibrator:
-        assert self._calibrator is not None, "a round asks for work only after its context vector was adopted"
+    def _prepared(self) -> Calibrator:
+        assert self._calibrator is not None, "adopt() comes before the first round"
         return self._calibrator
 
 
 def _examples(demonstrations: Sequence[Demonstration]) -> list[Example]:
-    return [Example(one.text, one.label) for one in demonstrations]
+    return [Example(demonstration.text, demonstration.label) for demonstration in demonstrations]

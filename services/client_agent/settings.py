@@ -1,4 +1,4 @@
-"""Everything the environment may tell a client agent. Knows nothing of ours."""
+"""The client agent's settings."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """A client agent's settings, from environment variables of the same names in capitals."""
+    """Settings, read from environment variables of the same names in capitals."""
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
-    aggregator_url: HttpUrl = Field(description="where the aggregator answers")
+    aggregator_url: HttpUrl = Field(description="URL of the aggregator")
     client_token: SecretStr | None = Field(None, description="this client's bearer token, shown when it was enrolled")
     client_token_file: Path | None = Field(None, description="a file that holds the token, instead of CLIENT_TOKEN")
     task: str = Field(min_length=1, description="the task to take part in")
 
     data_file: Path = Field(description="private labelled texts: .jsonl, .csv or .parquet")
-    text_column: str = Field("text", description="column of the texts")
-    label_column: str = Field("label", description="column of the labels")
-    label_map: dict[str, str] = Field(default_factory=dict, description="labels in the file to labels of the task, as JSON")
+    text_column: str = Field("text", description="column that holds the texts")
+    label_column: str = Field("label", description="column that holds the labels")
+    label_map: dict[str, str] = Field(default_factory=dict, description="JSON object that maps the file's labels to the task's")
 
-    model: str | None = Field(None, description="folder or name of the model, where it is not under the task's own name")
+    model: str | None = Field(None, description="name or folder of the model, when it is not found under the task's name for it")
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
     state_dir: Path = Field(
         Path(".ifed-agent"),
-        description="where finished work waits until the aggregator has it, with hashes of the demonstrations sent and what compact updates lacked",
+        description="folder of finished contributions until the aggregator has received them, hashes of the demonstrations sent, and the quantisation error of updates",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto takes bfloat16 where it is fast")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto is bfloat16 where that is fast, and float32 elsewhere"
+    )
     threads: Annotated[int | None, Field(ge=1)] = Field(None, description="CPU threads; all cores by default")
-    int8: bool = Field(False, description="hold the layers' weights in eight bits, with torchao; a close model, not the same")
+    int8: bool = Field(False, description="quantise the layers' weights to eight bits with torchao; outputs differ slightly")
     token_budget: Annotated[int | None, Field(ge=16)] = Field(
-        None, description="padded tokens in one batch at the most; bounds the memory; what suits the device by default"
+        None, description="padded tokens in one batch at most, which bounds the memory; by default what suits the device"
     )
 
-    wait_seconds: float = Field(25.0, ge=1, le=300, description="how long the aggregator may hold a question back")
-    stay: bool = Field(False, description="keep asking after the task has finished, for a later start")
+    wait_seconds: float = Field(25.0, ge=1, le=300, description="seconds the aggregator may hold a long poll for an assignment")
+    stay: bool = Field(False, description="keep running after the task has finished, for a later start")
     host: str = Field("127.0.0.1", description="address of the agent's own status page")
     port: int = Field(8090, ge=0, le=65535, description="port of the agent's own status page")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level of log record shown")
@@ -47,11 +49,15 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_token(self) -> Settings:
         if (self.client_token is None) == (self.client_token_file is None):
-            raise ValueError("set CLIENT_TOKEN or CLIENT_TOKEN_FILE, one of the two")
+            raise ValueError("set either CLIENT_TOKEN or CLIENT_TOKEN_FILE")
         return self
 
     def token(self) -> str:
-        """The bearer token, from the variable or the file."""
+        """Return the bearer token, from the variable or the file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         if self.client_token is not None:
             return self.client_token.get_secret_value()
         assert self.client_token_file is not None

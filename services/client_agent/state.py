@@ -1,4 +1,4 @@
-"""Finished work on disk until the aggregator has it, so that a restarted agent sends the same bytes again. Knows no HTTP."""
+"""What a client agent keeps on disk, so that a restarted agent goes on where it was and sends the same bytes again."""
 
 from __future__ import annotations
 
@@ -8,67 +8,25 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ifed.errors import IFedError
-from ifed.messages.rounds import Assignment
-from ifed.tensors.quantization import QuantizedUpdate, with_feedback
-from ifed.tensors.values import Coefficients, Float32, TensorBody, digest_of
+from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
+from ifed.tensors.values import Float32, TensorBody, digest_of
 from services.client_agent.demonstrations import Demonstration
 
 
-class Outbox:
-    """One file a round under a folder of the task. Writing is atomic: a file is there whole, or not at all."""
-
-    def __init__(self, folder: Path, *, task: str) -> None:
-        self._parent, self._task = folder, task
-        self._folder = folder / task
-
-    def belong_to(self, client: str) -> None:
-        """Keep this client's work apart from that of others who share the folder."""
-        self._folder = self._parent / f"{self._task}--{client}"
-
-    def _path(self, number: int, key: str) -> Path:
-        return self._folder / f"round-{number}-{key[:16]}.safetensors"
-
-    def keep(self, number: int, key: str, body: bytes) -> None:
-        """Keep the body made for round `number` from the assignment that `key` identifies."""
-        written(self._path(number, key), body)
-
-    def find(self, number: int, key: str) -> bytes | None:
-        """The body kept for exactly this assignment, if there is one."""
-        path = self._path(number, key)
-        return path.read_bytes() if path.is_file() else None
-
-    def forget(self, number: int) -> None:
-        """Drop what was kept for rounds up to `number`: they are received or over."""
-        for path in self._folder.glob("round-*.safetensors"):
-            if int(path.name.split("-")[1]) <= number:
-                path.unlink(missing_ok=True)
-
-
-def written(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 @dataclass(slots=True)
-class Sent:
-    """What one body condensed.
+class SentContext:
+    """One context body that was sent, or is about to be.
 
     Attributes:
-        demonstrations: their hashes.
-        body: file of the body in this folder until the aggregator's answer came; None from then on.
-        round: the context round it was for; None for an addition.
+        demonstrations: hashes of the demonstrations whose mean activation it is.
+        body: name of the file that holds the bytes until the aggregator answers; None from then on.
+        round: its context round; None for an addition.
     """
 
     demonstrations: list[str]
@@ -76,192 +34,233 @@ class Sent:
     round: int | None = None
 
 
-@dataclass(slots=True)
-class Notes:
-    """Everything that is remembered of one client's part in one task."""
+class AgentState:
+    """One client's contributions to one task, in the folder `<task>--<client>`.
 
-    file: list[int] = field(default_factory=list)
-    sent: dict[str, Sent] = field(default_factory=dict)
+    `begin` writes down a contribution before it is sent and `settle` what the aggregator answered, so that a crash between the two
+    loses nothing: the aggregator recognises a body by its digest and counts it once. Every file is written atomically.
 
+    | file | content |
+    |---|---|
+    | `round-<number>-<key>.safetensors` | the finished contribution to a round, until it is settled |
+    | `condensed.json` | the context bodies sent, as hashes of their demonstrations, and the data file's signature at that time |
+    | `context-<digest>.safetensors` | a context body that has not been answered yet |
+    | `lost.safetensors`, `lost-<number>.safetensors` | see `ErrorFeedback` |
 
-class Memory:
-    """One folder for each task and client. Writing is atomic."""
+    Args:
+        folder: the agent's state directory.
+
+    Attributes:
+        error_feedback: the quantisation error of this client's updates.
+    """
 
     def __init__(self, folder: Path, *, task: str, client: str) -> None:
         self._folder = folder / f"{task}--{client}"
-        self._path = self._folder / "condensed.json"
-        self._notes = self._read()
+        self._index = self._folder / "condensed.json"
+        self._data_file: list[int] = []
+        self._sent: dict[str, SentContext] = {}
+        if self._index.is_file():
+            stored = json.loads(self._index.read_text())
+            self._data_file = stored["file"]
+            self._sent = {digest: SentContext(**context) for digest, context in stored["sent"].items()}
+        self.error_feedback = ErrorFeedback(self._folder)
 
-    def _read(self) -> Notes:
-        if not self._path.is_file():
-            return Notes()
-        kept = json.loads(self._path.read_text())
-        return Notes(kept["file"], {digest: Sent(**one) for digest, one in kept["sent"].items()})
+    def finished(self, round_: int, key: str) -> bytes | None:
+        """Return the contribution to a round that was finished for exactly the assignment that `key` identifies."""
+        path = self._contribution(round_, key)
+        return path.read_bytes() if path.is_file() else None
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was ever sent from here; then nobody knows what stands in the context vector."""
-        return not self._notes.sent
+    def begin(
+        self, round_: int | None, body: bytes, *, key: str = "", demonstrations: Sequence[Demonstration] | None = None
+    ) -> None:
+        """Write down a contribution that is about to be sent.
 
-    @property
-    def known(self) -> frozenset[str]:
-        """Hashes of the demonstrations that were sent."""
-        return frozenset(one for sent in self._notes.sent.values() for one in sent.demonstrations)
-
-    def new_among(self, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
-        """Those that were not sent yet, in their order; a demonstration that stands in the file twice counts twice."""
-        left = Counter(one for sent in self._notes.sent.values() for one in sent.demonstrations)
-        found = []
-        for demonstration in demonstrations:
-            if left[key := hash_of(demonstration)] > 0:
-                left[key] -= 1
-            else:
-                found.append(demonstration)
-        return found
-
-    @property
-    def count(self) -> int:
-        """Demonstrations that were sent."""
-        return sum(len(sent.demonstrations) for sent in self._notes.sent.values())
-
-    @property
-    def waits(self) -> bool:
-        """Whether the answer to something that was sent never came."""
-        return any(sent.body is not None for sent in self._notes.sent.values())
-
-    def forget(self) -> None:
-        """Begin anew: the aggregator counts nothing of this client's."""
-        for digest in list(self._notes.sent):
-            self.settle(digest, received=False)
-
-    def unsettled(self) -> list[tuple[str, int | None, bytes]]:
-        """Bodies whose answer never came: digest, round, bytes. Sending them again is safe, the aggregator knows them by digest."""
-        waiting = [(digest, sent) for digest, sent in self._notes.sent.items() if sent.body is not None]
-        return [(digest, sent.round, (self._folder / str(sent.body)).read_bytes()) for digest, sent in waiting]
-
-    def begin(self, body: bytes, demonstrations: Sequence[Demonstration], *, round_: int) -> None:
-        """Write down what is about to be sent to a context round. The aggregator counts nothing else of this client's then."""
-        if digest_of(body) not in self._notes.sent:
-            self.forget()
-        self.intend(body, demonstrations, round_=round_)
-
-    def intend(self, body: bytes, demonstrations: Sequence[Demonstration], *, round_: int | None = None) -> None:
-        """Write down what is about to be sent, with its bytes; an addition when no round is named."""
+        Args:
+            round_: its round; None for an addition to the context vector.
+            body: the bytes to send.
+            key: identifies the assignment that a round's contribution was made for; see `finished`.
+            demonstrations: for a context body, those it was made from. A body for a context round replaces whatever this client sent
+                to the context vector before.
+        """
+        if round_ is not None and not (path := self._contribution(round_, key)).is_file():
+            write_atomically(path, body)
+        if demonstrations is None:
+            return
         digest = digest_of(body)
+        if round_ is not None and digest not in self._sent:
+            self.forget_context()
         name = f"context-{digest[:16]}.safetensors"
-        written(self._folder / name, body)
-        self._notes.sent[digest] = Sent([hash_of(one) for one in demonstrations], name, round_)
+        write_atomically(self._folder / name, body)
+        self._sent[digest] = SentContext([hash_of(demonstration) for demonstration in demonstrations], name, round_)
         self._save()
 
-    def settle(self, digest: str, *, received: bool, file: Sequence[int] = ()) -> None:
-        """Keep that the aggregator has it, and the state of the data file; or forget that it was to be sent."""
-        sent = self._notes.sent.pop(digest, None)
-        if sent is None:
+    def settle(self, round_: int | None, body: bytes, *, received: bool, data_file: Sequence[int] = ()) -> None:
+        """Write down the aggregator's answer to a contribution, and delete what is needed no longer.
+
+        Args:
+            round_: as given to `begin`; the contributions to earlier rounds are deleted with it.
+            received: False when the aggregator refused it for good; then it counts as never sent.
+            data_file: signature of the data file that a context body was made from.
+        """
+        self._settle_context(digest_of(body), received=received, data_file=data_file)
+        if round_ is None:
             return
-        name, sent.body = sent.body, None
+        self.error_feedback.settle(round_, received=received)
+        for path in self._folder.glob("round-*.safetensors"):
+            if int(path.name.split("-")[1]) <= round_:
+                path.unlink(missing_ok=True)
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether a context body was sent that the aggregator has not answered."""
+        return any(context.body is not None for context in self._sent.values())
+
+    def unanswered(self) -> list[tuple[int | None, bytes]]:
+        """Return the round and the bytes of each context body without an answer; sending one again is safe."""
+        return [
+            (context.round, (self._folder / context.body).read_bytes())
+            for context in self._sent.values()
+            if context.body is not None
+        ]
+
+    @property
+    def sent_hashes(self) -> frozenset[str]:
+        """Hashes of the demonstrations that were sent."""
+        return frozenset(digest for context in self._sent.values() for digest in context.demonstrations)
+
+    @property
+    def sent_count(self) -> int:
+        """Number of demonstrations that were sent."""
+        return sum(len(context.demonstrations) for context in self._sent.values())
+
+    def unsent(self, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
+        """Return those that were not sent yet, in their order; a text that stands in the data file twice counts twice."""
+        remaining = Counter(digest for context in self._sent.values() for digest in context.demonstrations)
+        new = []
+        for demonstration in demonstrations:
+            if remaining[digest := hash_of(demonstration)] > 0:
+                remaining[digest] -= 1
+            else:
+                new.append(demonstration)
+        return new
+
+    def forget_context(self) -> None:
+        """Forget every context body: the aggregator counts none of this client."""
+        for digest in list(self._sent):
+            self._settle_context(digest, received=False)
+
+    def nothing_to_send(self, data_file: Sequence[int]) -> None:
+        """Write down that the data file with this signature holds no demonstration to send."""
+        self._data_file = list(data_file)
+        self._save()
+
+    def may_have_more(self, data_file: Sequence[int]) -> bool:
+        """Whether there may be demonstrations to send: the data file has changed, or an answer is missing.
+
+        False for a client that has never sent any: it waits for an assignment.
+        """
+        return self.awaits_answer or (bool(self._sent) and self._data_file != list(data_file))
+
+    def _settle_context(self, digest: str, *, received: bool, data_file: Sequence[int] = ()) -> None:
+        context = self._sent.pop(digest, None)
+        if context is None:
+            return
+        name, context.body = context.body, None
         if received:
-            self._notes.sent[digest], self._notes.file = sent, list(file)
+            self._sent[digest], self._data_file = context, list(data_file)
         self._save()
         if name is not None:
             (self._folder / name).unlink(missing_ok=True)
 
-    def saw(self, file: Sequence[int]) -> None:
-        """Remember the state of the data file in which there was nothing to send."""
-        self._notes.file = list(file)
-        self._save()
-
-    def changed(self, file: Sequence[int]) -> bool:
-        """Whether there may be something to send: the data file is another than the one last seen, or an answer never came.
-
-        An agent that has never sent anything waits until it is asked.
-        """
-        return self.waits or (not self.empty and self._notes.file != list(file))
+    def _contribution(self, round_: int, key: str) -> Path:
+        return self._folder / f"round-{round_}-{key[:16]}.safetensors"
 
     def _save(self) -> None:
-        written(self._path, json.dumps(asdict(self._notes)).encode())
-
-
-class DataFileWatcher:
-    """Notices that the data file has changed, once for each change.
-
-    Args:
-        file: the private data.
-        folder: where memories are kept.
-    """
-
-    def __init__(self, file: Path, folder: Path, *, task: str) -> None:
-        self._file, self._folder, self._task = file, folder, task
-        self._memories: dict[str, Memory] = {}
-        self._looked_at: list[int] | None = None
-
-    def memory(self, client: str) -> Memory:
-        """What this client has sent."""
-        if client not in self._memories:
-            self._memories[client] = Memory(self._folder, task=self._task, client=client)
-        return self._memories[client]
-
-    def state(self) -> list[int]:
-        """Size and time of the last change of the file; empty when it is not there."""
-        try:
-            found = self._file.stat()
-        except OSError:
-            return []
-        return [found.st_size, found.st_mtime_ns]
-
-    def noticed(self, client: str | None) -> bool:
-        """Whether the file is in a state that was neither sent nor looked at before."""
-        state = self.state()
-        if client is None or state == self._looked_at:
-            return False
-        self._looked_at = state
-        return self.memory(client).changed(state)
-
-
-def hash_of(demonstration: Demonstration) -> str:
-    """What is kept of a demonstration, on this organisation's own disk."""
-    return hashlib.sha256(f"{demonstration.label}\n{demonstration.text}".encode("utf-8", "surrogatepass")).hexdigest()
+        sent = {digest: asdict(context) for digest, context in self._sent.items()}
+        write_atomically(self._index, json.dumps({"file": self._data_file, "sent": sent}).encode())
 
 
 class ErrorFeedback:
-    """One folder for each task and client. Writing is atomic.
+    """The quantisation error of a client's updates, carried over to its next update (error feedback).
 
-    What a contribution lacks is kept under its round until the aggregator has the contribution, and counts from then on; a contribution
-    that was not received leaves what was lacking before as it was.
+    The error of a round's update waits in `lost-<round>.safetensors` and becomes `lost.safetensors` when the aggregator has received the
+    update. An update that was refused leaves the earlier error as it was.
     """
 
-    def __init__(self, folder: Path, *, task: str, client: str) -> None:
-        self._folder = folder / f"{task}--{client}"
-        self._settled = self._folder / "lost.safetensors"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._carried_over = folder / "lost.safetensors"
 
-    def compact(
-        self, mine: Coefficients | None, start: Coefficients, assignment: Assignment
-    ) -> tuple[Coefficients | None, QuantizedUpdate | None]:
-        """What travels of local steps from `start` to `mine`: all of it, or the change as the task's policy says."""
-        dtype = assignment.task.policy.update_dtype
-        if mine is None or dtype == "float32":
-            return mine, None
-        assert assignment.round is not None
-        before = None if assignment.version == 0 else self._before(assignment.round)  # a task's first version lacks nothing
-        change, lost = with_feedback(mine.values - start.values, before, dtype)
-        written(self._pending(assignment.round), TensorBody({"lost": lost}, {"round": assignment.round}).to_bytes())
-        return None, change
+    def quantize(self, change: Float32, dtype: UpdateDType, *, round_: int, version: int) -> QuantizedUpdate:
+        """Quantise a change of coefficients together with the error of earlier rounds, and keep the new error until `settle`.
+
+        Args:
+            change: what the local steps added, float32, shape (layer, site, coefficient, G).
+            dtype: `float16` or `int8`.
+            round_: the calibration round.
+            version: version of the coefficients the change starts from; 0, a task's first, has no earlier error.
+        """
+        earlier = None if version == 0 else self._earlier(round_)
+        update, error = with_feedback(change, earlier, dtype)
+        write_atomically(self._pending(round_), TensorBody({"lost": error}, {"round": round_}).to_bytes())
+        return update
 
     def settle(self, round_: int, *, received: bool) -> None:
-        """The aggregator has the contribution of a round, or will never have it."""
+        """Carry over the error of a round whose update was received; delete that of one whose update was not."""
         if received and self._pending(round_).is_file():
-            self._pending(round_).replace(self._settled)
+            self._pending(round_).replace(self._carried_over)
         for path in self._folder.glob("lost-*.safetensors"):
             if int(path.stem.split("-")[1]) <= round_:
                 path.unlink(missing_ok=True)
 
-    def _before(self, round_: int) -> Float32 | None:
-        """What earlier rounds lack; nothing where that is of another task of this name, or cannot be read."""
+    def _earlier(self, round_: int) -> Float32 | None:
+        """Return the error carried over; None where the file is of an earlier task of this name, or cannot be read."""
         with contextlib.suppress(IFedError, OSError):
-            kept = TensorBody.from_bytes(self._settled.read_bytes())
-            if int(kept.metadata.get("round", round_)) < round_:
-                values: Float32 = kept.tensor("lost", np.float32)
-                return values
+            body = TensorBody.from_bytes(self._carried_over.read_bytes())
+            if int(body.metadata.get("round", round_)) < round_:
+                error: Float32 = body.tensor("lost", np.float32)
+                return error
         return None
 
     def _pending(self, round_: int) -> Path:
         return self._folder / f"lost-{round_}.safetensors"
+
+
+class DataFileWatcher:
+    """Notices changes of the private data file, each of them once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last_seen: list[int] | None = None
+
+    def signature(self) -> list[int]:
+        """Return the file's size in bytes and the time of its last change in nanoseconds; empty when it does not exist."""
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return []
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def has_new_data(self, state: AgentState) -> bool:
+        """Whether the file has changed since the last call, and `state` may have demonstrations to send."""
+        signature = self.signature()
+        if signature == self._last_seen:
+            return False
+        self._last_seen = signature
+        return state.may_have_more(signature)
+
+
+def hash_of(demonstration: Demonstration) -> str:
+    """Return the sha256 of a demonstration and its label, which is all that the state directory keeps of it."""
+    return hashlib.sha256(f"{demonstration.label}\n{demonstration.text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power failure."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

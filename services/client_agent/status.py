@@ -1,4 +1,4 @@
-"""What an agent is doing right now, for its status page. Knows no HTTP and does no work."""
+"""An agent's present activity, as its status page shows it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 
 
 class Stopping(Exception):
-    """The work in progress is dropped because the process is going down."""
+    """The process is shutting down, so the work in progress is dropped."""
 
 
 class Activity(StrEnum):
-    """What an agent does at a moment."""
+    """What an agent is doing."""
 
     STARTING = "starting"
     READING = "reading data"
@@ -30,7 +30,18 @@ class Activity(StrEnum):
 
 @dataclass(slots=True)
 class Status:
-    """The agent's present activity. One writer; readers may see a field change between two reads."""
+    """The agent's present activity and its counts.
+
+    Attributes:
+        done: steps of the activity that are done, out of `total`.
+        round: the round that was last worked on.
+        note: why the agent waits, retries or has stopped.
+        training: training examples.
+        holdout: held-out examples.
+        contributions: contributions that the aggregator has received.
+        since: Unix time at which the activity began.
+        stopping: the process is shutting down.
+    """
 
     activity: Activity = Activity.STARTING
     done: int = 0
@@ -46,20 +57,22 @@ class Status:
     stopping: bool = False
 
     def begin(self, activity: Activity, *, round_: int | None = None, note: str = "") -> None:
+        """Start an activity; the round stays as it is when none is given."""
         if activity is not self.activity:
             self.since = time.time()
         self.activity, self.round, self.note = activity, round_ if round_ is not None else self.round, note
         self.done = self.total = 0
 
     def progress(self, done: int, total: int) -> None:
-        """Called from the working thread between two steps; ends it there when the agent is stopping.
+        """Report progress from the working thread, between two steps.
 
         Raises:
-            Stopping: the process is going down; a restarted agent does this work again.
+            Stopping: the process is shutting down; a restarted agent does this work again.
         """
         if self.stopping:
             raise Stopping
         self.done, self.total = done, total
 
     def stop(self) -> None:
+        """Make the working thread stop at its next step."""
         self.stopping = True

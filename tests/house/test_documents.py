@@ -15,7 +15,7 @@ from ifed.cli import console
 from ifed.cli.main import app as command_line
 from ifed.messages.inference import ClassifyResponse
 from ifed.messages.tasks import TaskSpec
-from services.client_agent.demonstrations import Columns, read, split
+from services.client_agent.demonstrations import Columns, read_data_file, split_holdout
 from tests.house import documents, promises
 from tests.house.documents import Document
 from tests.house.sources import ROOT, sources
@@ -174,7 +174,7 @@ def test_the_tutorial_makes_a_task_and_files_that_are_accepted(tmp_path: Path) -
     assert written, f"{TUTORIAL} writes no private file"
     for name, text in written.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        parts = split(read(tmp_path / name, task.labels, Columns()), holdout=task.policy.holdout, max_holdout=100)
+        parts = split_holdout(read_data_file(tmp_path / name, task.labels, Columns()), holdout=task.policy.holdout, max_holdout=100)
         assert len(parts.training) > len(parts.holdout)
 
 
@@ -184,7 +184,7 @@ def test_the_data_page_shows_files_that_are_accepted(tmp_path: Path) -> None:
     for kind, text in shown:
         file = tmp_path / f"shown.{'jsonl' if kind == 'json' else kind}"
         file.write_text(text, encoding="utf-8")
-        assert len(read(file, ["negative", "positive"], Columns())) == 2
+        assert len(read_data_file(file, ["negative", "positive"], Columns())) == 2
 
 
 def test_the_readme_shows_an_answer_of_the_service() -> None:

@@ -1,0 +1,132 @@
+"""What a participant sends for each kind of assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ifed.errors import AlreadyContributed, IFedError, RoundClosed, StaleUpdate
+from ifed.messages.bodies import ContextBody, UpdateBody
+from ifed.messages.enums import AssignmentKind, TaskState
+from ifed.messages.rounds import Assignment, JoinRequest
+from testing.factories import probe
+from tests.unit.client_agent.fakes import IDENTITY, WORK, FakeFederation, assignment, brief, whole_task
+
+
+async def test_a_join_carries_the_model_its_probe_and_counts_but_no_text(tmp_path: Path) -> None:
+    federation = FakeFederation(tmp_path, whole_task())
+    await federation.agent.run()
+    assert federation.aggregator.joins == [
+        JoinRequest(identity=IDENTITY, label_counts={"no": 3, "yes": 3}, holdout=1, probe=probe())
+    ]
+
+
+async def test_each_round_gets_the_contribution_of_its_kind(tmp_path: Path) -> None:
+    federation = FakeFederation(tmp_path, whole_task())
+    await federation.agent.run()
+    (_, context), (_, calibration), (_, evaluation) = federation.aggregator.submissions
+    assert ContextBody.from_bytes(context).meta.examples == 3
+    update = UpdateBody.from_bytes(calibration)
+    assert update.coefficients is not None
+    assert (update.meta.examples, update.meta.loss, update.meta.version) == (6, 0.5, 0)
+    scores = UpdateBody.from_bytes(evaluation)
+    assert (scores.coefficients, scores.meta.examples) == (None, 1)
+    assert federation.model.adopted == 1, "the context vector is adopted once for both rounds"
+
+
+async def test_in_gradient_mode_the_gradient_is_sent_in_place_of_coefficients(tmp_path: Path) -> None:
+    gradient_round = assignment(AssignmentKind.CALIBRATION, 2, work=WORK.model_copy(update={"mode": "gradient"}))
+    federation = FakeFederation(tmp_path, [*whole_task()[:2], gradient_round, whole_task()[-1]])
+    await federation.agent.run()
+    update = UpdateBody.from_bytes(federation.aggregator.submissions[1][1])
+    assert update.coefficients is None
+    assert update.gradient is not None
+    assert (update.gradient.values == 2.0).all()
+    assert update.meta.loss == 0.25
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+async def test_label_probabilities_are_sent_when_the_policy_asks_for_them(tmp_path: Path, asked_for: bool) -> None:
+    federation = FakeFederation(tmp_path, whole_task(label_bias=asked_for))
+    await federation.agent.run()
+    for _, body in federation.aggregator.submissions[1:]:
+        probabilities = UpdateBody.from_bytes(body).label_probabilities
+        assert (None if probabilities is None else probabilities.tolist()) == ([0.25, 0.75] if asked_for else None)
+
+
+async def test_clients_draw_different_batches_of_the_same_round(tmp_path: Path) -> None:
+    seeds = []
+    for client in ("north", "south"):
+        federation = FakeFederation(tmp_path, whole_task(), client=client)
+        await federation.agent.run()
+        seeds += federation.model.seeds
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("refusal", [RoundClosed("late"), AlreadyContributed("twice"), StaleUpdate("old")])
+async def test_a_round_that_went_on_without_the_client_is_no_error(tmp_path: Path, refusal: IFedError) -> None:
+    federation = FakeFederation(tmp_path, whole_task())
+    federation.aggregator.submission_errors = [refusal]
+    assert await federation.agent.run() is TaskState.FINISHED
+    assert federation.status.contributions == 2
+
+
+async def test_work_finished_before_a_restart_is_sent_as_the_same_bytes(tmp_path: Path) -> None:
+    killed = await killed_while_sending_context(tmp_path)
+    restarted = FakeFederation(tmp_path, [whole_task()[1], whole_task()[-1]])
+    await restarted.agent.run()
+    assert restarted.aggregator.submissions[0] == killed.aggregator.submissions[0]
+    assert restarted.model.condensed == []
+    assert len(restarted.aggregator.joins) == 1
+
+
+async def test_finished_work_is_not_sent_for_another_assignment(tmp_path: Path) -> None:
+    await killed_while_sending_context(tmp_path)
+    changed = assignment(AssignmentKind.CONTEXT, 1, task=brief().model_copy(update={"template": "{text}?"}))
+    restarted = FakeFederation(tmp_path, [changed, whole_task()[-1]])
+    await restarted.agent.run()
+    assert restarted.model.condensed == [3]
+
+
+async def test_the_quantisation_error_is_sent_with_the_next_update_also_after_a_restart(tmp_path: Path) -> None:
+    before = await first_changes(tmp_path, [*whole_task(update_dtype="int8")[:2], *calibrations(2)])
+    after = await first_changes(tmp_path, calibrations(3, 4))
+    assert [*before, *after] == pytest.approx([0.0, 0.01, 0.0])
+
+
+async def test_a_refused_update_leaves_the_earlier_quantisation_error(tmp_path: Path) -> None:
+    first = await first_changes(tmp_path, [*whole_task(update_dtype="int8")[:2], *calibrations(2)])
+    refused = await first_changes(tmp_path, calibrations(3), error=RoundClosed("late"))
+    again = await first_changes(tmp_path, calibrations(4, 5))
+    assert [*first, *refused, *again] == pytest.approx([0.0, 0.01, 0.01, 0.0])
+
+
+async def killed_while_sending_context(folder: Path) -> FakeFederation:
+    """An agent whose process ends before the answer to its context vector comes."""
+    federation = FakeFederation(folder, whole_task()[:2])
+    federation.aggregator.submission_errors = [ConnectionAbortedError()]
+    with pytest.raises(ConnectionAbortedError):
+        await federation.agent.run()
+    return federation
+
+
+def calibrations(*rounds: int) -> list[Assignment]:
+    """Calibration rounds with int8 updates; the first one, round 2, starts from version 0."""
+    task = brief(update_dtype="int8")
+    return [assignment(AssignmentKind.CALIBRATION, round_, task=task, version=round_ - 2) for round_ in rounds]
+
+
+async def first_changes(folder: Path, script: Sequence[Assignment], *, error: IFedError | None = None) -> list[float]:
+    """The first entry of each update's change, of an agent whose local steps int8 cannot represent exactly."""
+    federation = FakeFederation(folder, [*script, whole_task()[-1]])
+    federation.aggregator.submission_errors = [] if error is None else [error]
+    federation.model.local_steps = np.zeros((2, 2, 2, 2), np.float32)
+    federation.model.local_steps[..., 0] = 0.0035  # of a quantisation step of 0.01, so that each round loses a third of a step
+    federation.model.local_steps[..., 1] = 1.27
+    await federation.agent.run()
+    bodies = [UpdateBody.from_bytes(body) for round_, body in federation.aggregator.submissions if round_ > 1]
+    assert all(body.coefficients is None for body in bodies)
+    return [float(body.change.restored()[0, 0, 0, 0]) for body in bodies if body.change is not None]
