@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.federated.aggregation import Measured, body_of
 from benchmarks.federated.algorithms import Step, plan_of, seed_of
 from benchmarks.federated.federation import Federation, Party
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalPlan, LocalResult, draws
-from ifed.tensors.values import Coefficients
+from ifed.tensors.values import Coefficients, Float64
 from services.aggregator.aggregation.rules import WeightedMean
 
-Float64 = npt.NDArray[np.float64]
 Correct = Callable[[Float64, Float64], Float64]
 FIRST_DECAY, SECOND_DECAY, TINY = 0.9, 0.999, 1e-8
 

@@ -16,6 +16,11 @@ AggregationRule = Literal["weighted_mean", "median", "trimmed_mean", "multi_krum
 OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
+def ceil_share(fraction: float, count: int) -> int:
+    """Return `fraction` of `count`, rounded up: `ceil_share(0.07, 100) == 7`, although the product of the floats is above 7."""
+    return math.ceil(round(fraction * count, 9))
+
+
 class AggregationPolicy(BaseModel):
     """Fields of a task's policy: the mode, the rule, and the server's optimiser."""
 
@@ -70,7 +75,7 @@ class AggregationPolicy(BaseModel):
 
     def least_contributions(self, count: int) -> int:
         """Contributions that the rule needs when `count` come: 2 f + 3 for multi-Krum, 2 f + 1 for what drops f, else 1."""
-        hostile = math.ceil(round(self.byzantine_fraction * count, 9))
+        hostile = ceil_share(self.byzantine_fraction, count)
         if self.aggregation == "multi_krum":
             return 2 * hostile + 3
         return 2 * hostile + 1 if self.nearest_neighbour_mixing or self.aggregation == "trimmed_mean" else 1
@@ -162,7 +167,7 @@ class Policy(AggregationPolicy, Message):
         asked = self.sampled(max(self.clients_expected, self.quorum or 1))
         if asked < (self.quorum or 1):
             raise ValueError(f"a quorum of {self.quorum} cannot come from a sample of {asked}; raise the sample")
-        share = math.ceil(round(self.quorum_fraction * asked, 9))
+        share = ceil_share(self.quorum_fraction, asked)
         every = self.quorum is None and self.quorum_fraction == 0.0
         self.check_enough(asked if every else max(self.quorum or 1, share))
         return self
@@ -170,7 +175,7 @@ class Policy(AggregationPolicy, Message):
     def sampled(self, members: int) -> int:
         """How many of `members` clients a calibration round asks."""
         if self.sample_fraction is not None:
-            return max(1, math.ceil(round(self.sample_fraction * members, 9)))
+            return max(1, ceil_share(self.sample_fraction, members))
         return members if self.sample is None else min(self.sample, members)
 
     def learning_rate_at(self, round_index: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from safetensors.numpy import save as save_safetensors
 from ifed.errors import DigestMismatch, LayoutMismatch, Malformed, NonFinite
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 SITES = ("attention", "mlp")
 CONTEXT, ACTIVATION = 0, 1

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
+from ifed.tensors.values import Float64
+
 REFERENCE = 200
 WINDOW = 200
 

@@ -1,4 +1,4 @@
-"""Contributions' bodies in, the aggregate's body out, one at a time in client-id order. Knows no database and no clock."""
+"""Accumulators: from the bodies of contributions, added one at a time in the order of client names, to the body of the aggregate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ifed.messages.enums import RoundKind
 from ifed.messages.tasks import Policy
 from ifed.tensors.label_prior import bias_of
 from ifed.tensors.quantization import QuantizedUpdate
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64, TensorBody
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, Int64, TensorBody
 from services.aggregator.aggregation.rules import Reducer, WeightedMean
 from services.aggregator.aggregation.server_optimizers import Moments, ServerOptimizer
 from services.aggregator.aggregation.sketch import sketch
-from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, Float64
+from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a calibration round sets out from.
+    """The version that a calibration round starts from.
 
     Attributes:
-        coefficients: body of the version it starts from.
-        moments: body of what the server's optimiser remembers at that version; None where it remembers nothing.
-        calibrated: calibration rounds behind that version.
+        coefficients: the body of the version.
+        moments: the body of the moments of the server optimiser after it; None where it keeps none.
+        calibrated: the calibration rounds behind it in a row.
     """
 
     coefficients: bytes
@@ -37,15 +37,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class AggregationResult:
-    """What a round gave.
+    """The result of a round.
 
     Attributes:
-        body: its aggregate, as it travels; None for an evaluation.
-        weight: examples behind it.
-        evaluation: the measure of the version it started from.
-        moments: what the server's optimiser remembers for the next round.
+        body: the aggregate as it travels; None for an evaluation round.
+        weight: the number of examples behind it.
+        evaluation: of the version that the round started from.
+        moments: the body of the moments of the server optimiser for the next round.
         sketch: of a context vector.
-        changes: of what it is made of, that a context vector reflects.
+        changes: the number of additions and withdrawals that a context vector reflects.
     """
 
     body: bytes | None
@@ -57,101 +57,108 @@ class AggregationResult:
 
 
 class ContextAccumulator:
-    """The running sum of a context vector. The same parts of the same clients give the same bytes, whenever each of them came.
+    """Accumulates a context vector. The same parts of the same clients give the same bytes, whenever each of them arrived.
 
-    A client's parts must come one after the other. They become one vector first, their mean by examples, which then counts with all
-    of its examples: so a rule sees every client once, a cap of weights holds for clients, and one that adds demonstrations counts
-    as if it had sent all of them at once.
+    The parts of a client must be added one after the other. They are first averaged by examples, and the mean counts with all of their
+    examples: so a rule sees every client once, the cap of weights applies to clients, and a client that adds demonstrations later
+    counts as if it had sent all of them at once.
     """
 
     def __init__(self, task: str, number: int, policy: Policy) -> None:
         self._task, self._number = task, number
-        self.combination = Reducer(policy)
+        self._reducer = Reducer(policy)
         self._client: str | None = None
         self._parts: list[tuple[Float32, int]] = []
 
     def add(self, client: str, weight: int, body: bytes) -> None:
         """Add one part."""
         if client != self._client:
-            self._end_client()
+            self._add_client()
         self._client = client
         self._parts.append((read_context(TensorBody.from_bytes(body)).values, weight))
 
-    def _end_client(self) -> None:
+    def _add_client(self) -> None:
         if len(self._parts) == 1:
-            self.combination.add(*self._parts[0])
+            self._reducer.add(*self._parts[0])
         elif self._parts:
             mean = WeightedMean()
             for values, weight in self._parts:
                 mean.add(values, weight)
-            self.combination.add(mean.value(), mean.weight)
+            self._reducer.add(mean.value(), mean.weight)
         self._parts = []
 
     def summed(self) -> AggregationResult:
-        """The vector, float16 where its values allow, and its sketch.
+        """Return the context vector, float16 where its values allow, and its sketch.
 
         Raises:
-            WrongState: no part, or fewer clients than the rule needs.
+            WrongState: there are no parts, or fewer clients than the rule needs.
         """
-        self._end_client()
-        value, examples = self.combination.value(), self.combination.examples
+        self._add_client()
+        value, examples = self._reducer.value(), self._reducer.examples
         body = context_body(value, {"task": self._task, "round": self._number, "examples": examples})
         return AggregationResult(body, examples, None, sketch=tuple(float(number) for number in sketch(value)))
 
 
 class RoundAccumulator:
-    """The running sums of a calibration or evaluation round. The same contributions and the same start give the same bytes."""
+    """Accumulates a calibration or evaluation round. The same contributions and the same start give the same bytes."""
 
     def __init__(self, round_: Round, labels: int, policy: Policy, start: Start | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
-        self._confusion, self._told_of, self._label_probabilities = ConfusionMatrix(labels), ConfusionMatrix(labels), WeightedMean()
-        self._from = None if start is None else _values(start.coefficients)
-        self.combination = Reducer(policy, self._origin())
+        self._confusion = ConfusionMatrix(labels)
+        # Of the clients that sent label probabilities alone.
+        self._label_confusion, self._label_probabilities = ConfusionMatrix(labels), WeightedMean()
+        self._start_values = None if start is None else _values(start.coefficients)
+        self._reducer = Reducer(policy, self._origin())
 
     def _origin(self) -> Float64 | None:
-        """What updates are measured from: the start for coefficients, nothing for gradients."""
-        if self._from is None or self._policy.mode == "coefficients":
-            return self._from
-        return np.zeros_like(self._from)
+        """Return what updates are measured from: the start for coefficients, 0 for gradients."""
+        if self._start_values is None or self._policy.mode == "coefficients":
+            return self._start_values
+        return np.zeros_like(self._start_values)
 
     def add(self, weight: int, body: bytes) -> None:
-        """Add one contribution."""
+        """Add one contribution with its number of examples."""
         parsed = TensorBody.from_bytes(body)
         counts: Int64 = parsed.tensors["confusion"]
         self._confusion.add(counts)
         if "label_probabilities" in parsed.tensors:
-            self._told_of.add(counts)
+            self._label_confusion.add(counts)
             self._label_probabilities.add(read_label_probabilities(parsed), int(counts.sum()))
         if self._round.kind is RoundKind.CALIBRATION:
-            self.combination.add(self._update(parsed), weight)
+            self._reducer.add(self._update(parsed), weight)
 
     def _update(self, parsed: TensorBody) -> Float32 | Float64:
-        """The coefficients a client came to, or in gradient mode its gradient."""
+        """Return the coefficients of the client after its local work, or in gradient mode its gradient."""
         if self._policy.mode == "gradient":
             return read_gradient(parsed).values
         if self._policy.update_dtype == "float32":
             return read_coefficients(parsed).values
-        assert self._from is not None, "a change is measured from a version"
-        return self._from + QuantizedUpdate.read(parsed).restored()
+        assert self._start_values is not None, "a change is measured from a version"
+        return self._start_values + QuantizedUpdate.read(parsed).restored()
 
     def summed(self) -> AggregationResult:
-        """The aggregate: float32 for coefficients, nothing for an evaluation."""
+        """Return the coefficients in float32 and the evaluation, or the evaluation alone in an evaluation round.
+
+        Raises:
+            WrongState: there are too few contributions for the rule, or none that carries weight.
+        """
         evaluation = self._evaluation()
         if self._round.kind is RoundKind.EVALUATION:
             return AggregationResult(None, 0, evaluation)
-        after, moments = self._step()
-        body = TensorBody({"coefficients": Coefficients(after.astype(np.float32)).values}, self._said()).to_bytes()
-        return AggregationResult(body, self.combination.examples, evaluation, None if moments is None else _moments_body(moments))
+        values, moments = self._step()
+        metadata = {"task": self._round.task, "round": self._round.number, "examples": self._reducer.examples}
+        body = TensorBody({"coefficients": Coefficients(values.astype(np.float32)).values}, metadata).to_bytes()
+        return AggregationResult(body, self._reducer.examples, evaluation, None if moments is None else _moments_body(moments))
 
     def _step(self) -> tuple[Float64, Moments | None]:
-        combined, optimizer = self.combination.value(), self._optimizer()
+        reduced, optimizer = self._reducer.value(), self._optimizer()
         gradient = self._policy.mode == "gradient"
         if optimizer.plain and not gradient:
-            return combined, None
-        assert self._from is not None, "a calibration round starts from a version"
-        update = -combined if gradient else combined - self._from
+            return reduced, None
+        assert self._start_values is not None, "a calibration round starts from a version"
+        update = -reduced if gradient else reduced - self._start_values
         moments = None if self._start is None or self._start.moments is None else _read_moments(self._start.moments)
-        return optimizer.step(self._from, update, moments)
+        return optimizer.step(self._start_values, update, moments)
 
     def _optimizer(self) -> ServerOptimizer:
         policy = self._policy
@@ -164,22 +171,20 @@ class RoundAccumulator:
         )
 
     def _evaluation(self) -> EvaluationResult | None:
-        found = self._confusion.measure()
-        if found is None or self._label_probabilities.weight == 0:
-            return found
-        return replace(found, label_bias=bias_of(self._label_probabilities.value(), self._told_of.counts.sum(axis=1)))
-
-    def _said(self) -> dict[str, object]:
-        return {"task": self._round.task, "round": self._round.number, "examples": self.combination.examples}
+        evaluation = self._confusion.measure()
+        if evaluation is None or self._label_probabilities.weight == 0:
+            return evaluation
+        bias = bias_of(self._label_probabilities.value(), self._label_confusion.counts.sum(axis=1))
+        return replace(evaluation, label_bias=bias)
 
 
-def context_body(values: Float64, said: dict[str, object]) -> bytes:
-    """A context vector as it travels."""
-    return TensorBody({"context": ContextVector(values.astype(np.float32)).wire()}, said).to_bytes()
+def context_body(values: Float64, metadata: dict[str, object]) -> bytes:
+    """Return the body of a context vector."""
+    return TensorBody({"context": ContextVector(values.astype(np.float32)).wire()}, metadata).to_bytes()
 
 
 def first_coefficients(task: Task, round_: Round) -> bytes:
-    """The body of version 0: λ as the policy says, β = 1."""
+    """Return the body of version 0: λ as the policy says, β = 1."""
     assert task.spec.identity is not None, "a round closed before anyone joined"
     layout = task.spec.layout(task.spec.identity)
     first = Coefficients.identity(len(layout.layers), layout.groups, context_weight=task.spec.policy.initial_context_weight)

@@ -1,7 +1,7 @@
-"""Robust means of one round's updates, which some hostile contributions cannot carry away. Pure numpy: knows no rounds and no policy.
+"""Robust means of the updates of a round, which a minority of hostile contributions cannot move at will.
 
-Every function takes rows, one for each contribution, shape (n, m), of any float dtype, and gives float64, shape (m,). Rows are put in
-an order of their own first, so the same rows give the same bytes in whatever order they came.
+Every function takes rows, one for each contribution, shape (n, m), of any float dtype, and returns float64, shape (m,) unless it says
+otherwise. Rows are first sorted by their values, so the same rows give the same bytes in whatever order they arrive.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ifed.errors import LayoutMismatch, NonFinite, WrongState
+from ifed.tensors.values import Float64
 
-Float64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]
-BLOCK = 1 << 16
+COLUMNS_AT_ONCE = 1 << 16
 SMOOTHING = 1e-6
 TOLERANCE = 1e-12
-ITERATIONS = 500
+MAX_ITERATIONS = 500
 
 
 def coordinate_median(rows: Rows) -> Float64:
-    """The median of each coordinate (arXiv 1803.01498, definition 1). Fewer than half of the rows cannot move it past the others."""
+    """Return the median of each coordinate (arXiv 1803.01498, definition 1).
+
+    Fewer than half of the rows cannot move a coordinate beyond the values of the others.
+    """
     _check(rows)
     return _by_columns(rows, lambda block: np.asarray(np.median(block, axis=0)))
 
 
 def trimmed_mean(rows: Rows, hostile: int) -> Float64:
-    """The mean of each coordinate without its `hostile` least and `hostile` greatest values (arXiv 1803.01498, definition 2).
+    """Return the mean of each coordinate without its `hostile` least and `hostile` greatest values (arXiv 1803.01498, definition 2).
 
     Raises:
         WrongState: nothing would be left.
@@ -38,19 +41,19 @@ def trimmed_mean(rows: Rows, hostile: int) -> Float64:
         raise WrongState(
             f"a trimmed mean that drops {hostile} at either end needs {2 * hostile + 1} contributions, {len(rows)} came"
         )
-    kept = slice(hostile, len(rows) - hostile)
-    return _by_columns(rows, lambda block: np.asarray(np.sort(block, axis=0)[kept].mean(axis=0)))
+    remaining = slice(hostile, len(rows) - hostile)
+    return _by_columns(rows, lambda block: np.asarray(np.sort(block, axis=0)[remaining].mean(axis=0)))
 
 
 def multi_krum(rows: Rows, hostile: int) -> Float64:
-    """The mean of the n - f - 2 rows that lie closest to their neighbours, f being `hostile` (arXiv 1703.02757, section 4).
+    """Return the mean of the n - f - 2 rows closest to their neighbours, where f is `hostile` (arXiv 1703.02757, section 4).
 
-    A row's score is the sum of squared distances to its n - f - 2 nearest others.
+    The score of a row is the sum of its squared distances to the n - f - 2 nearest other rows.
 
     Raises:
-        WrongState: fewer than 2 f + 3 rows, below which the rule promises nothing.
+        WrongState: there are fewer than 2 f + 3 rows, for which the rule guarantees nothing.
     """
-    rows = _ordered(rows)
+    rows = _sorted(rows)
     if len(rows) < 2 * hostile + 3:
         raise WrongState(f"multi-Krum against {hostile} needs {2 * hostile + 3} contributions, {len(rows)} came")
     count = len(rows) - hostile - 2
@@ -61,47 +64,48 @@ def multi_krum(rows: Rows, hostile: int) -> Float64:
 
 
 def geometric_median(rows: Rows, weights: npt.ArrayLike) -> Float64:
-    """The point with the least weighted sum of distances to the rows, by the smoothed Weiszfeld algorithm.
+    """Return the point with the least weighted sum of distances to the rows, by the smoothed Weiszfeld algorithm.
 
-    RFA, arXiv 1912.13445, algorithm 2; it starts at the coordinate-wise median instead of the mean, from where far rows pull less.
-    Rows with less than half of the weight cannot carry it away.
+    RFA, arXiv 1912.13445, algorithm 2. It starts at the coordinate-wise median instead of the mean, which distant rows move less.
+    Rows with less than half of the weight cannot move the result at will.
 
     Args:
         rows: (n, m).
         weights: (n,), none negative.
 
     Raises:
-        WrongState: no weight.
+        LayoutMismatch: there is not one weight of at least 0 for each row.
+        WrongState: all weights are 0.
     """
-    parts = np.asarray(weights, dtype=np.float64)
-    if parts.shape != (len(rows),) or (parts < 0).any():
-        raise LayoutMismatch(f"{len(rows)} rows need as many weights from 0, got {parts.shape}")
-    order = _order(rows, parts)
-    points, parts = rows[order].astype(np.float64), parts[order]
-    if parts.sum() <= 0:
+    shares = np.asarray(weights, dtype=np.float64)
+    if shares.shape != (len(rows),) or (shares < 0).any():
+        raise LayoutMismatch(f"{len(rows)} rows need as many weights from 0, got {shares.shape}")
+    order = _order(rows, shares)
+    points, shares = rows[order].astype(np.float64), shares[order]
+    if shares.sum() <= 0:
         raise WrongState("there is no median of contributions that carry no weight")
-    parts = parts / parts.sum()
+    shares = shares / shares.sum()
     centre = coordinate_median(points)
-    for _ in range(ITERATIONS):
-        pulls = parts / np.maximum(SMOOTHING, _distances_to(points, centre))
+    for _ in range(MAX_ITERATIONS):
+        pulls = shares / np.maximum(SMOOTHING, _distances_to(points, centre))
         moved = np.asarray((pulls[:, None] * points).sum(axis=0) / pulls.sum())
-        done = np.linalg.norm(moved - centre) <= TOLERANCE * (1.0 + np.linalg.norm(centre))
+        converged = np.linalg.norm(moved - centre) <= TOLERANCE * (1.0 + np.linalg.norm(centre))
         centre = moved
-        if done:
+        if converged:
             break
     return centre
 
 
 def nearest_neighbour_mixing(rows: Rows, hostile: int) -> Float64:
-    """Each row replaced by the mean of the n - f rows nearest to it, itself among them, f being `hostile`; shape (n, m).
+    """Return each row replaced by the mean of the n - f rows nearest to it, itself included, where f is `hostile`; shape (n, m).
 
-    Algorithm 2 of arXiv 2302.01772: a step before a robust rule, which then holds under unlike clients too. The rows come back in
-    their own order, not in the order given.
+    Algorithm 2 of arXiv 2302.01772: a step before a robust rule, which then also holds when clients differ. The rows come back sorted,
+    not in the order of the argument.
 
     Raises:
-        WrongState: half of the rows or more would be hostile.
+        WrongState: at least half of the rows would be hostile.
     """
-    rows = _ordered(rows)
+    rows = _sorted(rows)
     if len(rows) <= 2 * hostile:
         raise WrongState(f"mixing against {hostile} needs {2 * hostile + 1} contributions, {len(rows)} came")
     nearest = np.argsort(squared_distances(rows), axis=1, kind="stable")[:, : len(rows) - hostile]
@@ -109,7 +113,12 @@ def nearest_neighbour_mixing(rows: Rows, hostile: int) -> Float64:
 
 
 def bounded(values: Float64, bound: float) -> Float64:
-    """`values` scaled down to an L2 norm of `bound`, or as they are when they are within it (norm bounding, arXiv 1911.07963)."""
+    """Return `values` scaled down to an L2 norm of `bound`, or as they are when they are within it (norm bounding, arXiv 1911.07963).
+
+    Raises:
+        WrongState: the bound is not above 0.
+        NonFinite: a value is NaN or infinite.
+    """
     if bound <= 0:
         raise WrongState("a bound on norms is above 0")
     largest = float(np.abs(values).max(initial=0.0))
@@ -117,17 +126,12 @@ def bounded(values: Float64, bound: float) -> Float64:
         raise NonFinite("an update that is not finite has no norm to bound")
     if largest == 0.0:
         return values
-    norm = largest * float(np.linalg.norm(values / largest))  # no square overflows
+    norm = largest * float(np.linalg.norm(values / largest))  # scaled first, so that no square overflows
     return values if norm <= bound else values * (bound / norm)
 
 
-def hostile_among(count: int, fraction: float) -> int:
-    """How many of `count` contributions are taken to be hostile: `fraction` of them, rounded up."""
-    return int(np.ceil(round(fraction * count, 9)))
-
-
 def squared_distances(rows: Rows) -> Float64:
-    """Squared distances between all rows, (n, n), from differences: no cancellation, and the same on every machine."""
+    """Return the squared distances between all rows, (n, n). They are computed from differences, without cancellation."""
     points = rows.astype(np.float64)
     return np.stack([np.square(points - point).sum(axis=1) for point in points])
 
@@ -143,17 +147,17 @@ def _check(rows: Rows) -> None:
         raise NonFinite("a contribution that is NaN or infinite cannot be aggregated")
 
 
-def _ordered(rows: Rows) -> Rows:
+def _sorted(rows: Rows) -> Rows:
     return rows[_order(rows, np.zeros(len(rows)))]
 
 
 def _order(rows: Rows, weights: Float64) -> list[int]:
-    """The order of the rows by their bytes, then by weight: the same whatever order they came in."""
+    """Return the order of the rows by their bytes and then by weight."""
     _check(rows)
     return sorted(range(len(rows)), key=lambda index: (rows[index].tobytes(), float(weights[index])))
 
 
 def _by_columns(rows: Rows, rule: Callable[[Float64], Float64]) -> Float64:
-    """Apply `rule` to blocks of columns in float64, so that no second copy of all rows is made."""
-    blocks = [rule(rows[:, start : start + BLOCK].astype(np.float64)) for start in range(0, rows.shape[1], BLOCK)]
-    return np.concatenate(blocks)
+    """Apply `rule` to blocks of columns in float64, so that there is no second copy of all rows."""
+    starts = range(0, rows.shape[1], COLUMNS_AT_ONCE)
+    return np.concatenate([rule(rows[:, start : start + COLUMNS_AT_ONCE].astype(np.float64)) for start in starts])

@@ -1,26 +1,23 @@
-"""The step from a round's mean update to the next coefficients, and what it remembers. Pure numpy: knows no rounds and no storage."""
+"""Server optimisers: the step from the mean update of a round to the next coefficients."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ifed.errors import LayoutMismatch
-
-Float64 = npt.NDArray[np.float64]
-Name = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
+from ifed.messages.tasks import OptimizerName
+from ifed.tensors.values import Float64
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What an optimiser remembers between rounds, each float64 of the coefficients' shape.
+    """The state of an optimiser between rounds, each float64 of the shape of the coefficients.
 
     Attributes:
         first: m, the running mean of the updates.
-        second: v, the running mean of their squares; None where the optimiser keeps none.
+        second: v, the running mean of their squares; None for an optimiser that keeps none.
     """
 
     first: Float64
@@ -31,8 +28,8 @@ class Moments:
 class ServerOptimizer:
     """`ServerOpt` of arXiv 2003.00295, algorithms 1 and 2, on the mean update Δ: what the mean client would add to the coefficients.
 
-    In gradient mode Δ is the negative mean gradient. FedAvg and FedAvgM as in arXiv 1909.06335: `m = β₁ m + Δ`. No bias correction,
-    as published.
+    In gradient mode Δ is the negative mean gradient. FedAvg and FedAvgM are as in arXiv 1909.06335: `m = β₁ m + Δ`. There is no bias
+    correction, as published.
 
     Attributes:
         rate: η.
@@ -41,7 +38,7 @@ class ServerOptimizer:
         adaptivity: τ; v begins at τ².
     """
 
-    name: Name
+    name: OptimizerName
     rate: float
     momentum: float = 0.9
     second_momentum: float = 0.99
@@ -53,10 +50,15 @@ class ServerOptimizer:
         return self.name == "fedavg" and self.rate == 1.0
 
     def step(self, start: Float64, update: Float64, moments: Moments | None) -> tuple[Float64, Moments | None]:
-        """The coefficients after the step, and what to remember.
+        """Return the coefficients after the step, and the moments for the next one.
+
+        Args:
+            start: the coefficients before the step.
+            update: Δ, of the same shape.
+            moments: after the previous step; None before the first.
 
         Raises:
-            LayoutMismatch: start, update and moments are not of one shape.
+            LayoutMismatch: the shapes of the arguments differ.
         """
         if start.shape != update.shape or (moments is not None and moments.first.shape != update.shape):
             raise LayoutMismatch(f"an update of shape {update.shape} is no step from coefficients of shape {start.shape}")
@@ -67,12 +69,12 @@ class ServerOptimizer:
                 first = update if moments is None else self.momentum * moments.first + update
                 return start + self.rate * first, Moments(first)
             case "fedadam" | "fedyogi":
-                return self._adaptive(start, update, moments)
+                return self._adaptive_step(start, update, moments)
 
-    def _adaptive(self, start: Float64, update: Float64, moments: Moments | None) -> tuple[Float64, Moments]:
-        before = moments.first if moments is not None else np.zeros_like(update)
+    def _adaptive_step(self, start: Float64, update: Float64, moments: Moments | None) -> tuple[Float64, Moments]:
+        mean = moments.first if moments is not None else np.zeros_like(update)
         spread = np.full_like(update, self.adaptivity**2) if moments is None or moments.second is None else moments.second
-        first = self.momentum * before + (1 - self.momentum) * update
+        first = self.momentum * mean + (1 - self.momentum) * update
         square = np.square(update)
         if self.name == "fedadam":
             second = self.second_momentum * spread + (1 - self.second_momentum) * square

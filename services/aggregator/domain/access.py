@@ -1,4 +1,4 @@
-"""What is kept besides rounds and tasks: parties, members, and the aggregates. Plain values: knows no database and no HTTP."""
+"""Who may call: parties, enrolment codes, and the audit log of admin requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from ifed.messages.enums import Role
 
 @dataclass(slots=True)
 class Party:
-    """Who a bearer token speaks for; only the token's sha256 is kept."""
+    """The holder of a bearer token. Only the sha256 of the token is stored.
+
+    Attributes:
+        token_hash: sha256 of the token, in hexadecimal.
+        revoked_at: when the token was revoked; None while it is valid.
+    """
 
     name: str
     role: Role
@@ -22,7 +27,7 @@ class Party:
 
 @dataclass(slots=True)
 class EnrolmentCode:
-    """Leave for one party to enrol itself once, for a while; only the code's sha256 is kept."""
+    """A code with which one party may enrol itself, once and until it expires. Only the sha256 of the code is stored."""
 
     code_hash: str
     name: str
@@ -34,12 +39,12 @@ class EnrolmentCode:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One line of the audit: who asked for what, before it was done.
+    """A request that an admin made, written before it was carried out.
 
     Attributes:
         action: method and route, such as `POST /v1/tasks/{task}/start`.
-        target: the path that was asked for.
-        number: counts the lines; None until it is kept.
+        target: the path of the request.
+        number: the position in the audit log; None until it is stored.
     """
 
     at: datetime

@@ -1,4 +1,4 @@
-"""What is kept besides rounds and tasks: parties, members, and the aggregates. Plain values: knows no database and no HTTP."""
+"""Stored aggregates, and the ledger of what they were made from."""
 
 from __future__ import annotations
 
@@ -10,34 +10,16 @@ from services.aggregator.domain.contribution import ContributionRecord
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerLine:
-    """A contribution and the round it was for.
-
-    Attributes:
-        change: of the context vector, that it came with after its round had closed; 0 for what came in the round.
-        removed: the change it was withdrawn with.
-    """
-
-    round: int
-    kind: RoundKind
-    state: RoundState
-    entry: ContributionRecord
-    change: int = 0
-    removed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Aggregate:
-    """A stored aggregate without its bytes.
+    """A version of a context vector or of the coefficients, without its body.
 
     Attributes:
-        version: of the coefficients, or the revision of the context vector.
-        digest: sha256 of the body, which is kept exactly as it travels.
+        digest: sha256 of the body, which is stored as it travels.
         round: the round that made it.
-        weight: examples behind it.
-        calibrated: calibration rounds behind it, one after the other; 0 for a context vector.
-        context: of coefficients, the context vector they were made with.
-        changes: of a context vector, the additions and withdrawals it reflects.
+        weight: the number of examples behind it.
+        calibrated: of coefficients, the calibration rounds behind it in a row; 0 for a context vector.
+        context: of coefficients, the version of the context vector they were made with.
+        changes: of a context vector, the number of additions and withdrawals it reflects.
     """
 
     task: str
@@ -52,8 +34,25 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """A contribution and the round it was for.
+
+    Attributes:
+        change: the change of the context vector it came with; 0 for a contribution to the round itself.
+        removed: the change with which it was withdrawn.
+    """
+
+    round: int
+    kind: RoundKind
+    state: RoundState
+    entry: ContributionRecord
+    change: int = 0
+    removed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ContextPart:
-    """A piece of a context vector: what one client sent of it at one time."""
+    """What one client sent for a context vector at one time. A client that adds demonstrations later has several."""
 
     client: str
     digest: str

@@ -1,4 +1,4 @@
-"""A client's part in a round, and what it must look like. Knows no clock, no database and no HTTP."""
+"""Contributions of clients to rounds, and the checks that each of them must pass."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, 
 
 @dataclass(frozen=True, slots=True)
 class ContributionSchema:
-    """What the contributions of one client to one task must look like.
+    """What the contributions of one client to one task must conform to.
 
     Attributes:
-        fingerprint: the task's model.
+        fingerprint: of the task's model.
         context_shape: (layer, site, d).
         coefficients_shape: (layer, site, coefficient, group).
-        labels: how many; confusion counts are labels × labels.
-        holdout: held-out examples the client may count at the most.
+        labels: the number of labels; confusion counts are labels × labels.
+        holdout: the most held-out examples that the client may count.
         gradient: whether a calibration round takes a gradient instead of coefficients.
-        update_dtype: how coefficients travel; anything but float32 takes a change instead of them.
+        update_dtype: how coefficients travel; any but float32 takes a quantised change instead of coefficients.
     """
 
     fingerprint: str
@@ -35,11 +35,11 @@ class ContributionSchema:
 
     @property
     def update(self) -> str:
-        """The tensor that a calibration round takes."""
+        """The name of the tensor that a calibration round takes."""
         return "gradient" if self.gradient else "coefficients" if self.update_dtype == "float32" else "change"
 
     def takes(self, kind: RoundKind) -> str:
-        """In words, what a round of this kind takes."""
+        """Describe what a round of this kind takes, for an error detail."""
         if kind is RoundKind.CONTEXT:
             return "a context vector at …/context"
         if kind is RoundKind.EVALUATION:
@@ -50,7 +50,17 @@ class ContributionSchema:
 
 @dataclass(frozen=True, slots=True)
 class ContributionRecord:
-    """One line of the ledger: that a client contributed, and what it said of it. The tensors stay in the body."""
+    """What is known of a contribution without its tensors.
+
+    Attributes:
+        digest: sha256 of the body, in hexadecimal.
+        weight: the number of examples behind it.
+        size: of the body, in bytes.
+        loss: the mean training loss that the client reported.
+        seconds: the time that the client's work took.
+        correct: correct predictions on the client's held-out examples.
+        evaluated: the number of these examples.
+    """
 
     client: str
     digest: str
@@ -65,7 +75,7 @@ class ContributionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A client's part in a round, read and finite, not yet held against the round."""
+    """A parsed contribution, whose values are finite; `check` compares it with what the round takes."""
 
     entry: ContributionRecord
     body: bytes
@@ -79,13 +89,13 @@ class Contribution:
     label_probabilities: Float32 | None = None
 
     def check(self, kind: RoundKind, form: ContributionSchema) -> None:
-        """Refuse what a round of this kind cannot add up.
+        """Refuse a contribution that a round of this kind cannot aggregate.
 
         Raises:
-            WrongState: vectors for a round that gathers updates, or the other way round.
+            WrongState: a context vector for a round that takes updates, or an update for a context round.
             FingerprintMismatch: made with another model than the task's.
-            LayoutMismatch: a tensor of another shape, one too many or one too few.
-            Malformed: no examples behind it, or more held-out examples than the client has.
+            LayoutMismatch: a tensor is missing, superfluous or of another shape.
+            Malformed: it has no examples behind it, or counts more held-out examples than the client has.
         """
         if (self.context is not None) is not (kind is RoundKind.CONTEXT):
             raise WrongState(f"this is a {kind} round; it takes {form.takes(kind)}")
@@ -96,7 +106,7 @@ class Contribution:
         if kind is not RoundKind.CONTEXT:
             self._check_update(kind, form)
         if kind is not RoundKind.EVALUATION and self.entry.weight < 1:
-            raise Malformed("a contribution stands on at least one example")
+            raise Malformed("a contribution has at least one example behind it")
 
     def _check_update(self, kind: RoundKind, form: ContributionSchema) -> None:
         updates = {"coefficients": self.coefficients, "gradient": self.gradient, "change": self.change}
@@ -108,7 +118,7 @@ class Contribution:
             if update is not None:
                 check_layout(update.values, form.coefficients_shape, what="the update")
         if self.confusion is None:
-            raise LayoutMismatch("an update carries the confusion counts of the version it started from")
+            raise LayoutMismatch("an update needs the confusion counts of the version it started from")
         check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")
         if self.label_probabilities is not None:
             check_layout(self.label_probabilities, (form.labels,), what="the mean label probabilities")

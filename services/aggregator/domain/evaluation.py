@@ -1,24 +1,22 @@
-"""Means of vectors and measures of confusion counts. Pure numpy: knows no rounds, no clock and no storage."""
+"""How well a version does: accuracy and macro-F1 of confusion counts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ifed.errors import LayoutMismatch, WrongState
 from ifed.tensors.values import Int64
 
-Float64 = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """How one version did on the clients' held-out examples, all of them together.
+    """How well one version does on the held-out examples of all clients together.
 
     Attributes:
-        label_bias: how much too likely each label is there, in log-scores, where the clients told it.
+        examples: the number of held-out examples.
+        label_bias: how much too likely each label is, in log-scores; None where clients did not send label probabilities.
     """
 
     accuracy: float
@@ -28,28 +26,37 @@ class EvaluationResult:
 
 
 class ConfusionMatrix:
-    """The sum of clients' confusion counts, shape (truth, prediction), int64."""
+    """The sum of the confusion counts of clients.
+
+    Attributes:
+        counts: shape (truth, prediction), int64.
+    """
 
     def __init__(self, labels: int) -> None:
         self.counts: Int64 = np.zeros((labels, labels), dtype=np.int64)
 
     def add(self, counts: Int64) -> None:
+        """Add the counts of one client.
+
+        Raises:
+            LayoutMismatch: they are for another number of labels.
+        """
         if counts.shape != self.counts.shape:
             raise LayoutMismatch(f"counts of shape {counts.shape} cannot be added to counts of shape {self.counts.shape}")
         self.counts += counts
 
     def measure(self) -> EvaluationResult | None:
-        """Accuracy and macro-F1, or None when no client had held-out examples."""
+        """Return accuracy and macro-F1, or None when no client has held-out examples."""
         return measure(self.counts) if self.counts.any() else None
 
 
 def measure(counts: Int64) -> EvaluationResult:
-    """Accuracy and macro-F1 of confusion counts, shape (truth, prediction).
+    """Return accuracy and macro-F1 of confusion counts, shape (truth, prediction).
 
     Macro-F1 is the plain mean of `2·TP / (truths + predictions)` over the labels that occur as truth or as prediction.
 
     Raises:
-        WrongState: there are no counts.
+        WrongState: all counts are 0.
     """
     examples = int(counts.sum())
     if examples <= 0:

@@ -1,4 +1,4 @@
-"""What is kept besides rounds and tasks: parties, members, and the aggregates. Plain values: knows no database and no HTTP."""
+"""Domain events: what happened to tasks, rounds and context vectors, and who is notified."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from services.aggregator.domain.task import Task
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """Something that happened to a task or a round.
+    """Something that happened to a task, a round or a context vector.
 
     Attributes:
-        version: the coefficients that a round made, that are served from now on or no more, or the context vector that was revised.
-        number: counts what happened, in the order of its commits; None until it is kept.
+        version: of the coefficients that a round made, or that are served from now on or no longer; or of the revised context vector.
+        number: the position in the order of commits; None until it is stored.
     """
 
     kind: EventKind
@@ -33,11 +33,11 @@ class DomainEvent:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A receiver of what happens. Its secret is kept as it is, since it signs.
+    """A receiver of events. Its secret is stored in plain text, because it signs the deliveries.
 
     Attributes:
-        kinds: what it is told; None is everything.
-        task: the task it is told of; None is every task.
+        kinds: the events it receives; None for all.
+        task: the task whose events it receives; None for all.
     """
 
     name: str
@@ -47,13 +47,20 @@ class Webhook:
     kinds: tuple[EventKind, ...] | None = None
     task: str | None = None
 
-    def wants(self, happening: DomainEvent) -> bool:
-        return (self.kinds is None or happening.kind in self.kinds) and self.task in (None, happening.task)
+    def wants(self, event: DomainEvent) -> bool:
+        """Return whether the webhook receives this event."""
+        return (self.kinds is None or event.kind in self.kinds) and self.task in (None, event.task)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Something that happened, on its way to one webhook."""
+    """The delivery of one event to one webhook.
+
+    Attributes:
+        next_at: when it is attempted next; None when it is not.
+        status: the HTTP status of the last answer.
+        error: why the last attempt failed.
+    """
 
     happening: DomainEvent
     state: DeliveryState = DeliveryState.PENDING
@@ -64,13 +71,13 @@ class Delivery:
     delivered_at: datetime | None = None
 
 
-OF_ROUND = {
+_ROUND_EVENTS = {
     RoundState.OPEN: EventKind.ROUND_OPENED,
     RoundState.CLOSED: EventKind.ROUND_CLOSED,
     RoundState.FAILED: EventKind.ROUND_FAILED,
     RoundState.CANCELLED: EventKind.ROUND_CANCELLED,
 }
-OF_TASK = {
+_TASK_EVENTS = {
     TaskState.DRAFT: EventKind.TASK_CREATED,
     TaskState.RUNNING: EventKind.TASK_STARTED,
     TaskState.PAUSED: EventKind.TASK_PAUSED,
@@ -80,33 +87,33 @@ OF_TASK = {
 
 
 def of_round(before: RoundState | None, after: Round, at: datetime) -> list[DomainEvent]:
-    """What it is that a round left the state `before` for the one it is in now; None when it was not there before."""
-    if after.state is before or after.state not in OF_ROUND:
+    """Return the events of a round that was in the state `before`; None for a new round."""
+    if after.state is before or after.state not in _ROUND_EVENTS:
         return []
     version = after.produced if after.state is RoundState.CLOSED else after.version
-    return [DomainEvent(OF_ROUND[after.state], at, after.task, after.number, after.kind, version, after.reason)]
+    return [DomainEvent(_ROUND_EVENTS[after.state], at, after.task, after.number, after.kind, version, after.reason)]
 
 
 def of_task(before: tuple[TaskState, int | None] | None, after: Task, at: datetime) -> list[DomainEvent]:
-    """What it is that a task was in a state and served a version `before`, and now is and serves what it does."""
+    """Return the events of a task that had the state and served the version `before`; None for a new task."""
     state, served = before or (None, None)
-    found = []
+    events = []
     if after.served is not None and after.served != served:
-        found.append(DomainEvent(EventKind.ADAPTER_PROMOTED, at, after.name, version=after.served, reason=after.reason))
+        events.append(DomainEvent(EventKind.ADAPTER_PROMOTED, at, after.name, version=after.served, reason=after.reason))
     if after.served is None and served is not None:
-        found.append(DomainEvent(EventKind.ADAPTER_WITHDRAWN, at, after.name, version=served, reason=after.reason))
+        events.append(DomainEvent(EventKind.ADAPTER_WITHDRAWN, at, after.name, version=served, reason=after.reason))
     if after.state is not state:
         resumed = (state, after.state) == (TaskState.PAUSED, TaskState.RUNNING)
-        kind = EventKind.TASK_RESUMED if resumed else OF_TASK[after.state]
-        found.append(DomainEvent(kind, at, after.name, version=after.served, reason=after.reason))
-    return found
+        kind = EventKind.TASK_RESUMED if resumed else _TASK_EVENTS[after.state]
+        events.append(DomainEvent(kind, at, after.name, version=after.served, reason=after.reason))
+    return events
 
 
-def of_context(made: Aggregate, at: datetime) -> list[DomainEvent]:
-    """What it is that a context vector is there; the closing of its round tells of the first."""
-    return [] if made.version == 1 else [DomainEvent(EventKind.CONTEXT_REVISED, at, made.task, version=made.version)]
+def of_context(added: Aggregate, at: datetime) -> list[DomainEvent]:
+    """Return the events of a new version of a context vector; none for the first, which comes with the end of its round."""
+    return [] if added.version == 1 else [DomainEvent(EventKind.CONTEXT_REVISED, at, added.task, version=added.version)]
 
 
 def of_deletion(task: str, at: datetime) -> list[DomainEvent]:
-    """What it is that a task is gone."""
+    """Return the events of a task that was deleted."""
     return [DomainEvent(EventKind.TASK_DELETED, at, task)]

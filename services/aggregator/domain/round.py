@@ -1,4 +1,4 @@
-"""Rounds: who may contribute, and when a round is complete. Knows no clock, no database and no HTTP; time is passed in."""
+"""The states of a round: who may contribute, and when it is complete, overdue or failed."""
 
 from __future__ import annotations
 
@@ -16,36 +16,40 @@ NAMES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A client's place in a round that waits for it; `entry` once it has contributed."""
+    """A client that a round waits for.
+
+    Attributes:
+        entry: its contribution; None until it has contributed.
+    """
 
     client: str
     entry: ContributionRecord | None = None
 
     def repeats(self, contribution: Contribution) -> ContributionRecord | None:
-        """The entry of the same contribution sent before, so that sending again is the same answer.
+        """Return the record of the same contribution when the client has sent it before, so that sending again is idempotent.
 
         Raises:
-            AlreadyContributed: this client sent something else.
+            AlreadyContributed: the client has sent another contribution.
         """
         if self.entry is not None and self.entry.digest != contribution.entry.digest:
             raise AlreadyContributed(
-                f"{self.client} already contributed {self.entry.digest[:12]}… to this round; what it sent now is "
-                f"{contribution.entry.digest[:12]}…, and a contribution does not change"
+                f"{self.client} already contributed {self.entry.digest[:12]}… to this round; it now sent "
+                f"{contribution.entry.digest[:12]}…, and a contribution cannot be replaced"
             )
         return self.entry
 
 
 @dataclass(slots=True)
 class Round:
-    """One gathering of contributions: `open -> aggregating -> closed`, or `failed`, or `cancelled`.
+    """One collection of contributions: `open -> aggregating -> closed`, or `failed`, or `cancelled`.
 
     Attributes:
-        number: counts the rounds of the task from 1, failed and cancelled ones too.
-        expected: clients that have a seat.
-        required: contributions needed at the deadline.
+        number: counts the rounds of the task from 1, failed and cancelled ones included.
+        expected: the number of participants.
+        required: the number of contributions needed at the deadline.
         version: the coefficients it starts from and evaluates; None in a context round.
         produced: the coefficients it made.
-        attempt: counts the rounds that stood for the same step, failed ones before it, from 1.
+        attempt: counts the attempts at the same step from 1; one more after each failure that is retried.
         context: the version of the context vector it works with; None in a context round.
     """
 
@@ -71,14 +75,15 @@ class Round:
 
     @property
     def live(self) -> bool:
+        """Whether the round is open or being aggregated."""
         return self.state in (RoundState.OPEN, RoundState.AGGREGATING)
 
     def accept(self, contribution: Contribution, form: ContributionSchema, now: datetime) -> None:
-        """Count a contribution that was not sent before; the last one expected ends the gathering.
+        """Count a contribution that was not sent before; the last expected one ends the collection.
 
         Raises:
-            RoundClosed: the round no longer gathers, or its deadline has passed.
-            StaleUpdate: computed from another version than the round's.
+            RoundClosed: the round is not open, or its deadline has passed.
+            StaleUpdate: it starts from another version than the round.
             IFedError: whatever `Contribution.check` refuses.
         """
         if self.state is not RoundState.OPEN:
@@ -92,10 +97,13 @@ class Round:
         self._end_when_complete()
 
     def excuse(self, now: datetime, *, contributed: bool = False) -> RoundState:
-        """Count one client less, which was revoked or withdrew; the state this leads to.
+        """Expect one client less, which was revoked or withdrew, and return the state that follows.
 
         Args:
-            contributed: it had contributed, and what it sent counts no more.
+            contributed: the client has contributed, and its contribution no longer counts.
+
+        Raises:
+            WrongState: the round is not open.
         """
         self._must_be_open("wait for fewer clients")
         self.expected -= 1
@@ -111,10 +119,18 @@ class Round:
             self.state = RoundState.AGGREGATING
 
     def overdue(self, now: datetime) -> bool:
+        """Return whether the round is open past its deadline."""
         return self.state is RoundState.OPEN and now >= self.deadline
 
     def expire(self, now: datetime, missing: Sequence[str]) -> None:
-        """At the deadline: go on with those who came if they are a quorum, else fail and name the missing."""
+        """Aggregate at the deadline if there is a quorum, else fail.
+
+        Args:
+            missing: the clients that have not contributed, for the reason of a failure.
+
+        Raises:
+            WrongState: the round is not overdue.
+        """
         if not self.overdue(now):
             raise WrongState(f"{self} is {self.state} and its deadline is {self.deadline:%Y-%m-%d %H:%M:%S} UTC")
         if self.contributed >= self.required:
@@ -123,26 +139,48 @@ class Round:
             self.fail(f"{self.contributed} of {self.required} needed contributions came; missing: {named(missing)}", now)
 
     def close_now(self) -> None:
-        """End the gathering before its time with those who came; an admin's word stands above the quorum."""
+        """Aggregate before the deadline, with or without a quorum, because an admin said so.
+
+        Raises:
+            WrongState: the round is not open, or has no contributions.
+        """
         self._must_be_open("be closed")
         if self.contributed == 0:
             raise WrongState(f"{self} has no contributions to aggregate; cancel it instead")
         self.state = RoundState.AGGREGATING
 
     def extend(self, seconds: float) -> None:
+        """Move the deadline.
+
+        Raises:
+            WrongState: the round is not open.
+        """
         self._must_be_open("be extended")
         self.deadline += timedelta(seconds=seconds)
 
     def cancel(self, now: datetime) -> None:
-        """Give the round up; what came stays in the ledger and counts for nothing."""
+        """Cancel the round. Its contributions stay in the ledger and are not aggregated.
+
+        Raises:
+            WrongState: the round is not open.
+        """
         self._must_be_open("be cancelled")
         self.state, self.closed_at, self.reason = RoundState.CANCELLED, now, "cancelled by an admin"
 
     def fail(self, reason: str, now: datetime) -> None:
+        """End the round without an aggregate."""
         self.state, self.closed_at, self.reason = RoundState.FAILED, now, reason
 
     def close(self, now: datetime, *, produced: int | None, evaluation: EvaluationResult | None) -> None:
-        """Keep what the aggregate gave."""
+        """End the round with its aggregate.
+
+        Args:
+            produced: the version of the coefficients it made.
+            evaluation: of the version it started from.
+
+        Raises:
+            WrongState: the round is not being aggregated.
+        """
         if self.state is not RoundState.AGGREGATING:
             raise WrongState(f"{self} is {self.state}; only a round that is aggregating can close")
         self.state, self.closed_at, self.produced, self.evaluation = RoundState.CLOSED, now, produced, evaluation
@@ -153,6 +191,6 @@ class Round:
 
 
 def named(clients: Sequence[str]) -> str:
-    """The names in words, cut off after some, since a round may wait for thousands."""
+    """Return the names as a sentence part of at most `NAMES_SHOWN`, since a round may wait for thousands."""
     more = len(clients) - NAMES_SHOWN
     return ", ".join(clients[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

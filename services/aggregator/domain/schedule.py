@@ -1,15 +1,14 @@
-"""What a task does next: its states, the order of its rounds, early stop, and which version it serves. Knows no database and no HTTP."""
+"""What a task does next: which round opens and for whom, when it stops, and which version it serves."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
-from ifed.messages.tasks import Policy
+from ifed.messages.tasks import Policy, ceil_share
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.task import Task
@@ -27,9 +26,9 @@ class Step:
 
 
 def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step | None:
-    """The next round: context, then calibration rounds until they are all done or bring nothing, then an evaluation; or None.
+    """Return the next round: context, then calibration until all rounds are done or accuracy stalls, then an evaluation; then None.
 
-    A failed or cancelled round changed no version, so the step it stood for comes again.
+    A failed or cancelled round changes no version, so its step is repeated.
     """
     if task.version is None:
         return Step(RoundKind.CONTEXT)
@@ -42,15 +41,15 @@ def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step 
 
 
 def stalled(policy: Policy, evaluations: Evaluated) -> bool:
-    """Whether the accuracy has not risen above its best for `patience` evaluations."""
+    """Return whether the accuracy has not risen above its best for `policy.patience` evaluations."""
     if policy.patience is None or not evaluations:
         return False
-    accuracies = [measure.accuracy for _, measure in evaluations]
+    accuracies = [evaluation.accuracy for _, evaluation in evaluations]
     return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= policy.patience
 
 
 def early_end(task: Task) -> str | None:
-    """Why a task that is through its plan made fewer versions than the plan has rounds; None when it did not."""
+    """Return why a task that is done made fewer versions than its policy has rounds; None when it did not."""
     policy = task.spec.policy
     if task.version is None or task.calibrated >= policy.rounds:
         return None
@@ -58,23 +57,23 @@ def early_end(task: Task) -> str | None:
 
 
 def quorum_of(expected: int, count: int | None, fraction: float) -> int:
-    """Contributions a round of `expected` clients needs at its deadline.
+    """Return the number of contributions that a round of `expected` clients needs at its deadline.
 
-    Without `count` and without `fraction`, every client. Otherwise the larger of `count` and `fraction × expected` rounded up, and
+    Without `count` and without `fraction`, all of them. Otherwise the larger of `count` and `fraction × expected` rounded up, and
     at least one: `quorum_of(10, 3, 0.25) == 3`, `quorum_of(10, None, 0.25) == 3`, `quorum_of(10, None, 0.0) == 10`.
     """
     if count is None and fraction == 0.0:
         return max(expected, 1)
-    return max(count or 1, math.ceil(round(fraction * expected, 9)))
+    return max(count or 1, ceil_share(fraction, expected))
 
 
 def clients_needed(policy: Policy, newest: Round | None) -> int:
-    """Members a task needs before a round opens: never fewer than its quorum, and those it expects before the first one."""
+    """Return the number of members that a task needs before a round opens: its quorum, and before the first round all expected clients."""
     return max(policy.clients_expected if newest is None else 1, policy.quorum or 1)
 
 
 def attempt_after(task: Task, newest: Round | None) -> int:
-    """The next round's attempt: one more after a failure that is retried, and 1 after all else, an admin's new start too."""
+    """Return the attempt of the next round: one more after a failure that is retried, else 1, also after an admin starts the task again."""
     if newest is None or newest.state is not RoundState.FAILED or newest.attempt > task.spec.policy.retries:
         return 1
     return newest.attempt + 1
@@ -83,7 +82,7 @@ def attempt_after(task: Task, newest: Round | None) -> int:
 def open_round(
     task: Task, step: Step, number: int, members: int, now: datetime, *, attempt: int = 1, context: int | None = None
 ) -> Round:
-    """A round that waits for `members` clients and works with context vector `context`."""
+    """Return a new round that waits for `members` clients and works with version `context` of the context vector."""
     policy = task.spec.policy
     return Round(
         task=task.name,
@@ -100,19 +99,19 @@ def open_round(
 
 
 def promoted(task: Task, evaluations: Evaluated) -> int | None:
-    """The version to serve.
+    """Return the version to serve; None when there is none.
 
-    By `best`, the evaluated version of the highest accuracy; between equals the newer, which more rounds stand behind. By `latest`,
-    the newest version. A finished task that no client could evaluate serves its newest version either way.
+    With `serve: best` it is the evaluated version of the highest accuracy, the newest of several. With `serve: latest` it is the newest
+    version. A finished task that no client could evaluate serves its newest version in both cases.
     """
-    unmeasured = task.state is TaskState.FINISHED and not evaluations
-    if task.spec.policy.serve == "latest" or unmeasured:
+    unevaluated = task.state is TaskState.FINISHED and not evaluations
+    if task.spec.policy.serve == "latest" or unevaluated:
         return task.version
     return max(evaluations, key=lambda item: (item[1].accuracy, item[0]), default=(None, None))[0]
 
 
 def assigned(task: Task, *, joined: bool, newest: Round | None, seat: Seat | None, now: datetime) -> AssignmentKind:
-    """What one client should do now; `may_add` says what may come in the place of waiting."""
+    """Return what a client should do now; where it waits, `may_add` says whether it could add to the context vector instead."""
     if task.state is TaskState.FAILED:
         return AssignmentKind.DONE
     if not joined:
@@ -126,22 +125,22 @@ def assigned(task: Task, *, joined: bool, newest: Round | None, seat: Seat | Non
 
 
 def may_add(task: Task, kind: AssignmentKind) -> bool:
-    """Whether a client that has no part in the context vector could bring one; a round comes first, since it has a deadline."""
+    """Return whether a client without a part in the context vector could send one; rounds come first, because they have a deadline."""
     idle = kind is AssignmentKind.WAIT and task.state is TaskState.RUNNING
     over = kind is AssignmentKind.DONE and task.state is TaskState.FINISHED
     return task.version is not None and (idle or over)
 
 
 def seed_of(task: str, number: int) -> int:
-    """The seed of a round's local work: the same on every machine, another one for every round. 31 bits."""
+    """Return the seed of a round's local work, 31 bits: the same on every machine and different for every round."""
     return int.from_bytes(hashlib.sha256(f"{task}/{number}".encode()).digest()[:4], "big") >> 1
 
 
 def sample(members: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of the members by name, drawn without replacement by the sha256 of seed and name; all of them when they are no more.
+    """Return `count` of the members by name, drawn without replacement by the sha256 of seed and name; all when there are no more.
 
-    A member that joins or leaves changes the place of no other one, so a round that is repeated with the same seed asks the same
-    clients as far as they are still there.
+    A member that joins or leaves does not change the rank of another, so a round that is repeated with the same seed asks the same
+    clients, as far as they are still members.
     """
     ranked = sorted(members, key=lambda member: hashlib.sha256(f"{seed}/{member}".encode()).digest())
     return sorted(ranked[:count])

@@ -1,4 +1,4 @@
-"""What is kept besides rounds and tasks: parties, members, and the aggregates. Plain values: knows no database and no HTTP."""
+"""The states of a task, and the memberships of clients in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from ifed.messages.tasks import TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A client's part in a task: how many examples by label it has, no text; `withdrawn_at` once it takes part no more."""
+    """A client that has joined a task.
+
+    Attributes:
+        label_counts: the number of its demonstrations by label.
+        holdout: the number of its held-out examples.
+        withdrawn_at: when it withdrew from the task; None while it takes part.
+    """
 
     task: str
     client: str
@@ -25,17 +31,17 @@ class Membership:
 
 @dataclass(slots=True)
 class Task:
-    """A task and where it stands.
+    """A task and its progress.
 
     Attributes:
-        spec: what it is; holds the model's identity from the moment the first client joined.
-        version: the newest coefficients.
-        served: the version that the adapter endpoint gives.
-        reason: why it failed, paused by itself, or stopped early.
-        calibrated: calibration rounds behind `version`, one after the other.
-        warm_start: the task whose coefficients version 0 is, or NEAREST until its context vector says which; None starts cold.
-        context_changes: counts additions to and withdrawals from what the context vector is made of.
-        context_settled: those of them that the newest context vector reflects, or could not.
+        spec: what its admin defined; contains the identity of the model once the first client has joined.
+        version: of the newest coefficients; None before the context round has closed.
+        served: the version that the adapter endpoint returns.
+        reason: why it failed, was paused by the service, stopped early or was rolled back.
+        calibrated: the calibration rounds behind `version` in a row.
+        warm_start: the task whose coefficients become version 0; NEAREST until the context vector determines it; None for a cold start.
+        context_changes: the number of additions to and withdrawals from the context vector.
+        context_settled: the number of these changes that were processed, by a new version or by the finding that none can be made.
     """
 
     spec: TaskSpec
@@ -51,42 +57,68 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The name of the task."""
         return self.spec.name
 
     @property
     def ended(self) -> bool:
+        """Whether the task has finished or failed."""
         return self.state in (TaskState.FINISHED, TaskState.FAILED)
 
     def start(self) -> None:
-        """Begin, or try the failed round again."""
+        """Run a draft, or retry the failed round of a failed task.
+
+        Raises:
+            WrongState: the task is neither.
+        """
         self._move("start", TaskState.RUNNING, TaskState.DRAFT, TaskState.FAILED)
 
     def pause(self) -> None:
-        """Give out no more work; an open round still takes what comes, until its deadline."""
+        """Open no more rounds; an open one still takes contributions until its deadline.
+
+        Raises:
+            WrongState: the task is not running.
+        """
         self._move("pause", TaskState.PAUSED, TaskState.RUNNING)
 
     def resume(self) -> None:
+        """Run again after a pause.
+
+        Raises:
+            WrongState: the task is not paused.
+        """
         self._move("resume", TaskState.RUNNING, TaskState.PAUSED)
 
     def must_be_draft(self, verb: str) -> None:
+        """Raise WrongState unless the task is a draft; `verb` says what was attempted."""
         self._must_be(verb, TaskState.DRAFT)
 
     def must_not_be(self, verb: str, forbidden: TaskState) -> None:
+        """Raise WrongState when the task is in the state `forbidden`; `verb` says what was attempted."""
         self._must_be(verb, *(state for state in TaskState if state is not forbidden))
 
     def fail(self, reason: str) -> None:
+        """End the task without success."""
         self.state, self.reason = TaskState.FAILED, reason
 
     def hold(self, reason: str) -> None:
-        """Pause for a reason of the service's own; `resume` goes on."""
+        """Pause a running task on behalf of the service; `resume` continues it."""
         if self.state is TaskState.RUNNING:
             self.state, self.reason = TaskState.PAUSED, reason
 
     def finish(self, reason: str | None) -> None:
+        """End the task; the reason says why it stopped early, if it did."""
         self.state, self.reason = TaskState.FINISHED, reason
 
     def roll_back(self, version: int, calibrated: int) -> None:
-        """Serve `version` and go on from it; a task that runs pauses, one that failed waits to be resumed."""
+        """Serve `version` and continue from it. Unless the task has finished it is paused, and `resume` continues it.
+
+        Args:
+            calibrated: the calibration rounds behind `version` in a row.
+
+        Raises:
+            WrongState: the task is a draft.
+        """
         self.must_not_be("be rolled back", TaskState.DRAFT)
         self.version, self.served, self.calibrated = version, version, calibrated
         self.reason = f"rolled back to version {version}"

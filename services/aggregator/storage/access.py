@@ -21,7 +21,7 @@ _BY_TOKEN = select(parties).where(parties.c.token_hash == bindparam("token_hash"
 
 
 class PartyRepository:
-    """Parties: clients, admins and readers, with the hashes of their tokens."""
+    """Parties, which are clients and readers, with the hashes of their tokens."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -17,7 +17,6 @@ from services.aggregator.aggregation.robust import (
     bounded,
     coordinate_median,
     geometric_median,
-    hostile_among,
     multi_krum,
     nearest_neighbour_mixing,
     squared_distances,
@@ -72,11 +71,6 @@ def test_a_norm_is_bounded_and_a_short_one_left_as_it_is() -> None:
     assert bounded(short, 1.0) is short
     assert np.linalg.norm(bounded(np.full(3, 1e300), 2.0)) == pytest.approx(2.0)
     assert bounded(np.zeros(2), 1.0).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(("count", "fraction", "hostile"), [(10, 0.1, 1), (11, 0.1, 2), (30, 0.1, 3), (4, 0.0, 0), (7, 0.3, 3)])
-def test_the_hostile_share_is_rounded_up(count: int, fraction: float, hostile: int) -> None:
-    assert hostile_among(count, fraction) == hostile
 
 
 @pytest.mark.parametrize(

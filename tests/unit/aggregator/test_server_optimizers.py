@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch
-from services.aggregator.aggregation.server_optimizers import Moments, Name, ServerOptimizer
+from ifed.messages.tasks import OptimizerName
+from services.aggregator.aggregation.server_optimizers import Moments, ServerOptimizer
 
-NAMES: list[Name] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
+NAMES: list[OptimizerName] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 vectors = arrays.arrays(np.float64, 3, elements=st.floats(-5, 5))
 
 
@@ -63,7 +64,7 @@ def test_only_fedavg_at_rate_one_is_plain_averaging() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @given(start=vectors, updates=st.lists(vectors, max_size=6))
 def test_every_step_is_finite_and_follows_the_sign_of_a_first_update(
-    name: Name, start: np.ndarray, updates: list[np.ndarray]
+    name: OptimizerName, start: np.ndarray, updates: list[np.ndarray]
 ) -> None:
     value, moments = start, None
     for index, update in enumerate(updates):
@@ -75,7 +76,7 @@ def test_every_step_is_finite_and_follows_the_sign_of_a_first_update(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(start=vectors, update=vectors)
-def test_a_step_changes_nothing_it_was_given(name: Name, start: np.ndarray, update: np.ndarray) -> None:
+def test_a_step_changes_nothing_it_was_given(name: OptimizerName, start: np.ndarray, update: np.ndarray) -> None:
     moments = Moments(np.ones(3), np.ones(3))
     before = [one.copy() for one in (start, update, moments.first, moments.second)]
     ServerOptimizer(name, 0.1).step(start, update, moments)
@@ -84,7 +85,7 @@ def test_a_step_changes_nothing_it_was_given(name: Name, start: np.ndarray, upda
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_of_other_shapes_are_refused(name: Name) -> None:
+def test_values_of_other_shapes_are_refused(name: OptimizerName) -> None:
     with pytest.raises(LayoutMismatch):
         ServerOptimizer(name, 1.0).step(np.zeros(2), np.zeros(3), None)
     with pytest.raises(LayoutMismatch):
