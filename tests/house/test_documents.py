@@ -201,6 +201,29 @@ def test_every_page_that_the_code_names_is_there() -> None:
     assert sorted((path, page) for path, page in named if not (ROOT / page).is_file()) == []
 
 
+def test_the_files_that_a_reader_is_sent_to_are_there() -> None:
+    paths = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("ifed", "services", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+
+    def problems(document: Document) -> Iterator[str]:
+        files = [span for span in document.spans if re.fullmatch(r"[\w/]+\.py", span)]
+        yield from (f"{file} is not there" for file in files if not any(path.endswith(f"/{file}") for path in paths))
+
+    assert of_documents(problems) == []
+
+
+def test_the_glossary_uses_names_of_the_code() -> None:
+    words = {word for source in sources("ifed", "services") for word in re.findall(r"\w+", source.text)} | all_settings()
+    rows = [row for row in documents.document("docs/glossary.md").rows() if row[0] != "term"]
+    names = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[-2]) if not name.endswith(".py")}
+    assert sorted(name for name in names if not set(name.split(".")) <= words) == []
+    terms = [row[0] for row in rows]
+    assert len(terms) == len(set(terms)), "a term stands twice"
+
+
 def test_no_placeholder_is_left() -> None:
     assert of_documents(lambda document: iter(documents.PLACEHOLDER.findall(document.text))) == []
 
