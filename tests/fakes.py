@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -27,7 +27,7 @@ from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.task import Membership, Task
-from services.aggregator.runtime.notifications import Subscription, Topics
+from services.aggregator.runtime.cache import ProcessCache
 from testing.factories import NOON
 from tests.fakes_events import FakeEvents, FakeWebhooks
 
@@ -414,32 +414,32 @@ class FakeStore:
         """Nothing to close."""
 
 
-class FakeCache:
-    """A cache that a test can switch off: then every read misses and every write is lost."""
+class SwitchableCache(ProcessCache):
+    """A cache that a test can switch off: then every read misses, and writes and notifications are lost.
+
+    Attributes:
+        published: the topics that were published, also while it was off.
+    """
 
     def __init__(self) -> None:
-        self.bodies: dict[str, bytes] = {}
-        self.announced: list[str] = []
+        super().__init__()
         self.down = False
-        self._topics = Topics()
+        self.published: list[str] = []
 
     async def get(self, key: str) -> bytes | None:
-        return None if self.down else self.bodies.get(key)
+        return None if self.down else await super().get(key)
 
     async def put(self, key: str, body: bytes) -> None:
         if not self.down:
-            self.bodies[key] = body
-
-    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]:
-        return self._topics.subscribe(topic)
+            await super().put(key, body)
 
     async def publish(self, topic: str) -> None:
-        self.announced.append(topic)
+        self.published.append(topic)
         if not self.down:
-            self._topics.publish(topic)
+            await super().publish(topic)
 
     async def state(self) -> str:
-        return "degraded: switched off by a test" if self.down else "ok"
+        return "degraded: switched off by a test" if self.down else await super().state()
 
 
 class FakeClock:

@@ -1,4 +1,4 @@
-"""The fake cache, the one in the process and Redis sit the same suite."""
+"""The cache of one process and the one in Redis keep the same contract."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from prometheus_client import CollectorRegistry
 
 from services.aggregator.metrics import Metrics
 from services.aggregator.runtime.cache import Cache, ProcessCache, RedisCache
-from tests.fakes import FakeCache
 
 AT_ONCE, SOON = 0.01, 3.0
 
 
 class CacheContract:
-    """What every cache does. A suite sits it by giving a `cache` fixture."""
+    """What every cache does; a subclass provides the fixture `cache`."""
 
     async def test_a_body_comes_back_byte_for_byte(self, cache: Cache) -> None:
         await cache.put("context:1", b"\x00\xff")
@@ -25,39 +24,33 @@ class CacheContract:
     async def test_a_key_that_was_never_put_is_a_miss(self, cache: Cache) -> None:
         assert await cache.get("context:2") is None
 
-    async def test_a_bell_rings_for_its_topic_alone(self, cache: Cache) -> None:
+    async def test_a_notification_reaches_its_topic_alone(self, cache: Cache) -> None:
         with cache.subscribe("sentiment") as subscription, cache.subscribe("other") as other:
             await cache.publish("sentiment")
             assert await subscription.wait(AT_ONCE)
             assert not await other.wait(AT_ONCE)
 
-    async def test_a_ring_before_the_wait_is_not_lost(self, cache: Cache) -> None:
+    async def test_a_notification_before_the_wait_is_not_lost(self, cache: Cache) -> None:
         with cache.subscribe("sentiment") as subscription:
             await cache.publish("sentiment")
             await asyncio.sleep(AT_ONCE)
             assert await subscription.wait(AT_ONCE)
 
-    async def test_a_ring_is_heard_once(self, cache: Cache) -> None:
+    async def test_a_notification_counts_once(self, cache: Cache) -> None:
         with cache.subscribe("sentiment") as subscription:
             await cache.publish("sentiment")
             assert await subscription.wait(AT_ONCE)
             assert not await subscription.wait(AT_ONCE)
 
-    async def test_everyone_who_waits_is_woken(self, cache: Cache) -> None:
+    async def test_every_subscriber_is_woken(self, cache: Cache) -> None:
         with cache.subscribe("sentiment") as one, cache.subscribe("sentiment") as two:
             waiting = [asyncio.create_task(subscription.wait(SOON)) for subscription in (one, two)]
             await asyncio.sleep(0)
             await cache.publish("sentiment")
             assert await asyncio.gather(*waiting) == [True, True]
 
-    async def test_it_says_that_it_is_well(self, cache: Cache) -> None:
+    async def test_its_state_is_ok(self, cache: Cache) -> None:
         assert await cache.state() == "ok"
-
-
-class TestFakeCache(CacheContract):
-    @pytest.fixture
-    def cache(self) -> FakeCache:
-        return FakeCache()
 
 
 class TestProcessCache(CacheContract):
@@ -65,7 +58,7 @@ class TestProcessCache(CacheContract):
     def cache(self) -> ProcessCache:
         return ProcessCache()
 
-    async def test_the_longest_unused_body_is_let_go_first(self) -> None:
+    async def test_the_least_recently_used_body_is_evicted_first(self) -> None:
         cache = ProcessCache(max_bytes=10)
         for key in ("a", "b"):
             await cache.put(key, b"12345")
@@ -73,7 +66,7 @@ class TestProcessCache(CacheContract):
         await cache.put("c", b"12345")
         assert [await cache.get(key) for key in ("a", "b", "c")] == [b"12345", None, b"12345"]
 
-    async def test_a_body_larger_than_the_cache_is_not_kept(self) -> None:
+    async def test_a_body_larger_than_the_cache_is_not_cached(self) -> None:
         cache = ProcessCache(max_bytes=4)
         await cache.put("a", b"12345")
         assert await cache.get("a") is None
@@ -85,13 +78,13 @@ class TestRedisCache(CacheContract):
         async with opened(redis_url, redis_prefix) as cache:
             yield cache
 
-    async def test_a_bell_rings_on_another_replica(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
+    async def test_a_notification_reaches_another_replica(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
         async with opened(redis_url, redis_prefix) as other:
             with other.subscribe("sentiment") as subscription:
                 await cache.publish("sentiment")
                 assert await subscription.wait(SOON)
 
-    async def test_another_replica_finds_what_one_put(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
+    async def test_another_replica_reads_what_one_cached(self, cache: RedisCache, redis_url: str, redis_prefix: str) -> None:
         await cache.put("adapter:1", b"body")
         async with opened(redis_url, redis_prefix) as other:
             assert await other.get("adapter:1") == b"body"
@@ -106,7 +99,7 @@ class opened:  # noqa: N801  # reads as a word: `async with opened(url, prefix)`
     async def __aenter__(self) -> RedisCache:
         with self._cache.subscribe("opening") as subscription:
             await self._cache.open()
-            assert await subscription.wait(SOON), "the listener rings every bell once it has subscribed"
+            assert await subscription.wait(SOON), "the listener wakes every subscriber once it has subscribed"
         return self._cache
 
     async def __aexit__(self, *_error: object) -> None:
@@ -114,7 +107,7 @@ class opened:  # noqa: N801  # reads as a word: `async with opened(url, prefix)`
 
 
 class TestRedisGone:
-    """Redis is never the truth."""
+    """An outage of Redis loses nothing."""
 
     @pytest.fixture
     async def cache(self) -> AsyncIterator[RedisCache]:
@@ -127,10 +120,10 @@ class TestRedisGone:
         await cache.put("context:1", b"body")
         assert await cache.get("context:1") is None
 
-    async def test_bells_of_this_process_still_ring(self, cache: RedisCache) -> None:
+    async def test_notifications_of_this_process_still_arrive(self, cache: RedisCache) -> None:
         with cache.subscribe("sentiment") as subscription:
             await cache.publish("sentiment")
             assert await subscription.wait(AT_ONCE)
 
-    async def test_it_says_that_it_is_degraded(self, cache: RedisCache) -> None:
+    async def test_its_state_is_degraded(self, cache: RedisCache) -> None:
         assert (await cache.state()).startswith("degraded: redis cannot be reached")

@@ -1,4 +1,4 @@
-"""Runs background work again and again, at once when nudged. Knows nothing of what it runs."""
+"""Background work that runs periodically, and at once when it is woken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class PeriodicTask:
-    """Work at every tick of `seconds`, and at once after `nudge`."""
+    """Runs work every `seconds`, and at once after `wake`."""
 
     def __init__(self, *, seconds: float) -> None:
         self._seconds, self._subscription = seconds, Subscription()
@@ -22,14 +22,15 @@ class PeriodicTask:
         self._stopping = False
 
     def wake(self) -> None:
+        """Run the work now, or once more after the present run."""
         self._subscription.publish()
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin; ends with `stop`."""
+        """Start running `work`, until `stop`."""
         self._task = asyncio.create_task(self._run(work))
 
     async def stop(self) -> None:
-        """End. Work that is cut off was not committed; it is done at the next start, or by another replica."""
+        """Cancel the work. What it did not commit is done after the next start, or by another replica."""
         self._stopping = True
         if self._task is not None:
             self._task.cancel()
@@ -42,7 +43,7 @@ class PeriodicTask:
             except Unavailable:
                 await log.awarning("background work waits for the database")
                 await asyncio.sleep(self._seconds)
-            except Exception:  # noqa: BLE001  # the loop outlives what goes wrong in one turn
-                await log.aexception("background work failed, trying again")
+            except Exception:  # noqa: BLE001  # the loop must survive any error of one run
+                await log.aexception("background work failed and is tried again")
                 await asyncio.sleep(self._seconds)
             await self._subscription.wait(self._seconds)

@@ -1,4 +1,4 @@
-"""Work of one kind that arrives together and is done together, a topic at a time. Knows nothing of what the work is."""
+"""Group commit: items that arrive together for one topic are processed together."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ Result = TypeVar("Result")
 
 
 class GroupCommit(Generic[Topic, Item, Result]):
-    """Hands what arrived for one topic to `do`, all at once, while nothing else of that topic is being done.
+    """Passes the items that have arrived for a topic to `process`, one batch of a topic at a time.
 
-    An item that arrives alone is done at once and alone. What arrives meanwhile waits and is done together: many contributions to
-    one round then share one lock and one commit, instead of waiting for each other's. The answers of `do` are a result or a refusal for
-    each item, in their order. When `do` itself fails on several items, each is tried once more alone, so that one cannot
-    spoil it for the others.
+    An item that arrives alone is processed at once and alone. Those that arrive meanwhile form the next batch: many contributions to
+    one round then share one lock and one commit, instead of waiting for each other's.
+
+    Args:
+        process: returns a result or an exception for each item, in order. When it raises on several items, each is tried once more
+            alone, so that one cannot spoil the others.
+        most: the most items in a batch.
     """
 
-    def __init__(self, do: Callable[[Topic, Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, most: int) -> None:
-        self._do, self._most = do, most
-        self._waiting: defaultdict[Topic, deque[tuple[Item, asyncio.Future[Result]]]] = defaultdict(deque)
-        self._running: dict[Topic, asyncio.Task[None]] = {}
+    def __init__(self, process: Callable[[Topic, Sequence[Item]], Awaitable[Sequence[Result | Exception]]], *, most: int) -> None:
+        self._process, self._most = process, most
+        self._queues: defaultdict[Topic, deque[tuple[Item, asyncio.Future[Result]]]] = defaultdict(deque)
+        self._workers: dict[Topic, asyncio.Task[None]] = {}
 
     async def put(self, topic: Topic, item: Item) -> Result:
-        """The item's result; raises its refusal."""
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting[topic].append((item, answer))
-        if topic not in self._running:
-            self._running[topic] = asyncio.create_task(self._run(topic))
-        return await answer
+        """Return the result for the item, or raise its exception."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queues[topic].append((item, future))
+        if topic not in self._workers:
+            self._workers[topic] = asyncio.create_task(self._run(topic))
+        return await future
 
     async def _run(self, topic: Topic) -> None:
-        waiting = self._waiting[topic]
-        while waiting:
-            taken = [waiting.popleft() for _ in range(min(len(waiting), self._most))]
-            await self._together(topic, taken)
-        del self._waiting[topic], self._running[topic]
+        queue = self._queues[topic]
+        while queue:
+            batch = [queue.popleft() for _ in range(min(len(queue), self._most))]
+            await self._process_batch(topic, batch)
+        del self._queues[topic], self._workers[topic]
 
-    async def _together(self, topic: Topic, taken: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _process_batch(self, topic: Topic, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         results: Sequence[Result | Exception]
         try:
-            results = await self._do(topic, [item for item, _ in taken])
-        except Exception as reason:  # noqa: BLE001  # whoever waits gets it, whatever it is
-            if len(taken) > 1:
-                for one in taken:
-                    await self._together(topic, [one])
+            results = await self._process(topic, [item for item, _ in batch])
+        except Exception as reason:  # noqa: BLE001  # whatever it is, the callers of `put` get it
+            if len(batch) > 1:
+                for item in batch:
+                    await self._process_batch(topic, [item])
                 return
             results = [reason]
-        for (_, answer), result in zip(taken, results, strict=True):
-            if answer.done():
-                continue  # its caller has gone; what it sent is kept all the same
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue  # its caller was cancelled; the item was processed all the same
             if isinstance(result, Exception):
-                answer.set_exception(result)
+                future.set_exception(result)
             else:
-                answer.set_result(result)
+                future.set_result(result)

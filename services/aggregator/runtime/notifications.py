@@ -1,4 +1,4 @@
-"""Bells within one process: whoever waits on a topic is woken when it rings. Knows no other process."""
+"""Notifications within one process: waiting for a topic until something is published under it."""
 
 from __future__ import annotations
 
@@ -9,48 +9,53 @@ from contextlib import contextmanager
 
 
 class Subscription:
-    """One waiter's bell."""
+    """One subscriber to a topic."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._published = asyncio.Event()
 
     def publish(self) -> None:
-        self._rung.set()
+        """Wake the subscriber, now or at its next `wait`."""
+        self._published.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for a ring, no longer than `seconds`; a ring from before the call counts, and is then spent."""
+        """Wait for a notification, no longer than `seconds`; return whether there was one.
+
+        One that came before the call counts, and each counts once.
+        """
         try:
-            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation that meets a ring
-                await self._rung.wait()
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation that meets the event
+                await self._published.wait()
         except TimeoutError:
             return False
-        self._rung.clear()
+        self._published.clear()
         return True
 
 
 class Topics:
-    """The bells of a process by topic."""
+    """The subscribers of a process by topic."""
 
     def __init__(self) -> None:
-        self._held: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
 
     @contextmanager
     def subscribe(self, topic: str) -> Iterator[Subscription]:
-        """Take a bell before looking at the truth, so that no ring in between is lost."""
+        """Subscribe to a topic within the block."""
         subscription = Subscription()
-        self._held[topic].add(subscription)
+        self._subscriptions[topic].add(subscription)
         try:
             yield subscription
         finally:
-            self._held[topic].discard(subscription)
-            if not self._held[topic]:
-                del self._held[topic]
+            self._subscriptions[topic].discard(subscription)
+            if not self._subscriptions[topic]:
+                del self._subscriptions[topic]
 
     def publish(self, topic: str) -> None:
-        for subscription in self._held.get(topic, ()):
+        """Wake the subscribers of a topic."""
+        for subscription in self._subscriptions.get(topic, ()):
             subscription.publish()
 
     def publish_all(self) -> None:
-        """Wake everyone: something may have been missed."""
-        for topic in self._held:
+        """Wake all subscribers, because a notification may have been lost."""
+        for topic in self._subscriptions:
             self.publish(topic)

@@ -1,50 +1,65 @@
-"""How often one party may call. Counts in Redis for all replicas together, in the process otherwise; knows no HTTP."""
+"""How many requests a party may make in a minute, counted in Redis for all replicas together, or in this process."""
 
 from __future__ import annotations
 
 import math
 import time
 
-import structlog
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from ifed.errors import Overloaded
+from services.aggregator.runtime.breaker import CircuitBreaker, CircuitOpen
 
-log = structlog.get_logger(__name__)
-BREAKER_SECONDS = 5.0  # after a failure Redis is not asked for so long
+TIMEOUT_SECONDS = 0.5
+BREAKER_SECONDS = 5.0
 
 
 class RateLimiter:
-    """Refuses the calls of a party beyond so many in a minute.
+    """Refuses the requests of a party beyond a number in a minute.
 
-    Without an answer from Redis each replica counts for itself: a party may then call more often, and never less.
+    While Redis does not answer each replica counts for itself: a party may then make more requests, and never fewer.
+
+    Args:
+        per_minute: the number of requests; None for no limit.
+        redis_url: where to count; None counts in this process.
+        prefix: of the keys in Redis.
     """
 
     def __init__(self, per_minute: int | None, redis_url: str | None, prefix: str) -> None:
         self._item = None if per_minute is None else RateLimitItemPerMinute(per_minute, namespace=f"{prefix}:rates")
-        self._here = FixedWindowRateLimiter(MemoryStorage())
-        shared = None if redis_url is None else RedisStorage(f"async+{redis_url}", implementation="redispy", socket_timeout=0.5)
-        self._shared = None if shared is None else FixedWindowRateLimiter(shared)
-        self._resting_until = 0.0
+        self._local = FixedWindowRateLimiter(MemoryStorage())
+        self._shared = None if redis_url is None else FixedWindowRateLimiter(_redis_storage(redis_url))
+        # The client of Redis raises errors of many kinds, and none of them is a reason to refuse a request.
+        self._breaker = CircuitBreaker(
+            seconds=BREAKER_SECONDS, errors=(Exception,), consequence="each replica counts requests for itself"
+        )
 
     async def check(self, party: str) -> None:
-        """Count a call.
+        """Count a request.
 
         Raises:
-            Overloaded: one too many; Retry-After says when the minute is over.
+            Overloaded: it is one too many; `retry_after` says when the minute is over.
         """
         if self._item is None:
             return
-        limiter = self._here if self._shared is None or time.monotonic() < self._resting_until else self._shared
-        try:
-            admitted = await limiter.hit(self._item, party)
-        except Exception as reason:  # noqa: BLE001  # whatever Redis' client raises: a limit is no reason to refuse
-            self._resting_until = time.monotonic() + BREAKER_SECONDS
-            await log.awarning("redis failed, each replica counts calls for itself", reason=type(reason).__name__)
-            limiter, admitted = self._here, await self._here.hit(self._item, party)
+        limiter, admitted = await self._hit(self._item, party)
         if not admitted:
             window = await limiter.get_window_stats(self._item, party)
             seconds = max(1, math.ceil(window.reset_time - time.time()))
             raise Overloaded(f"{party} has made the {self._item.amount} calls of this minute", retry_after=seconds)
+
+    async def _hit(self, item: RateLimitItemPerMinute, party: str) -> tuple[FixedWindowRateLimiter, bool]:
+        """Return the limiter that counted the request, and whether it is within the limit."""
+        shared = self._shared
+        if shared is not None:
+            try:
+                return shared, await self._breaker.call("count", lambda: shared.hit(item, party))
+            except CircuitOpen:
+                pass
+        return self._local, await self._local.hit(item, party)
+
+
+def _redis_storage(url: str) -> RedisStorage:
+    return RedisStorage(f"async+{url}", implementation="redispy", socket_timeout=TIMEOUT_SECONDS)

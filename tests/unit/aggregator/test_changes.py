@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from ifed.messages.enums import RoundKind, RoundState, TaskState
 from ifed.messages.events import EventKind
 from services.aggregator.domain.events import DomainEvent, Webhook
-from services.aggregator.migrate import migrate
 from services.aggregator.storage.changes import ChangeTracker
-from services.aggregator.storage.database import Database, connect
+from services.aggregator.storage.database import Database
 from testing.factories import NOON, aggregate, party, round_, task
 
 
@@ -92,11 +91,8 @@ def listener() -> Listener:
 
 
 @pytest.fixture
-async def database(sqlite_database: str, listener: Listener) -> AsyncIterator[Database]:
-    database = connect(sqlite_database.replace("sqlite:", "sqlite+aiosqlite:"), clock=lambda: NOON, listener=listener)
-    await migrate(database.engine)
-    yield database
-    await database.close()
+def database(migrated_sqlite: Database, listener: Listener) -> Database:
+    return Database(migrated_sqlite.engine, clock=lambda: NOON, listener=listener)
 
 
 async def test_events_and_deliveries_are_committed_with_what_they_report_and_then_told(

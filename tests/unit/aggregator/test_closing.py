@@ -20,7 +20,7 @@ from services.aggregator.metrics import Metrics
 from services.aggregator.runtime.long_poll import LongPoll
 from services.aggregator.runtime.rate_limit import RateLimiter
 from testing.factories import ADMIN_TOKEN, context_body, join_request, party, spec, update_body
-from tests.fakes import FakeCache, FakeClock, FakeStore
+from tests.fakes import FakeClock, FakeStore, SwitchableCache
 
 CLAIM_SECONDS = 15.0
 
@@ -30,7 +30,7 @@ class World:
     """An aggregator whose every surrounding is a fake."""
 
     store: FakeStore = field(default_factory=FakeStore)
-    cache: FakeCache = field(default_factory=FakeCache)
+    cache: SwitchableCache = field(default_factory=SwitchableCache)
     clock: FakeClock = field(default_factory=FakeClock)
 
     def replica(self) -> Services:
@@ -77,7 +77,7 @@ async def test_of_two_replicas_that_close_one_round_at_once_one_result_is_kept()
     claimed = world.store.rows.rounds["sentiment", 1]
     await asyncio.gather(*(service.closing._aggregate(claimed) for service in (one, two)))
     assert [number for _, number in world.store.rows.rounds] == [1, 2]
-    assert world.cache.announced.count("sentiment") >= 1
+    assert world.cache.published.count("sentiment") >= 1
 
 
 async def test_a_round_claimed_by_a_replica_that_died_is_closed_by_another() -> None:
@@ -156,7 +156,7 @@ async def test_every_party_gets_the_numbers_that_are_stored() -> None:
     await send_context(service, "a", 0.1)
     await send_context(service, "b", 0.2)
     await service.closing.run_due()
-    world.cache.bodies.clear()
+    await world.cache.close()
     first, cached = await service.serving.context("sentiment"), await service.serving.context("sentiment")
     assert first == cached
     assert first.body == world.store.rows.contexts["sentiment", 1][1]

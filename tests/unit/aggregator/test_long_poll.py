@@ -1,0 +1,81 @@
+"""Long polling: no notification is lost, nothing waits longer than it must."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prometheus_client import CollectorRegistry
+
+from services.aggregator.metrics import Metrics
+from services.aggregator.runtime.long_poll import LongPoll
+from tests.fakes import SwitchableCache
+
+LONG, SHORT = 5.0, 0.05
+
+
+class Row:
+    """What a poll reads."""
+
+    def __init__(self) -> None:
+        self.value, self.reads = 0, 0
+
+    async def read(self) -> int:
+        self.reads += 1
+        return self.value
+
+
+def long_poll(cache: SwitchableCache, *, recheck: float = LONG, longest: float = LONG) -> LongPoll:
+    return LongPoll(cache, Metrics(CollectorRegistry()).long_polls, recheck=recheck, longest=longest)
+
+
+async def test_a_settled_value_is_returned_at_once() -> None:
+    row = Row()
+    assert await long_poll(SwitchableCache()).until("t", row.read, lambda seen: seen == 0, wait=LONG) == 0
+    assert row.reads == 1
+
+
+async def test_a_change_published_during_the_read_is_not_missed() -> None:
+    cache, row = SwitchableCache(), Row()
+
+    async def read_and_change_right_after() -> int:
+        seen = await row.read()
+        if not seen:
+            row.value = 1
+            await cache.publish("t")
+        return seen
+
+    began = time.monotonic()
+    assert await long_poll(cache).until("t", read_and_change_right_after, bool, wait=LONG) == 1
+    assert time.monotonic() - began < 1
+
+
+async def test_a_poll_without_notification_returns_the_last_value() -> None:
+    assert await long_poll(SwitchableCache()).until("t", Row().read, bool, wait=SHORT) == 0
+
+
+async def test_a_poll_waits_no_longer_than_the_service_allows() -> None:
+    began = time.monotonic()
+    await long_poll(SwitchableCache(), longest=SHORT).until("t", Row().read, bool, wait=3600)
+    assert time.monotonic() - began < 1
+
+
+async def test_without_notifications_a_poll_reads_again_by_itself() -> None:
+    cache, row = SwitchableCache(), Row()
+    cache.down = True
+    waiting = asyncio.create_task(long_poll(cache, recheck=SHORT).until("t", row.read, bool, wait=LONG))
+    await asyncio.sleep(SHORT / 2)
+    row.value = 1
+    await cache.publish("t")
+    assert await waiting == 1
+
+
+async def test_closing_answers_every_waiting_request() -> None:
+    polling = long_poll(SwitchableCache())
+    waiting = [asyncio.create_task(polling.until(topic, Row().read, bool, wait=LONG)) for topic in ("a", "a", "b")]
+    await asyncio.sleep(SHORT)
+    began = time.monotonic()
+    await polling.close()
+    assert await asyncio.gather(*waiting) == [0, 0, 0]
+    assert time.monotonic() - began < 1
+    assert await polling.until("a", Row().read, bool, wait=LONG) == 0, "later requests do not wait"
