@@ -11,7 +11,7 @@ from benchmarks.federated.aggregation import Measured, body_of
 from benchmarks.federated.algorithms import Step, plan_of, seed_of
 from benchmarks.federated.federation import Federation, Party
 from ifed.messages.tasks import Policy
-from ifed.modeling.calibration import LocalPlan, LocalResult, draws
+from ifed.modeling.calibration import LocalPlan, LocalResult, sample_batches
 from ifed.tensors.values import Coefficients, Float64
 from services.aggregator.aggregation.rules import WeightedMean
 
@@ -47,7 +47,7 @@ def walk(
     if second is not None:
         squares, largest = second.copy(), second.copy()
     losses, total = [], np.zeros_like(values)
-    for step, indices in enumerate(draws(party.examples, plan.batch_size, plan.steps, plan.seed)):
+    for step, indices in enumerate(sample_batches(party.examples, plan.batch_size, plan.steps, plan.seed)):
         found = party.calibrator.gradient_of(
             Coefficients(values.astype(np.float32)), indices, logit_adjustment=plan.logit_adjustment
         )

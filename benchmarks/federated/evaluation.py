@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.federated.aggregation import Measured
 from benchmarks.federated.federation import Federation
 from ifed.messages.tasks import Policy
-from ifed.modeling.scoring import confusion
+from ifed.modeling.scoring import confusion_counts
 from ifed.tensors.label_prior import bias_of
 from ifed.tensors.values import Coefficients, Float32, Int64
 from services.aggregator.domain.evaluation import EvaluationResult, measure
@@ -50,7 +50,7 @@ def bias_from(scores: Float32, truths: Int64) -> tuple[Float32, Float32]:
 
 def counted(truths: Int64, scores: Float32, labels: int) -> EvaluationResult:
     """Accuracy and macro-F1 of the most probable labels."""
-    return measure(confusion(truths.tolist(), list(scores), labels))
+    return measure(confusion_counts(truths.tolist(), list(scores), labels))
 
 
 def label_shares(found: Sequence[Measured]) -> Float32:

@@ -22,13 +22,13 @@ from benchmarks.lanes.queue_simulation import fitted, waits
 from benchmarks.machine import machine
 from benchmarks.tables import grid
 from ifed.downloads import cache_folder
-from ifed.modeling.forward import wanted_hidden
+from ifed.modeling.forward import run_rows
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.modeling.prompts import PromptTemplate
-from ifed.modeling.replicas import twins
-from ifed.modeling.scoring import rows_of
+from ifed.modeling.replicas import replicate
+from ifed.modeling.scoring import scoring_rows
 from services.inference.model import SHORT_PASS
 
 LANES = 2
@@ -64,7 +64,7 @@ def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[
         ways[traced] = load(given.model, cache=cache_folder(given.cache), device="cpu", threads=1, options=options, announce=_say)
     template = PromptTemplate.of(ways[True], source.template)
     labels = template.labels(source.labels)
-    rows = [row for text in texts for row in rows_of(template.prompt(text), labels)]
+    rows = [row for text in texts for row in scoring_rows(template.prompt(text), labels)]
     torch.set_num_threads(1)
     found = []
     for count in given.a_pass:
@@ -81,14 +81,14 @@ def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[
     injected = []
     for count in given.a_pass:
         _say(f"{count} texts, injected or not, {LANES} threads at once")
-        injected += compared(twins(ways[True], LANES), rows[:SOME], count, 2 * given.repeats * given.seconds)
+        injected += compared(replicate(ways[True], LANES), rows[:SOME], count, 2 * given.repeats * given.seconds)
     return found, injected, [len(row.ids) for row in rows], 2 * ways[True].token_budget
 
 
 def _turn(lm: LanguageModel, rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float, float]:
     """Milliseconds of a pass in one thread, in two threads at once, and how often a thread of the two waited in a pass; medians."""
     alone, _ = _threads([lm], rows, count, seconds)
-    together, switches = _threads(twins(lm, LANES), rows, count, seconds)
+    together, switches = _threads(replicate(lm, LANES), rows, count, seconds)
     return alone, together, switches
 
 
@@ -98,15 +98,15 @@ def _threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: int, s
 
     def run(lm: LanguageModel) -> None:
         torch.set_num_threads(1)
-        prefixes, own = Prefixes(lm), list[float]()
+        prefixes, own = PrefixSharing(lm), list[float]()
         batches = [rows[first : first + count] for first in range(0, 64, count)]
         for batch in batches[:3]:
-            wanted_hidden(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
+            run_rows(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         ends = perf_counter() + seconds
         while (began := perf_counter()) < ends:
             batch = batches[len(own) % len(batches)]
-            wanted_hidden(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
+            run_rows(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
             own.append(1000 * (perf_counter() - began))
         took.append(statistics.median(own))
         switches.append((resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before) / len(own))

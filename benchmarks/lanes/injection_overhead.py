@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ifed.modeling.batching import Row
-from ifed.modeling.forward import wanted_hidden
+from ifed.modeling.forward import run_rows
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.tensors.values import SITES
 
 BARE, ONE, SEVERAL = "the bare model", "one task", "a task for each text"
@@ -37,13 +37,13 @@ def compared(models: Sequence[LanguageModel], rows: Sequence[Row], count: int, s
 
     def run(lm: LanguageModel, seed: int) -> list[Turn]:
         torch.set_num_threads(1)
-        chance, own, prefixes, ends = random.Random(seed), list[Turn](), Prefixes(lm), perf_counter() + seconds
+        chance, own, prefixes, ends = random.Random(seed), list[Turn](), PrefixSharing(lm), perf_counter() + seconds
         while perf_counter() < ends or len(own) <= WARM:
             first = chance.randrange(len(rows) - count + 1)
             turn: Turn = {}
             for name in chance.sample(sorted(given), len(given)):
                 spent, began = thread_time(), perf_counter()
-                wanted_hidden(lm, rows[first : first + count], given[name], token_budget=1 << 20, prefixes=prefixes)
+                run_rows(lm, rows[first : first + count], given[name], token_budget=1 << 20, prefixes=prefixes)
                 turn[name] = thread_time() - spent, perf_counter() - began
             own.append(turn)
         return own[WARM:]

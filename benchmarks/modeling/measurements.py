@@ -136,6 +136,6 @@ def injection(setting: Setting, lm: LanguageModel) -> Injection:
 
 def _folded(setting: Setting, folder: Path) -> LanguageModel:
     lm = setting.fast
-    write(lm, fold(lm, injection(setting, lm)), folder)
+    write(lm, *fold(lm, injection(setting, lm)), folder)
     with quiet():
         return wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype), lm.tokenizer, fingerprint="0" * 64)

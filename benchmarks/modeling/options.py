@@ -16,13 +16,13 @@ from benchmarks.modeling.timing import overhead
 from ifed.errors import IFedError
 from ifed.messages.tasks import resolve_layers
 from ifed.modeling.calibration import Calibrator, LocalPlan
-from ifed.modeling.forward import wanted_hidden
+from ifed.modeling.forward import run_rows
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import load
 from ifed.modeling.logits import vocabulary_logits
 from ifed.modeling.prompts import PromptTemplate
-from ifed.modeling.scoring import ScoringItem, rows_of, score
+from ifed.modeling.scoring import ScoringItem, score, scoring_rows
 from ifed.tensors.values import Coefficients, ContextVector, Float32
 
 Work = Callable[[], object]
@@ -39,10 +39,10 @@ def options(setting: Setting, *, pairs: int) -> dict[str, Any]:
     works: dict[str, tuple[Work, Work]] = {
         "batches of the token budget, not single rows": (partial(score, lm, given, token_budget=1), partial(score, lm, given)),
         "rows packed, not padded": (run(packed=False), run()),
-        "attention row by row, not under a mask": (run(by_rows=False), run()),
+        "attention row by row, not under a mask": (run(row_attention=False), run()),
         "template's prefix once": (run(), run(share_prefix=True)),
         "prefix of 12 demonstrations once": (run(long), run(long, share_prefix=True)),
-        "last MLP at the wanted tokens": (run(last_at_wanted=False), run()),
+        "last MLP at the wanted tokens": (run(sparse_last_mlp=False), run()),
         "label rows of the head": (partial(_whole_head, lm, given), run(share_prefix=True)),
         "lower layers kept, 4 epochs": (_calibration(setting, cache_bytes=0), _calibration(setting)),
         "upper half, not all layers": (_calibration(setting, layers="all"), _calibration(setting)),
@@ -89,10 +89,10 @@ def _demonstrations(setting: Setting) -> str:
 
 def _whole_head(lm: LanguageModel, items: Sequence[ScoringItem]) -> list[Float32]:
     """Scores from the logits of the whole vocabulary at the last token."""
-    rows = [row for item in items for row in rows_of(item.prompt, item.labels)]
-    given: list[Injection | None] = [item.injection for item in items for _ in rows_of(item.prompt, item.labels)]
+    rows = [row for item in items for row in scoring_rows(item.prompt, item.labels)]
+    given: list[Injection | None] = [item.injection for item in items for _ in scoring_rows(item.prompt, item.labels)]
     with torch.inference_mode():
-        logits = vocabulary_logits(lm, torch.cat(wanted_hidden(lm, rows, given)))
+        logits = vocabulary_logits(lm, torch.cat(run_rows(lm, rows, given)))
         tokens = torch.tensor([ids[0] for ids in items[0].labels.ids])
         return list(torch.log_softmax(logits[:, tokens], 1).numpy())
 

@@ -20,9 +20,9 @@ from benchmarks.federated.evaluation import bias_from, three_ways
 from benchmarks.federated.federation import held_back
 from benchmarks.paper.calibration import Told, as_served
 from ifed.messages.tasks import Policy
-from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
-from ifed.modeling.calibration import LocalPlan, draws, training_row
-from ifed.modeling.hooks import wanted_states
+from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
+from ifed.modeling.calibration import LocalPlan, sample_batches, training_row
+from ifed.modeling.hooks import output_states
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import Example, PromptTemplate
@@ -82,7 +82,7 @@ class Learner:
         """The optimiser steps of `Calibrator.run`, of these parameters in place of Λ; the mean loss."""
         optimiser = torch.optim.AdamW(parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
         losses = []
-        for step, indices in enumerate(draws(len(self.rows), plan.batch_size, plan.steps, plan.seed)):
+        for step, indices in enumerate(sample_batches(len(self.rows), plan.batch_size, plan.steps, plan.seed)):
             for group in optimiser.param_groups:
                 group["lr"] = plan.learning_rate + (plan.learning_rate_end - plan.learning_rate) * step / plan.steps
             optimiser.zero_grad()
@@ -92,19 +92,19 @@ class Learner:
 
     def _backward(self, lm: LanguageModel, parameters: Sequence[nn.Parameter], indices: Sequence[int]) -> float:
         rows = [self.rows[index] for index in indices]
-        layout, tokens, losses = layout_for(lm), sum(len(row.wanted) for row in rows), []
+        layout, tokens, losses = layout_for(lm), sum(len(row.output_positions) for row in rows), []
 
         def run(group: list[int]) -> None:
             batch = Batch.of([rows[place] for place in group], layout=layout, device=lm.device)
             with torch.enable_grad():
-                part = self.objective.total(wanted_states(lm, batch), [self.truths[indices[place]] for place in group]) / tokens
+                part = self.objective.total(output_states(lm, batch), [self.truths[indices[place]] for place in group]) / tokens
                 gradients = torch.autograd.grad(part, parameters)
             for one, gradient in zip(parameters, gradients, strict=True):
                 one.grad = gradient if one.grad is None else one.grad + gradient
             losses.append(float(part.detach()))
 
-        for group in within_budget([len(row.ids) for row in rows], 2 * lm.token_budget, layout):
-            halving(group, run)
+        for group in group_by_budget([len(row.ids) for row in rows], 2 * lm.token_budget, layout):
+            run_with_halving(group, run)
         return sum(losses)
 
 

@@ -14,7 +14,7 @@ from benchmarks.paper.calibration import as_served
 from ifed.errors import BadTemplate
 from ifed.messages.tasks import TEXT_SLOT
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Float32
@@ -70,7 +70,7 @@ def _scores(lm: LanguageModel, source: Source, template: PromptTemplate, texts: 
     """What texts have in common at their beginning is run once."""
     labels = PromptTemplate.of(lm, source.template).labels(source.labels)
     items = [ScoringItem(template.prompt(one.text), labels, None) for one in texts]
-    return np.stack(score(lm, items, prefixes=Prefixes(lm)))
+    return np.stack(score(lm, items, prefixes=PrefixSharing(lm)))
 
 
 def _row(source: Source, test: Sequence[Example], scores: Float32) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.lanes.injection_overhead import ONE, SEVERAL, compared
 from benchmarks.lanes.queue_simulation import Cost, fitted, waits
 from ifed.modeling.batching import Row
-from ifed.modeling.replicas import twins
+from ifed.modeling.replicas import replicate
 from tests.unit.modeling.builders import build
 
 
@@ -33,8 +33,8 @@ def test_a_short_pass_is_not_left_to_busy_lanes() -> None:
 
 def test_injection_is_held_against_the_bare_model_on_the_same_texts() -> None:
     lm = build("llama")
-    rows = [Row.ending((1, 2, 3, length)) for length in range(5, 17)]
-    found = compared([lm, *twins(lm, 2)[1:]], rows, 3, 0.2)
+    rows = [Row.for_last_token((1, 2, 3, length)) for length in range(5, 17)]
+    found = compared([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)
     assert [(row["texts"], row["injected"]) for row in found] == [(3, ONE), (3, SEVERAL)]
     for row in found:
         assert row["turns"] >= 2

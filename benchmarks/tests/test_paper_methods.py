@@ -83,15 +83,15 @@ def test_the_local_steps_are_those_of_a_plain_loop_over_padded_rows() -> None:
         ours = lora.weights_of(parameters)
         lora.put(parameters, start)
         optimiser = torch.optim.AdamW(parameters.values(), lr=LOCAL.learning_rate, weight_decay=0.0)
-        for step, indices in enumerate(lora.draws(len(learner.rows), 4, 3, 1)):
+        for step, indices in enumerate(lora.sample_batches(len(learner.rows), 4, 3, 1)):
             optimiser.param_groups[0]["lr"] = LOCAL.learning_rate * (1 - step / 3)
             optimiser.zero_grad()
             loss, tokens = torch.zeros((), dtype=torch.float64), 0
             for index in indices:
                 row, label = learner.rows[index], PromptTemplate.of(lm, SOURCE.template).labels(SOURCE.labels).ids
-                logits = lm.model(torch.tensor([row.ids])).logits[0, list(row.wanted)]
+                logits = lm.model(torch.tensor([row.ids])).logits[0, list(row.output_positions)]
                 loss = loss + nn.functional.cross_entropy(logits, torch.tensor(label[learner.truths[index]]), reduction="sum")
-                tokens += len(row.wanted)
+                tokens += len(row.output_positions)
             (loss / tokens).backward()
             optimiser.step()
         for name, values in lora.weights_of(parameters).items():

@@ -1,1 +1,1 @@
-"""The torch room: the only package that imports torch or transformers."""
+"""The language model: the only package that imports torch or transformers."""

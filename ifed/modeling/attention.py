@@ -1,7 +1,7 @@
-"""Attention of packed rows, one row at a time, after a prefix that rows share. Knows no tokens and no layers' weights.
+"""Block-diagonal attention for packed batches: each row attends to itself and to a cached prefix.
 
-With a mask over the whole pack three quarters of the work on seven rows is for places that the mask then hides, and the kernel that takes a
-mask is slower than the causal one: on a CPU, 256 tokens of SmolLM2 135M took 3.3 ms a layer with it and 1.1 ms row by row.
+With a mask over the whole batch, three quarters of the work on seven rows goes to positions that the mask then hides, and the kernel that
+takes a mask is slower than the causal one: on a CPU, 256 tokens of SmolLM2 135M took 3.3 ms a layer with a mask and 1.1 ms row by row.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ifed.modeling.torchscript import attended
+from ifed.modeling.torchscript import row_by_row_attention
 
-NAME = "ifed_rows"
+IMPLEMENTATION = "ifed_rows"  # the name under which transformers finds `attend`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
-    """What tokens in front of several rows leave for them to attend to: keys and values by layer, each (1, heads, P, size)."""
+class KVCache:
+    """The keys and values of a prefix, to which the rows that follow it attend.
+
+    Attributes:
+        length: the number of tokens of the prefix, P.
+        keys: by layer, (1, heads, P, head size), in the dtype of the model.
+        values: likewise.
+    """
 
     length: int
     keys: dict[int, Tensor]
@@ -30,45 +36,48 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for parts in (self.keys, self.values) for part in parts.values())
+        """The size of all keys and values in bytes."""
+        return sum(tensor.nbytes for tensors in (self.keys, self.values) for tensor in tensors.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """How the tokens of a packed batch attend: each row to itself and to the prefix in front of it, nothing else.
+class RowAttention:
+    """The block structure of a packed batch: each row attends to itself and to the prefix it follows, and to nothing else.
 
     Attributes:
-        lengths: of the rows, in their order.
-        before: what each row follows, if anything.
-        keep: filled with the keys and values of this very pass, where it is a prefix that is computed.
+        lengths: the tokens of each row.
+        prefixes: the KV cache that each row follows, or None.
+        fill: a KV cache to be filled with the keys and values of this pass, if the batch is a prefix that is being computed.
     """
 
     lengths: tuple[int, ...]
-    before: tuple[Prefix | None, ...]
-    keep: Prefix | None = None
+    prefixes: tuple[KVCache | None, ...]
+    fill: KVCache | None = None
     _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-        """(length, before + length), true where a token attends; None where plain causal attention is the same."""
-        reach = before + length if window is None else min(window, before + length)
-        if not before and reach == length:
+    def mask(self, prefix_length: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Return a boolean mask, (length, prefix_length + length), true where a token attends; None if plain causal attention is the same."""
+        total = prefix_length + length
+        reach = total if window is None else min(window, total)
+        if not prefix_length and reach == length:
             return None
-        if (before, length, reach) not in self._masks:
-            at = torch.arange(before, before + length, device=device)[:, None]
-            to = torch.arange(before + length, device=device)[None]
-            self._masks[before, length, reach] = (to <= at) & (to > at - reach)
-        return self._masks[before, length, reach]
+        key = prefix_length, length, reach
+        if key not in self._masks:
+            queries = torch.arange(prefix_length, total, device=device)[:, None]
+            keys = torch.arange(total, device=device)[None]
+            self._masks[key] = (keys <= queries) & (keys > queries - reach)
+        return self._masks[key]
 
 
-class Projected(Exception):  # no error: the way out of an attention module before it attends
-    """What an attention module hands to `attend`: queries, keys and values with their positions in them, and how it would attend."""
+class AttentionInputs(Exception):  # not an error: it leaves an attention module before it attends
+    """The queries, keys and values, positions included, and the options that an attention module passes to `attend`."""
 
-    def __init__(self, states: tuple[Tensor, Tensor, Tensor], told: dict[str, Any]) -> None:
+    def __init__(self, states: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]) -> None:
         super().__init__()
-        self.states, self.told = states, told
+        self.states, self.options = states, options
 
 
-ONLY_PROJECTED = Rows((), ())  # as `rows`: `attend` raises what it was handed
+PROJECTION_ONLY = RowAttention((), ())  # as `rows`, it makes `attend` raise its inputs
 
 
 def attend(
@@ -80,49 +89,52 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    rows: Rows | None = None,
+    rows: RowAttention | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls in each layer; without `rows` it is transformers' own attention.
+    """Compute the attention of one layer; without `rows`, as transformers' own SDPA attention does.
 
     Args:
-        query, key, value: (1, heads, tokens, size), positions already in them.
+        query: (1, heads, tokens, head size), positions included.
+        key: likewise, perhaps with fewer heads (grouped-query attention).
+        value: as `key`.
 
     Returns:
-        (1, tokens, heads, size), and no weights.
+        (1, tokens, heads, head size), and no attention weights.
 
     Raises:
-        Projected: where that is all that was asked for.
+        AttentionInputs: `rows` is `PROJECTION_ONLY`.
     """
-    if rows is ONLY_PROJECTED:
-        raise Projected((query, key, value), {"scaling": scaling, "sliding_window": sliding_window})
+    if rows is PROJECTION_ONLY:
+        raise AttentionInputs((query, key, value), {"scaling": scaling, "sliding_window": sliding_window})
     if rows is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
         )
-        return found
+        return output
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if rows.keep is not None:
-        # Copies, since a family that projects all three at once gives views, and they would keep the queries too.
-        rows.keep.keys[layer], rows.keep.values[layer] = key.clone(), value.clone()
-    keys_before = [None if before is None else before.keys[layer] for before in rows.before]
-    values_before = [None if before is None else before.values[layer] for before in rows.before]
+    if rows.fill is not None:
+        # Copies: a family that projects all three at once gives views, which would keep the queries alive too.
+        rows.fill.keys[layer], rows.fill.values[layer] = key.clone(), value.clone()
+    prefix_keys = [None if prefix is None else prefix.keys[layer] for prefix in rows.prefixes]
+    prefix_values = [None if prefix is None else prefix.values[layer] for prefix in rows.prefixes]
     masks = [
-        rows.mask(before.length if before else 0, length, sliding_window, query.device)
-        for before, length in zip(rows.before, rows.lengths, strict=True)
+        rows.mask(prefix.length if prefix else 0, length, sliding_window, query.device)
+        for prefix, length in zip(rows.prefixes, rows.lengths, strict=True)
     ]
     grouped = query.shape[1] != key.shape[1]
-    return attended(query, key, value, list(rows.lengths), keys_before, values_before, masks, scaling, grouped), None
+    lengths = list(rows.lengths)
+    return row_by_row_attention(query, key, value, lengths, prefix_keys, prefix_values, masks, scaling, grouped), None
 
 
-def attend_by_rows(model: PreTrainedModel) -> None:
-    """Let a model take `rows` where it computes attention with torch's kernel; elsewhere (Gemma 2 bends its scores) it stays as it is."""
+def enable_row_attention(model: PreTrainedModel) -> None:
+    """Register `attend` with a model that uses SDPA attention; leave others, such as Gemma 2 with its capped scores, as they are."""
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001  # transformers has no public name for it
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+        AttentionInterface.register(IMPLEMENTATION, attend)
+        AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+        model.set_attn_implementation(IMPLEMENTATION)
 
 
-def takes_rows(model: PreTrainedModel) -> bool:
-    """Whether `attend_by_rows` has changed it."""
-    return bool(model.config._attn_implementation == NAME)  # noqa: SLF001  # as above
+def has_row_attention(model: PreTrainedModel) -> bool:
+    """Return whether `enable_row_attention` has changed the model."""
+    return bool(model.config._attn_implementation == IMPLEMENTATION)  # noqa: SLF001  # as above

@@ -1,4 +1,4 @@
-"""Local optimiser steps, or a mean gradient, of the injection coefficients. Knows no rounds and no other clients."""
+"""Local training of the injection coefficients of one client: optimiser steps, or one mean gradient."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch, Malformed
-from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
+from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.forward import ActivationCache
-from ifed.modeling.hooks import inject, wanted_states
-from ifed.modeling.injection import Injection, affine, injection_of
+from ifed.modeling.hooks import inject, output_states
+from ifed.modeling.injection import Injection, injection_of, scale_and_shift
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
@@ -23,7 +23,7 @@ from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64
 
 Progress = Callable[[int, int], None]
 CACHE_BYTES = 1 << 30
-REUSE = 1.5
+MIN_REUSE = 1.5  # draws per training example from which its activations are worth caching
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,13 @@ class LocalPlan:
     """The local steps of one calibration round.
 
     Attributes:
-        learning_rate: of the first step; it goes in a straight line to `learning_rate_end`, which the step after the last would have.
-        logit_adjustment: weight of the client's log label prior in training; 0 is off.
-        seed: draws the batches; the same seed draws the same ones.
+        steps: optimiser steps.
+        batch_size: training examples of one step.
+        learning_rate: of the first step; it falls linearly to `learning_rate_end`, which the step after the last would have.
+        learning_rate_end: see `learning_rate`.
+        logit_adjustment: weight of the client's log label prior in training; 0 turns it off.
+        seed: determines the batches.
+        weight_decay: of AdamW.
     """
 
     steps: int
@@ -47,7 +51,13 @@ class LocalPlan:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What a client gives back: its coefficients, the mean loss over its steps, and the size of its training set (its weight)."""
+    """The outcome of local steps.
+
+    Attributes:
+        coefficients: Λ after the last step.
+        loss: the mean over the steps.
+        examples: the size of the training set, which is the client's weight.
+    """
 
     coefficients: Coefficients
     loss: float
@@ -56,7 +66,13 @@ class LocalResult:
 
 @dataclass(frozen=True, slots=True)
 class LocalGradient:
-    """The mean gradient of Λ, float32 of Λ's shape (layer, site, coefficient, G), the loss there, and the size of the training set."""
+    """The mean gradient of Λ over one batch.
+
+    Attributes:
+        values: float32, in the shape of Λ: (layer, site, coefficient, G).
+        loss: the mean over the batch.
+        examples: the size of the training set, which is the client's weight.
+    """
 
     values: Float32
     loss: float
@@ -64,21 +80,22 @@ class LocalGradient:
 
 
 class Calibrator:
-    """One client's training and held-out examples under one task, ready for round after round.
+    """The training and held-out examples of one client under one task, ready for any number of rounds.
 
-    Where the injection starts above the lowest layer, what the layers below give is kept for the held-out examples, and for the training
-    examples if they will be used again.
+    If the injection starts above the lowest layer, the activations that enter the first injected layer are cached: those of the held-out
+    examples always, those of the training examples if they will be used often enough.
 
     Args:
         context: the global context vector v_g, (layer, site, d), for `layers`.
-        held_out: scored by `evaluate`, never trained on.
-        expected_draws: training examples the whole task will draw (rounds · steps · batch size); activations of the training examples are
-            kept if that is 1.5 times their number, or when it is not told.
-        cache_bytes: the most that is kept of either set.
+        held_out: examples that `evaluate` scores and that are never trained on.
+        expected_draws: the training examples that the whole task will draw (rounds · steps · batch size); their activations are cached if
+            that is at least 1.5 times their number, or if it is not given.
+        token_budget: tokens of one forward and backward pass; by default twice the model's budget.
+        cache_bytes: the largest size of either cache.
 
     Raises:
-        Malformed: no training examples.
-        LayoutMismatch: context vector and layers do not fit each other or the model.
+        Malformed: there are no training examples.
+        LayoutMismatch: the context vector does not fit the layers or the model.
     """
 
     def __init__(
@@ -101,37 +118,38 @@ class Calibrator:
             raise LayoutMismatch(f"a context vector {context.values.shape} is not for {len(layers)} layers of {lm.name}")
         self._lm, self._labels, self._context, self._layers = lm, labels, context, tuple(layers)
         self._token_budget = token_budget or 2 * lm.token_budget
-        self._truths = [example.label for example in examples]
-        self._counts = [self._truths.count(label) for label in range(len(labels.names))]
+        self._true_labels = [example.label for example in examples]
+        self._label_counts = [self._true_labels.count(label) for label in range(len(labels.names))]
         self._rows = [training_row(template.prompt(example.text).ids, labels.ids[example.label]) for example in examples]
-        again = expected_draws is None or expected_draws >= REUSE * len(examples)
-        limit = cache_bytes if again else 0
-        self._lower = ActivationCache(lm, self._layers[0], self._rows, limit=limit, token_budget=token_budget)
+        reused = expected_draws is None or expected_draws >= MIN_REUSE * len(examples)
+        self._activations = ActivationCache(
+            lm, self._layers[0], self._rows, max_bytes=cache_bytes if reused else 0, token_budget=token_budget
+        )
         self._held_out = HeldOut(
             lm, template, labels, held_out, first_layer=self._layers[0], cache_bytes=cache_bytes, token_budget=token_budget
         )
 
     def run(self, coefficients: Coefficients, plan: LocalPlan, *, progress: Progress | None = None) -> LocalResult:
-        """Take the steps of `plan` from `coefficients`: AdamW on Λ alone, batches from shuffled epochs over the training examples.
+        """Take the steps of `plan` from `coefficients`: AdamW (arXiv 1711.05101) on Λ alone, batches from shuffled epochs.
 
         The same coefficients and plan give the same bytes, whatever ran before.
 
         Args:
-            progress: called with steps taken and steps in all after each step; what it raises ends the steps.
+            progress: called after each step with the steps taken and the steps in all; an exception it raises ends the steps.
 
         Raises:
-            LayoutMismatch: coefficients that are not for these layers, or a G that does not divide d.
+            LayoutMismatch: the coefficients are not for these layers, or G does not divide d.
         """
         values = self._parameter(coefficients)
-        objective = Objective(self._lm, self._labels, self._counts, plan.logit_adjustment)
-        optimiser = torch.optim.AdamW([values], lr=plan.learning_rate, weight_decay=plan.weight_decay)
+        objective = Objective(self._lm, self._labels, self._label_counts, plan.logit_adjustment)
+        optimizer = torch.optim.AdamW([values], lr=plan.learning_rate, weight_decay=plan.weight_decay)
         losses: list[float] = []
-        for step, indices in enumerate(draws(len(self._rows), plan.batch_size, plan.steps, plan.seed)):
-            for group in optimiser.param_groups:
+        for step, indices in enumerate(sample_batches(len(self._rows), plan.batch_size, plan.steps, plan.seed)):
+            for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate + (plan.learning_rate_end - plan.learning_rate) * step / plan.steps
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             losses.append(self._backward(values, indices, objective))
-            optimiser.step()
+            optimizer.step()
             if progress is not None:
                 progress(step + 1, plan.steps)
         return LocalResult(Coefficients(values.detach().cpu().numpy()), float(np.mean(losses)), len(self._rows))
@@ -139,32 +157,32 @@ class Calibrator:
     def mean_gradient(
         self, coefficients: Coefficients, *, batch_size: int, seed: int, logit_adjustment: float = 0.0
     ) -> LocalGradient:
-        """The gradient of the mean loss over one batch at `coefficients`, for an aggregator that takes the step (arXiv 2003.00295).
+        """Return the gradient of the mean loss over one batch, for an aggregator that takes the step (arXiv 2003.00295).
 
         Raises:
-            LayoutMismatch: coefficients that are not for these layers, or a G that does not divide d.
+            LayoutMismatch: the coefficients are not for these layers, or G does not divide d.
         """
-        (indices,) = draws(len(self._rows), batch_size, 1, seed)
+        (indices,) = sample_batches(len(self._rows), batch_size, 1, seed)
         return self.gradient_of(coefficients, indices, logit_adjustment=logit_adjustment)
 
     def gradient_of(self, coefficients: Coefficients, indices: Sequence[int], *, logit_adjustment: float = 0.0) -> LocalGradient:
-        """The gradient of the mean loss over the training examples of these indices at `coefficients`.
+        """Return the gradient of the mean loss over the training examples of these indices.
 
         Raises:
-            LayoutMismatch: coefficients that are not for these layers, or a G that does not divide d.
+            LayoutMismatch: the coefficients are not for these layers, or G does not divide d.
         """
         values = self._parameter(coefficients)
-        objective = Objective(self._lm, self._labels, self._counts, logit_adjustment)
+        objective = Objective(self._lm, self._labels, self._label_counts, logit_adjustment)
         loss = self._backward(values, indices, objective)
         assert values.grad is not None
         return LocalGradient(values.grad.to(torch.float32).cpu().numpy(), loss, len(self._rows))
 
     def evaluate(self, coefficients: Coefficients) -> Int64:
-        """Confusion counts on the held-out examples: int64, (C, C), rows are the true labels, columns the predicted ones."""
+        """Return the confusion counts on the held-out examples: int64, (C, C), true labels in rows, predicted ones in columns."""
         return self.measure(coefficients)[0]
 
     def measure(self, coefficients: Coefficients) -> tuple[Int64, Float32 | None]:
-        """What `evaluate` gives, and the mean probability of each label on the held-out examples, float32, (C,); None without any."""
+        """Return the counts of `evaluate` and the mean probability of each label, float32, (C,); None without held-out examples."""
         injection = injection_of(self._context, coefficients, self._layers, device=self._lm.device, dtype=self._lm.dtype)
         return self._held_out.measure(injection)
 
@@ -173,40 +191,40 @@ class Calibrator:
         return values.requires_grad_(True)
 
     def _backward(self, values: Tensor, indices: Sequence[int], objective: Objective) -> float:
-        """Add the gradient of the mean loss over the label tokens of these examples to `values`; give the loss."""
+        """Add the gradient of the mean loss over the label tokens of these examples to `values.grad`; return the loss."""
         rows = [self._rows[index] for index in indices]
-        layout, tokens, losses = layout_for(self._lm), sum(len(row.wanted) for row in rows), []
+        layout, tokens, losses = layout_for(self._lm), sum(len(row.output_positions) for row in rows), []
         context = torch.tensor(self._context.values, dtype=values.dtype, device=values.device)
 
         def run(group: list[int]) -> None:
-            batch = Batch.of([rows[place] for place in group], layout=layout, device=self._lm.device)
-            chosen = [indices[place] for place in group]
-            with torch.enable_grad(), self._lower.standing_in(batch, chosen):
-                with inject(self._lm, Injection(self._layers, *affine(values, context))):
-                    hidden = wanted_states(self._lm, batch)
-                part = objective.total(hidden, [self._truths[index] for index in chosen]) / tokens
-                # Λ is the only leaf, and its gradient comes last: where the memory runs out, nothing was added yet.
-                (gradient,) = torch.autograd.grad(part, values)
+            batch = Batch.of([rows[position] for position in group], layout=layout, device=self._lm.device)
+            batch_indices = [indices[position] for position in group]
+            with torch.enable_grad(), self._activations.replayed(batch, batch_indices):
+                with inject(self._lm, Injection(self._layers, *scale_and_shift(values, context))):
+                    hidden = output_states(self._lm, batch)
+                loss = objective.total(hidden, [self._true_labels[index] for index in batch_indices]) / tokens
+                # Λ is the only leaf, and its gradient comes last: if the memory runs out, nothing has been added yet.
+                (gradient,) = torch.autograd.grad(loss, values)
             values.grad = gradient if values.grad is None else values.grad + gradient
-            losses.append(float(part.detach()))
+            losses.append(float(loss.detach()))
 
-        for group in within_budget([len(row.ids) for row in rows], self._token_budget, layout):
-            halving(group, run)
+        for group in group_by_budget([len(row.ids) for row in rows], self._token_budget, layout):
+            run_with_halving(group, run)
         return sum(losses)
 
 
 def training_row(prompt: tuple[int, ...], label: tuple[int, ...]) -> Row:
-    """The prompt and the label without its last token, asking for the states that predict each label token."""
+    """Return the prompt and the label without its last token; the output positions are those that predict each label token."""
     ids = prompt + label[:-1]
     return Row(ids, tuple(range(len(prompt) - 1, len(ids))))
 
 
-def draws(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Batches of indices from epochs shuffled one after the other, so that every example is drawn equally often."""
+def sample_batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield batches of example indices from successive shuffled epochs, so that every example is drawn equally often."""
     generator = np.random.default_rng(seed)
-    waiting: list[int] = []
+    pending: list[int] = []
     for _ in range(steps):
-        while len(waiting) < min(batch_size, examples):
-            waiting += generator.permutation(examples).tolist()
-        yield waiting[:batch_size]
-        del waiting[:batch_size]
+        while len(pending) < min(batch_size, examples):
+            pending += generator.permutation(examples).tolist()
+        yield pending[:batch_size]
+        del pending[:batch_size]

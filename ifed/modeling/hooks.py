@@ -1,4 +1,4 @@
-"""Hooks on a frozen model that read, change or skip what its layers do, and always come off. Knows no texts and no labels."""
+"""Context managers that capture, inject or replay what the layers of a frozen model compute, and that always remove their hooks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from ifed.errors import LayoutMismatch
-from ifed.modeling.attention import Prefix, Rows
+from ifed.modeling.attention import KVCache, RowAttention
 from ifed.modeling.batching import Batch
-from ifed.modeling.injection import Injection, Rescaling, RunByRun, SideBySide
+from ifed.modeling.injection import Injection, InjectionBatch, SiteTransform
 from ifed.modeling.language_model import LanguageModel
 from ifed.tensors.values import SITES
 
-_injected: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_injected_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-class _Stop(Exception):
-    """Not an error: the way out of a forward pass that has given all it was asked for."""
+class _ForwardDone(Exception):  # not an error: it leaves a forward pass that has given all that was asked for
+    pass
 
 
 class Captured:
-    """What the sites gave in the last forward pass; filled while the model runs.
+    """The outputs of the captured sites in the last forward pass; filled while the model runs.
 
     Attributes:
-        outputs: by (layer, site): (B, W, d), or (n, d) where only some tokens were asked for.
+        layers: the captured layers.
+        outputs: by (layer, site), (B, W, d), or (n, d) at output positions alone.
     """
 
     def __init__(self, layers: Sequence[int]) -> None:
@@ -37,93 +38,93 @@ class Captured:
         self.outputs: dict[tuple[int, int], Tensor] = {}
 
     def stacked(self) -> Tensor:
-        """All outputs as one tensor, (…, layer, site, d)."""
+        """Return all outputs as one tensor, (…, layer, site, d)."""
         sites = range(len(SITES))
         return torch.stack([torch.stack([self.outputs[layer, site] for site in sites], -2) for layer in self.layers], -3)
 
 
-def final_hidden(lm: LanguageModel, batch: Batch, *, keep: Prefix | None = None) -> Tensor:
-    """Hidden states after the last layer and the final norm, (B, W, d). The head is not run.
+def final_hidden(lm: LanguageModel, batch: Batch, *, fill: KVCache | None = None) -> Tensor:
+    """Return the hidden states after the last layer and the final norm, (B, W, d), without running the head.
 
     Args:
-        keep: filled with the keys and values of this pass, for rows that will follow it.
+        fill: a KV cache to be filled with the keys and values of this pass, for rows that follow it.
     """
-    mask, told = batch.attention_mask, {}
-    if mask is None and lm.by_rows:
+    mask, keywords = batch.attention_mask, {}
+    if mask is None and lm.row_attention:
         mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=lm.device)  # of four axes: transformers derives none of its own
-        told["rows"] = Rows(batch.lengths, batch.before, keep)
+        keywords["rows"] = RowAttention(batch.lengths, batch.kv_caches, fill)
     output = lm.model.base_model(
-        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **told
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **keywords
     )
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
-def wanted_states(lm: LanguageModel, batch: Batch) -> Tensor:
-    """The final hidden states at the wanted places alone, (n, d); the MLP of the last layer is run for no other token."""
-    with mlp_at_wanted(lm, batch, lm.num_layers - 1):
-        return batch.at_wanted(final_hidden(lm, batch))
+def output_states(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Return the final hidden states at the output positions, (n, d); the last MLP need not run at any other token."""
+    with mlp_at_outputs(lm, batch, lm.num_layers - 1):
+        return batch.select_outputs(final_hidden(lm, batch))
 
 
-@contextlib.contextmanager
-def mlp_at_wanted(lm: LanguageModel, batch: Batch, layer: int) -> Iterator[None]:
-    """Within the block the MLP of `layer` gives zero but at the wanted places; for a layer after which nothing else is read."""
-    mlp = lm.family.layers(lm.model)[layer].get_submodule("mlp")
-    whole = mlp.forward
+def layer_input(lm: LanguageModel, layer: int, batch: Batch) -> Tensor:
+    """Return the hidden states that enter `layer`, (B, W, d); that layer and the ones above are not run."""
+    entered: list[Tensor] = []
 
-    def at_wanted(hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        # Of three axes, as in every other pass: what was traced may take no other number.
-        given = whole(flat[None, batch.wanted])[0]
-        return torch.zeros_like(flat).index_copy(0, batch.wanted, given).view_as(hidden)
+    def stop(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        entered.append(arguments[0] if arguments else keywords["hidden_states"])
+        raise _ForwardDone
 
-    pays = lm.options.last_at_wanted and 2 * len(batch.wanted) <= batch.input_ids.numel()
-    with _forward_of(mlp, at_wanted) if pays else contextlib.nullcontext():
-        yield
+    hook = lm.family.layers(lm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with contextlib.suppress(_ForwardDone):
+            final_hidden(lm, batch)
+    finally:
+        hook.remove()
+    return entered[0]
 
 
 @contextlib.contextmanager
 def capture(lm: LanguageModel, layers: Sequence[int], *, batch: Batch | None = None, stop: bool = False) -> Iterator[Captured]:
-    """Keep what `layers` add to the residual stream: a_l and m_l, as the sites give them, before any injection entered later.
+    """Capture what `layers` add to the residual stream: a_l and m_l, before any injection that is entered later.
 
     Args:
-        batch: keep only the tokens this batch wants, (n, d); all tokens otherwise.
-        stop: leave the forward pass as soon as the last of `layers` has been read; the block then ends there without an error.
+        batch: capture its output positions alone, (n, d); all tokens by default.
+        stop: leave the forward pass once the last of `layers` has been captured; the block ends there without an error.
 
     Raises:
-        LayoutMismatch: a layer the model does not have.
+        LayoutMismatch: the model does not have one of the layers.
     """
     captured = Captured(layers)
     last = (max(layers), len(SITES) - 1)
 
-    def keep(place: tuple[int, int]) -> Callable[..., None]:
+    def capturing(place: tuple[int, int]) -> Callable[..., None]:
         def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
             activation = _activation(output)
-            captured.outputs[place] = activation if batch is None else batch.at_wanted(activation)
+            captured.outputs[place] = activation if batch is None else batch.select_outputs(activation)
             if stop and place == last:
-                raise _Stop
+                raise _ForwardDone
 
         return hook
 
     with contextlib.ExitStack() as hooks:
         for layer, modules in zip(layers, _sites(lm, layers), strict=True):
             for site, module in enumerate(modules):
-                hooks.callback(module.register_forward_hook(keep((layer, site))).remove)
-        with contextlib.suppress(_Stop):
+                hooks.callback(module.register_forward_hook(capturing((layer, site))).remove)
+        with contextlib.suppress(_ForwardDone):
             yield captured
 
 
 @contextlib.contextmanager
-def inject(lm: LanguageModel, injection: Injection | SideBySide | None, *, rows: Tensor | None = None) -> Iterator[None]:
+def inject(lm: LanguageModel, injection: Injection | InjectionBatch | None, *, rows: Tensor | None = None) -> Iterator[None]:
     """Within the block, r_l = r_{l-1} + (λ^a v^a + β^a a) + (λ^m v^m + β^m m) at every token (arXiv 2511.06757); None changes nothing.
 
-    Computed in the dtype of the injection and then rounded to the model's; nothing is written in place.
+    Each site is computed in the dtype of the injection and then rounded to the model's; nothing is written in place.
 
     Args:
-        rows: int64, (B, W): which row of the injection each token takes. Otherwise row i of the injection is row i of the batch.
+        rows: int64, (B, W), the row of the injection that each token takes. By default row i of the injection is row i of the batch.
 
     Raises:
-        LayoutMismatch: a layer the model does not have, or another hidden size.
+        LayoutMismatch: the model does not have one of the layers, or has another hidden size.
         RuntimeError: the model carries an injection already, or a layer to inject into is being replayed.
     """
     if injection is None:
@@ -132,39 +133,22 @@ def inject(lm: LanguageModel, injection: Injection | SideBySide | None, *, rows:
     sites = _sites(lm, injection.layers)
     if injection.hidden_size != lm.hidden_size:
         raise LayoutMismatch(f"the injection has hidden size {injection.hidden_size}, {lm.name} has {lm.hidden_size}")
-    if lm.model in _injected:
-        raise RuntimeError(f"{lm.name} carries an injection already: one forward pass takes one; put rows side by side instead")
-    _refuse_replayed(lm, injection.layers)
+    if lm.model in _injected_models:
+        raise RuntimeError(f"{lm.name} carries an injection already: a forward pass takes one; use `batch_injections` for several")
+    _refuse_replayed_layers(lm, injection.layers)
     with contextlib.ExitStack() as hooks:
-        _injected.add(lm.model)
-        hooks.callback(_injected.discard, lm.model)
-        for module, change in zip(itertools.chain(*sites), injection.changes(rows), strict=True):
-            hooks.callback(module.register_forward_hook(_changing(change)).remove)
+        _injected_models.add(lm.model)
+        hooks.callback(_injected_models.discard, lm.model)
+        for module, transform in zip(itertools.chain(*sites), injection.transforms(rows), strict=True):
+            hooks.callback(module.register_forward_hook(_transforming(transform)).remove)
         yield
-
-
-def entering(lm: LanguageModel, layer: int, batch: Batch) -> Tensor:
-    """The hidden states that enter `layer`, (B, W, d); the layers from there on are not run."""
-    found: list[Tensor] = []
-
-    def stop(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        found.append(arguments[0] if arguments else keywords["hidden_states"])
-        raise _Stop
-
-    hook = lm.family.layers(lm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with contextlib.suppress(_Stop):
-            final_hidden(lm, batch)
-    finally:
-        hook.remove()
-    return found[0]
 
 
 @contextlib.contextmanager
 def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None]:
-    """Within the block the layers below `first_layer` do nothing, and `hidden` enters there instead of what they would have given.
+    """Within the block, the layers below `first_layer` do nothing, and `hidden` enters there in place of what they would have given.
 
-    With `hidden` from `entering` on the same batch, the outputs are those of the full forward pass, bit for bit.
+    With `hidden` from `layer_input` on the same batch, the outputs are those of the full forward pass, bit for bit.
 
     Args:
         hidden: (B, W, d), in the dtype of the model.
@@ -173,7 +157,7 @@ def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None
         RuntimeError: the model is being replayed already.
     """
     layers = lm.family.layers(lm.model)
-    _refuse_replayed(lm, range(first_layer))
+    _refuse_replayed_layers(lm, range(first_layer))
 
     def enter(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (hidden, *arguments[1:]), {name: value for name, value in keywords.items() if name != "hidden_states"}
@@ -181,13 +165,29 @@ def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None
     with contextlib.ExitStack() as hooks:
         hooks.callback(layers[first_layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
         for layer in layers[:first_layer]:
-            hooks.enter_context(_forward_of(layer, _unchanged))
+            hooks.enter_context(_replaced_forward(layer, _skip_layer))
         yield
 
 
 @contextlib.contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within the block a module does something else."""
+def mlp_at_outputs(lm: LanguageModel, batch: Batch, layer: int) -> Iterator[None]:
+    """Within the block, the MLP of `layer` gives zero except at the output positions; for a layer after which nothing else is read."""
+    mlp = lm.family.layers(lm.model)[layer].get_submodule("mlp")
+    full_forward = mlp.forward
+
+    def sparse_forward(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        # Of three axes, as in every other pass: a traced MLP may take no other number.
+        outputs = full_forward(flat[None, batch.output_indices])[0]
+        return torch.zeros_like(flat).index_copy(0, batch.output_indices, outputs).view_as(hidden)
+
+    pays = lm.options.sparse_last_mlp and 2 * len(batch.output_indices) <= batch.input_ids.numel()
+    with _replaced_forward(mlp, sparse_forward) if pays else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before = {name: value for name, value in module.__dict__.items() if name == "forward"}
     module.__dict__["forward"] = forward  # on the instance, where it hides the method of the class
     try:
@@ -197,16 +197,16 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
         module.__dict__.update(before)
 
 
-def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+def _skip_layer(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _changing(change: Rescaling | RunByRun) -> Callable[..., Any]:
-    """A hook that gives the changed output in place of what the site gave."""
+def _transforming(transform: SiteTransform) -> Callable[..., Any]:
+    """Return a hook that replaces the output of a site by its transform."""
 
     def hook(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
-        changed = change.of(_activation(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        activation = transform.apply(_activation(output))
+        return (activation, *output[1:]) if isinstance(output, tuple) else activation
 
     return hook
 
@@ -217,14 +217,14 @@ def _activation(output: Any) -> Tensor:
 
 
 def _sites(lm: LanguageModel, layers: Sequence[int]) -> list[tuple[nn.Module, nn.Module]]:
-    """The sites of each of `layers`, all looked up before the first hook is set."""
+    """Return the sites of each of `layers`; all are looked up before the first hook is set."""
     if unknown := [layer for layer in layers if not 0 <= layer < lm.num_layers]:
         raise LayoutMismatch(f"{lm.name} has the layers 0 to {lm.num_layers - 1}, asked for {unknown}")
     stack = lm.family.layers(lm.model)
     return [lm.family.sites(stack[layer]) for layer in layers]
 
 
-def _refuse_replayed(lm: LanguageModel, layers: Sequence[int]) -> None:
+def _refuse_replayed_layers(lm: LanguageModel, layers: Sequence[int]) -> None:
     stack = lm.family.layers(lm.model)
-    if replayed := [layer for layer in layers if stack[layer].__dict__.get("forward") is _unchanged]:
+    if replayed := [layer for layer in layers if stack[layer].__dict__.get("forward") is _skip_layer]:
         raise RuntimeError(f"the layers {replayed} of {lm.name} are being replayed: nothing can be changed in them")

@@ -1,4 +1,4 @@
-"""A frozen language model with its tokenizer, as one value. Knows nothing of where it came from or what is injected."""
+"""A frozen language model together with its tokenizer, family and fingerprint."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ifed.messages.tasks import ModelIdentity
-from ifed.modeling.attention import attend_by_rows, takes_rows
+from ifed.modeling.attention import enable_row_attention, has_row_attention
 from ifed.modeling.families import Family, family_of
 from ifed.modeling.fingerprint import fingerprint_of_model
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Ways to run a model faster, apart from `int8` all exact to rounding; each can be turned off, to measure what it gives.
+    """Ways to run a model faster. All but `int8` are exact to rounding, and each can be turned off to measure its effect.
 
     Attributes:
-        packed: on a CPU, rows end to end instead of padded to the longest of a batch.
-        by_rows: attention of packed rows one row at a time, where the family computes it with torch's kernel; else under a mask.
-        share_prefix: tokens of the template in front of the text are run once for all rows of a task, not in each row; needs `by_rows`.
-        last_at_wanted: the MLP of the last layer runs at the tokens whose hidden states are asked for, not at all.
-        compiled: the sub-layers and norms are compiled by `torch.compile` at their first use, which takes a minute or two; needs a C++ compiler.
-        packed_weights: on a CPU in bfloat16, the weights of the layers lie as its kernels read them, and are not rearranged in every
-            pass; for a model that is run and never trained or saved.
-        traced: on a CPU, the sub-layers and norms run as one piece each, so that passes in several threads wait less for Python's lock.
-        int8: weights of the layers in eight bits, by torchao: another model, though a close one; half the memory.
+        packed: on a CPU, place the rows of a batch end to end instead of padding them to the longest.
+        row_attention: compute the attention of packed rows one row at a time if the family uses torch's kernel, else under a mask.
+        share_prefix: run the template's tokens in front of the text once for all rows of a task; needs `row_attention`.
+        sparse_last_mlp: run the MLP of the last layer at the output positions alone.
+        compiled: compile MLPs and norms with `torch.compile` at their first use, which takes a minute or two; needs a C++ compiler.
+        packed_weights: on a CPU in bfloat16, store the weights of the layers in the layout of the CPU kernels instead of rearranging them in
+            every pass; for a model that is run and never trained or saved.
+        traced: on a CPU, run MLPs, norms and projections as TorchScript, so that passes in several threads wait less for the interpreter lock.
+        int8: store the weights of the layers in eight bits, by torchao: half the memory, and results that are close but not equal.
     """
 
     packed: bool = True
-    by_rows: bool = True
+    row_attention: bool = True
     share_prefix: bool = True
-    last_at_wanted: bool = True
+    sparse_last_mlp: bool = True
     compiled: bool = False
     packed_weights: bool = False
     traced: bool = False
@@ -43,16 +43,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A causal language model whose weights never change, and what it takes to feed it.
+    """A causal language model whose weights never change, and its tokenizer.
 
     Attributes:
         model: in evaluation mode, no parameter requires a gradient.
-        tokenizer: pads on the right; its pad token is the end token where it has none of its own.
+        tokenizer: pads on the right; its pad token is the end token if it has none of its own.
         family: where the architecture adds to the residual stream.
-        name: what people call it; a label, not an identity.
-        fingerprint: sha256, hexadecimal, of the weights, the configuration and the tokenizer; the identity.
+        name: a label for people, not an identity.
+        fingerprint: sha256, hexadecimal, of weights, configuration and tokenizer; the identity.
         num_layers: L.
         hidden_size: d.
+        options: how it is run.
     """
 
     model: PreTrainedModel
@@ -66,7 +67,7 @@ class LanguageModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """The identity under which a party joins a task or checks an adapter."""
+        """The identity with which a client joins a task and a service checks an adapter."""
         return ModelIdentity(
             name=self.name,
             fingerprint=self.fingerprint,
@@ -76,12 +77,13 @@ class LanguageModel:
         )
 
     @property
-    def by_rows(self) -> bool:
-        """Whether packed rows are attended to one by one."""
-        return self.options.by_rows and takes_rows(self.model)
+    def row_attention(self) -> bool:
+        """Whether packed batches compute their attention row by row."""
+        return self.options.row_attention and has_row_attention(self.model)
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return torch.device(self.model.device)
 
     @property
@@ -91,20 +93,20 @@ class LanguageModel:
 
     @property
     def injection_dtype(self) -> torch.dtype:
-        """What coefficients are computed in: at least float32, since bfloat16 near 1 moves in steps of 0.8 %."""
+        """The dtype of coefficients in training: at least float32, since bfloat16 near 1 moves in steps of 0.8 %."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
     def max_tokens(self) -> int:
-        """The longest row the positions of the model allow."""
+        """The longest row that the position embeddings allow."""
         return int(self.model.config.max_position_embeddings)
 
     @property
     def token_budget(self) -> int:
-        """Tokens of one forward pass when the caller names none.
+        """The default number of tokens of one forward pass.
 
         Measured with 135M and 270M parameters: on a CPU core the time per token is lowest near 256 tokens and 30 % higher at
-        1000; a GPU wants many more to be busy.
+        1000; a GPU needs many more to be busy.
         """
         return 256 if self.device.type == "cpu" else 16_384
 
@@ -117,17 +119,17 @@ def wrap(
     fingerprint: str | None = None,
     options: Options = Options(),
 ) -> LanguageModel:
-    """A `LanguageModel` around a model that is already built; freezes it and sets it to evaluation mode.
+    """Return a `LanguageModel` around a model that is already built; freeze it and set it to evaluation mode.
 
     Args:
-        fingerprint: the identity, where the caller knows it; otherwise computed from the tensors as they are in memory.
+        fingerprint: the identity, if the caller knows it; by default computed from the tensors in memory.
 
     Raises:
-        UnsupportedFamily: an architecture whose residual stream we do not know.
+        UnsupportedFamily: the architecture is not one of `FAMILIES`.
     """
     family = family_of(model)
     model.eval().requires_grad_(False)
-    attend_by_rows(model)
+    enable_row_attention(model)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -145,7 +147,7 @@ def wrap(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the progress bars and warnings of transformers off the terminal within the block."""
+    """Silence the progress bars and warnings of transformers within the block."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Final hidden states into the logits and scores of labels. Knows no prompts and runs no layers."""
+"""Logits of tokens and log-probabilities of labels from final hidden states."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 
-NODES_AT_ONCE = 32
+NORMALISER_ROWS = 32  # hidden states whose logits over the vocabulary are in memory at once
 
 
 def token_logits(lm: LanguageModel, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Logits of a few tokens, from those rows of the head alone, in at least float32.
+    """Return the logits of a few tokens, from those rows of the head alone, in at least float32.
 
     Args:
         hidden: (n, d), after the final norm.
@@ -26,32 +26,34 @@ def token_logits(lm: LanguageModel, hidden: Tensor, tokens: Sequence[int]) -> Te
     index = torch.tensor(tokens, device=hidden.device)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     bias = getattr(head, "bias", None)
-    return _capped(
-        lm,
-        torch.nn.functional.linear(hidden.to(dtype), head.weight[index].to(dtype), None if bias is None else bias[index].to(dtype)),
-    )
+    rows, row_bias = head.weight[index].to(dtype), None if bias is None else bias[index].to(dtype)
+    return _softcapped(lm, torch.nn.functional.linear(hidden.to(dtype), rows, row_bias))
 
 
 def vocabulary_logits(lm: LanguageModel, hidden: Tensor) -> Tensor:
-    """Logits of the whole vocabulary, (n, V): the product in the dtype of the model, what follows in at least float32."""
+    """Return the logits of the whole vocabulary, (n, V): the product in the dtype of the model, the rest in at least float32.
+
+    Args:
+        hidden: (n, d), after the final norm.
+    """
     logits = lm.model.get_output_embeddings()(hidden)
-    return _capped(lm, logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    return _softcapped(lm, logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
 def label_scores(lm: LanguageModel, labels: LabelTokens, hidden: Tensor) -> Tensor:
-    """Log-probabilities of the labels, normalised over the labels, whatever the number of tokens of each.
+    """Return the log-probabilities of the labels, normalised over the labels, whatever the number of tokens of each.
 
-    The normaliser over the vocabulary is left out where every label passes, for there it cancels: labels of one token each cost C rows
-    of the head and nothing else. All sums run in the order of the token ids, so the order of the labels changes no bit.
+    The normaliser over the vocabulary is left out at a node that every label passes, for there it cancels: labels of one token each cost C
+    rows of the head and nothing else. All sums run in the order of the token ids, so the order of the labels changes no bit.
 
     Args:
-        hidden: (n, node, d) at the inner nodes of `labels`, in the order of `labels.nodes_of_rows`, flattened.
+        hidden: (n, node, d) at the inner nodes of `labels`, in the order of `labels.nodes_by_extension`, flattened.
 
     Returns:
         float32, (n, C), in the order of `labels.names`.
     """
     edges: dict[tuple[int, ...], Tensor] = {}
-    nodes = [node for nodes in labels.nodes_of_rows for node in nodes]
+    nodes = [node for nodes in labels.nodes_by_extension for node in nodes]
     for node, states in sorted(zip(nodes, hidden.unbind(1), strict=True), key=lambda pair: pair[0]):
         tokens = labels.children[node]
         scores = token_logits(lm, states, tokens)
@@ -60,23 +62,24 @@ def label_scores(lm: LanguageModel, labels: LabelTokens, hidden: Tensor) -> Tens
         edges |= {(*node, token): column for token, column in zip(tokens, scores.unbind(1), strict=True)}
     order = sorted(range(len(labels.ids)), key=lambda label: labels.ids[label])
     totals = [
-        sum((edges[ids[: at + 1]] for at in range(1, len(ids))), edges[ids[:1]]) for ids in (labels.ids[label] for label in order)
+        sum((edges[ids[: length + 1]] for length in range(1, len(ids))), edges[ids[:1]])
+        for ids in (labels.ids[label] for label in order)
     ]
     normalised = torch.log_softmax(torch.stack(totals, dim=1), dim=1)
-    back = torch.tensor(order, device=hidden.device).argsort()
-    return normalised[:, back].to(torch.float32)
-
-
-def _log_normaliser(lm: LanguageModel, hidden: Tensor) -> Tensor:
-    """log Σ exp over the vocabulary, (n,), a few rows at a time."""
-    return torch.cat([torch.logsumexp(vocabulary_logits(lm, part), dim=1) for part in hidden.split(NODES_AT_ONCE)])
+    inverse_order = torch.tensor(order, device=hidden.device).argsort()
+    return normalised[:, inverse_order].to(torch.float32)
 
 
 def softcap(lm: LanguageModel) -> float | None:
-    """Where Gemma 2 bends its final logits; a model that does not leaves the setting out, or empty."""
+    """Return the cap of Gemma 2's final logits; other models leave the setting out, or empty."""
     return getattr(lm.model.config, "final_logit_softcapping", None)
 
 
-def _capped(lm: LanguageModel, logits: Tensor) -> Tensor:
+def _log_normaliser(lm: LanguageModel, hidden: Tensor) -> Tensor:
+    """Return log Σ exp over the vocabulary, (n,)."""
+    return torch.cat([torch.logsumexp(vocabulary_logits(lm, part), dim=1) for part in hidden.split(NORMALISER_ROWS)])
+
+
+def _softcapped(lm: LanguageModel, logits: Tensor) -> Tensor:
     cap = softcap(lm)
     return logits if cap is None else torch.tanh(logits / cap) * cap

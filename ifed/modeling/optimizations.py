@@ -1,4 +1,4 @@
-"""A loaded model changed for speed or memory where its owner asks for it. Knows no injection and no tokens."""
+"""Changes to a loaded model for speed or memory: eight-bit weights, packed weights, compiled or traced modules."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from transformers import PreTrainedModel
 from ifed.errors import UnknownModel, UnsupportedFamily
 from ifed.modeling.families import Family
 from ifed.modeling.language_model import Options
-from ifed.modeling.torchscript import packed_product
+from ifed.modeling.torchscript import packed_linear
 from ifed.modeling.tracing import trace
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
-PACKED_FOR = 256  # tokens of a pass for which the weights are laid out; any number may be read
+PACKING_TOKENS = 256  # tokens of a pass for which the weights are laid out; a pass may have any number
 
 
-def apply(options: Options, model: PreTrainedModel, family: Family) -> None:
-    """Do to a frozen model what `options` ask for and a forward pass cannot do by itself.
+def apply_options(options: Options, model: PreTrainedModel, family: Family) -> None:
+    """Change a frozen model, in place, as those of its options demand that a forward pass cannot apply by itself.
 
     Raises:
-        UnknownModel: what it needs is not installed here.
-        UnsupportedFamily: a family whose projections torchao does not know.
+        UnknownModel: a package or compiler that an option needs is not installed.
+        UnsupportedFamily: torchao does not know the projections of the family.
     """
     if options.int8:
-        _in_eight_bits(model, family)
-    elif options.packed_weights and not options.compiled and _packs(model):
-        _packed(model, family)
+        _quantize_int8(model, family)
+    elif options.packed_weights and not options.compiled and _packs_weights(model):
+        _pack_weights(model, family)
     if options.compiled:
-        _compiled(model, family)
+        _compile(model, family)
     elif options.traced and not options.int8 and model.device.type == "cpu":
         trace(model, family)
 
 
-def _in_eight_bits(model: PreTrainedModel, family: Family) -> None:
-    """The weights of the layers, not of the embeddings and the head, as torchao's symmetric eight-bit integers, a scale for each row."""
+def _quantize_int8(model: PreTrainedModel, family: Family) -> None:
+    """Store the weights of the layers, not of the embeddings and the head, as symmetric eight-bit integers, one scale per row."""
     layers = family.layers(model)
     if not any(isinstance(module, nn.Linear) for module in layers[0].modules()):
         raise UnsupportedFamily(f"the layers of {family.name} have no linear modules that torchao could hold in eight bits")
@@ -48,8 +48,8 @@ def _in_eight_bits(model: PreTrainedModel, family: Family) -> None:
         quantize_(layer, Int8WeightOnlyConfig(version=2))
 
 
-def _compiled(model: PreTrainedModel, family: Family) -> None:
-    """MLPs and norms, one by one: hooks, replay and the rows of attention lie between them and stay what they are."""
+def _compile(model: PreTrainedModel, family: Family) -> None:
+    """Compile MLPs and norms one by one; hooks, replay and row attention lie between them and stay as they are."""
     if model.device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
         raise UnknownModel("a compiled model needs a C++ compiler on this machine; install one, or turn the option off")
     for layer in family.layers(model):
@@ -58,27 +58,28 @@ def _compiled(model: PreTrainedModel, family: Family) -> None:
                 module.__dict__["forward"] = torch.compile(module.forward, dynamic=True)
 
 
-class Packed(nn.Module):
-    """A frozen linear module whose weights lie as oneDNN reads them; the operators are those that `torch.compile` puts in its place.
+class PackedLinear(nn.Module):
+    """A frozen linear module with its weights in oneDNN's own layout, as `torch.compile` would store them; the bits stay the same.
 
-    The same bits as before. One text of 58 tokens takes a sixth less time, a pass of 500 tokens a twentieth.
+    One text of 58 tokens takes a sixth less time, a pass of 500 tokens a twentieth.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_FOR)  # noqa: SLF001  # no public name
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKING_TOKENS)  # noqa: SLF001  # no public name
         self.register_buffer("weight", packed, persistent=False)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return packed_product(hidden, self.weight, self.bias)
+        """Return the product, (…, out), of `hidden`, (…, in), in bfloat16."""
+        return packed_linear(hidden, self.weight, self.bias)
 
 
-def _packs(model: PreTrainedModel) -> bool:
+def _packs_weights(model: PreTrainedModel) -> bool:
     return model.device.type == "cpu" and model.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available()
 
 
-def _packed(model: PreTrainedModel, family: Family) -> None:
+def _pack_weights(model: PreTrainedModel, family: Family) -> None:
     for layer in family.layers(model):
         for name, module in [pair for pair in layer.named_modules() if isinstance(pair[1], nn.Linear)]:
-            layer.set_submodule(name, Packed(module))
+            layer.set_submodule(name, PackedLinear(module))

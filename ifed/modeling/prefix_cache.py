@@ -1,4 +1,4 @@
-"""What the tokens that many rows begin with leave behind, computed once for each injection. Knows no labels and no texts."""
+"""KV caches of the prompt prefixes that many rows share, computed once for each injection."""
 
 from __future__ import annotations
 
@@ -9,107 +9,122 @@ from threading import Lock
 
 import torch
 
-from ifed.modeling.attention import Prefix
+from ifed.modeling.attention import KVCache
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
 
-LIMIT = 256 * 2**20
-LEAST_SAVED = 32  # tokens that need not be run again; a pass of its own costs about as much as 10
 Tokens = tuple[int, ...]
+DEFAULT_MAX_BYTES = 256 * 2**20
+MIN_SAVED_TOKENS = 32  # tokens that need not be run again; a pass of its own costs about as much as 10
 
 
 class PrefixCache:
-    """Prefixes by the injection they were run under, gone with it. Any thread may look, keep and count.
+    """KV caches by prefix and injection, dropped together with their injection; thread-safe.
+
+    Args:
+        max_bytes: if another KV cache would not fit, all others are dropped.
 
     Attributes:
-        hits: times that a batch found a prefix kept.
-        misses: prefixes that had to be run.
+        hits: how often a KV cache was there.
+        misses: how often one had to be computed.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._lock = limit, Lock()
-        self._bare: dict[Tokens, Prefix] = {}
-        self._injected: weakref.WeakKeyDictionary[Injection, dict[Tokens, Prefix]] = weakref.WeakKeyDictionary()
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._lock = max_bytes, Lock()
+        self._bare: dict[Tokens, KVCache] = {}
+        self._injected: weakref.WeakKeyDictionary[Injection, dict[Tokens, KVCache]] = weakref.WeakKeyDictionary()
         self.hits = self.misses = 0
 
     @property
     def nbytes(self) -> int:
-        """What is kept now."""
+        """The bytes of all KV caches that are held now."""
         with self._lock:
             return self._size()
 
-    def find(self, ids: Tokens, injection: Injection | None) -> Prefix | None:
+    def get(self, ids: Tokens, injection: Injection | None) -> KVCache | None:
+        """Return the KV cache of a prefix under an injection, None being the bare model."""
         with self._lock:
-            found = self._of(injection).get(ids)
-            self.hits += found is not None
-            return found
+            kv_cache = self._caches_of(injection).get(ids)
+            self.hits += kv_cache is not None
+            return kv_cache
 
-    def keep(self, ids: Tokens, injection: Injection | None, prefix: Prefix) -> None:
-        """Keep a prefix that was just run, unless it is larger than the limit by itself; beyond the limit all others are forgotten."""
+    def put(self, ids: Tokens, injection: Injection | None, kv_cache: KVCache) -> None:
+        """Store a KV cache that was just computed, unless it is larger than `max_bytes` by itself."""
         with self._lock:
             self.misses += 1
-            if prefix.nbytes > self._limit:
+            if kv_cache.nbytes > self._max_bytes:
                 return
-            if self._size() + prefix.nbytes > self._limit:
+            if self._size() + kv_cache.nbytes > self._max_bytes:
                 self._bare.clear()
                 self._injected.clear()
-            self._of(injection)[ids] = prefix
+            self._caches_of(injection)[ids] = kv_cache
 
-    def _of(self, injection: Injection | None) -> dict[Tokens, Prefix]:
+    def _caches_of(self, injection: Injection | None) -> dict[Tokens, KVCache]:
         return self._bare if injection is None else self._injected.setdefault(injection, {})
 
     def _size(self) -> int:
-        return sum(prefix.nbytes for kept in (self._bare, *self._injected.values()) for prefix in kept.values())
+        return sum(kv_cache.nbytes for caches in (self._bare, *self._injected.values()) for kv_cache in caches.values())
 
 
-class Prefixes:
-    """Cuts off rows what was run before, or runs it.
+class PrefixSharing:
+    """Replaces the prefix of rows by its KV cache, computing it where that pays.
 
     Args:
-        lasting: it serves call after call, so that a prefix pays though only one row needs it now.
-        least: tokens of the shortest prefix that is cut off; rows after a prefix take a slower kernel than whole ones.
-        limit: bytes that are kept; beyond, all are forgotten. A prefix that is larger by itself is used and not kept.
-        kept: what is kept, where twins of the model share it; its own limit counts.
+        persistent: whether it serves call after call, so that computing a prefix pays even if only one row needs it now.
+        min_length: tokens of the shortest prefix that is replaced; rows after a prefix take a slower kernel than whole ones.
+        max_bytes: the size of its own cache. A larger KV cache is used for its rows and not kept.
+        cache: the cache to use, if replicas of the model share one; `max_bytes` then has no effect.
+
+    Attributes:
+        enabled: whether the model and its options allow it.
     """
 
     def __init__(
-        self, lm: LanguageModel, *, lasting: bool = False, least: int = 1, limit: int = LIMIT, kept: PrefixCache | None = None
+        self,
+        lm: LanguageModel,
+        *,
+        persistent: bool = False,
+        min_length: int = 1,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        cache: PrefixCache | None = None,
     ) -> None:
-        self._lm, self._lasting, self._least = lm, lasting, least
-        self.kept = kept or PrefixCache(limit)
-        self.used = lm.options.share_prefix and lm.by_rows
+        self._lm, self._persistent, self._min_length = lm, persistent, min_length
+        self.cache = cache or PrefixCache(max_bytes)
+        self.enabled = lm.options.share_prefix and lm.row_attention
 
     @property
     def nbytes(self) -> int:
-        """What is kept now."""
-        return self.kept.nbytes
+        """The bytes of all KV caches that are held now."""
+        return self.cache.nbytes
 
-    def left(self, row: Row) -> int:
-        """Tokens of a row that are run once its prefix is there."""
-        return len(row.ids) - (row.shared if self.used and self._lasting and row.shared >= self._least else 0)
+    def remaining_tokens(self, row: Row) -> int:
+        """Return how many tokens of a row are run once the KV cache of its prefix is there."""
+        replaced = self.enabled and self._persistent and row.prefix_length >= self._min_length
+        return len(row.ids) - (row.prefix_length if replaced else 0)
 
-    def cut(self, rows: Sequence[Row], injections: Sequence[Injection | None]) -> list[Row]:
-        """The rows, those without their shared tokens for which that pays. To be called, and the result used, in inference mode."""
-        if not self.used:
+    def apply(self, rows: Sequence[Row], injections: Sequence[Injection | None]) -> list[Row]:
+        """Return the rows, those with a KV cache without their prefix. Call it, and use the result, in inference mode."""
+        if not self.enabled:
             return list(rows)
-        keys = [(id(injection), row.ids[: row.shared]) for row, injection in zip(rows, injections, strict=True)]
-        count, now, found = Counter(keys), dict[tuple[int, Tokens], Prefix](), []
+        keys = [(id(injection), row.ids[: row.prefix_length]) for row, injection in zip(rows, injections, strict=True)]
+        count, current, result = Counter(keys), dict[tuple[int, Tokens], KVCache](), []
         for key, row, injection in zip(keys, rows, injections, strict=True):
-            prefix = now.get(key) or self.kept.find(key[1], injection)
-            pays = row.shared >= self._least and (self._lasting or (count[key] - 1) * row.shared >= LEAST_SAVED)
-            if prefix is None and pays:
-                prefix = self._run(key[1], injection)
-                self.kept.keep(key[1], injection, prefix)
-            if prefix is not None:
-                now[key] = prefix
-            found.append(row if prefix is None else row.after(prefix))
-        return found
+            kv_cache = current.get(key) or self.cache.get(key[1], injection)
+            saved_tokens = (count[key] - 1) * row.prefix_length
+            pays = row.prefix_length >= self._min_length and (self._persistent or saved_tokens >= MIN_SAVED_TOKENS)
+            if kv_cache is None and pays:
+                kv_cache = self._compute(key[1], injection)
+                self.cache.put(key[1], injection, kv_cache)
+            if kv_cache is not None:
+                current[key] = kv_cache
+            result.append(row if kv_cache is None else row.after(kv_cache))
+        return result
 
-    def _run(self, ids: Tokens, injection: Injection | None) -> Prefix:
-        prefix = Prefix(len(ids), {}, {})
+    def _compute(self, ids: Tokens, injection: Injection | None) -> KVCache:
+        kv_cache = KVCache(len(ids), {}, {})
         batch = Batch.of([Row(ids, ())], layout="packed", device=self._lm.device)
         with torch.inference_mode(), inject(self._lm, injection):
-            final_hidden(self._lm, batch, keep=prefix)
-        return prefix
+            final_hidden(self._lm, batch, fill=kv_cache)
+        return kv_cache

@@ -1,4 +1,4 @@
-"""A model at work on the public probe texts, the way it works on private ones. Compares nothing."""
+"""The probe of a model: its activations on public texts, computed as on private ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.probes import TEXTS, Probe
 
-LONG = "word " * 2000  # shows where a long text is cut
+LONG_TEXT = "word " * 2000  # its tokens show where a long text is truncated
 
 
 def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -> Probe:
-    """The probe of a model under a task's template and labels; texts of different lengths share one batch, laid out as for any work.
+    """Return the probe of a model under the template and labels of a task; texts of different lengths share one batch, as in any work.
 
     Raises:
-        ProbeMismatch: activations that are not finite.
+        ProbeMismatch: an activation is not finite.
     """
-    rows = [Row.ending(template.prompt(text).ids) for text in TEXTS]
+    rows = [Row.for_last_token(template.prompt(text).ids) for text in TEXTS]
     batch = Batch.of(rows, layout=layout_for(lm), device=lm.device)
     with torch.inference_mode(), capture(lm, range(lm.num_layers), batch=batch, stop=True) as captured:
         final_hidden(lm, batch)
@@ -32,6 +32,6 @@ def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -
 
 
 def tokens_digest(template: PromptTemplate, labels: LabelTokens) -> str:
-    """sha256 of the probe texts, and of one that must be cut, as tokens in the template, and of the labels that follow."""
-    prompts = [template.prompt(text).ids for text in (*TEXTS, "", LONG)]
+    """Return the sha256, in hexadecimal, of the tokens of the probe texts, of an empty and a truncated text, and of the labels."""
+    prompts = [template.prompt(text).ids for text in (*TEXTS, "", LONG_TEXT)]
     return hashlib.sha256(json.dumps([prompts, labels.ids]).encode()).hexdigest()

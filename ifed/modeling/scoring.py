@@ -1,4 +1,4 @@
-"""Prompts into label probabilities, and labelled examples into confusion counts. Knows no gradient."""
+"""Label probabilities of prompts, and confusion counts on labelled examples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ifed.modeling.batching import Row
-from ifed.modeling.forward import ActivationCache, wanted_hidden
+from ifed.modeling.forward import ActivationCache, run_rows
 from ifed.modeling.injection import Injection
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.logits import label_scores
-from ifed.modeling.prefix_cache import Prefixes
+from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.modeling.prompts import Example, Prompt, PromptTemplate
 from ifed.tensors.values import Float32, Int64
 
@@ -25,6 +25,8 @@ class ScoringItem:
     """One prompt to score under one task.
 
     Attributes:
+        prompt: the text in its template, as tokens.
+        labels: the labels to choose from.
         injection: None scores the bare model. Items of one task should share the object.
     """
 
@@ -34,28 +36,28 @@ class ScoringItem:
 
 
 def score(
-    lm: LanguageModel, items: Sequence[ScoringItem], *, token_budget: int | None = None, prefixes: Prefixes | None = None
+    lm: LanguageModel, items: Sequence[ScoringItem], *, token_budget: int | None = None, prefixes: PrefixSharing | None = None
 ) -> list[Float32]:
-    """Log-probabilities of each item's labels, normalised over its labels; items of different tasks share batches.
+    """Return the log-probabilities of each item's labels, normalised over its labels; items of different tasks share batches.
 
-    A label of several tokens counts with the product of its tokens' probabilities.
+    The probability of a label of several tokens is the product of its tokens'.
 
     Args:
-        token_budget: tokens of one forward pass; the model's own choice when not set.
-        prefixes: where what the templates begin with is kept from call to call; within this call alone when not set.
+        token_budget: tokens of one forward pass; the model's own by default.
+        prefixes: keeps the KV caches of template prefixes from call to call; by default they live for this call.
 
     Returns:
-        per item float32, (C,), in the order of its labels.
+        Per item float32, (C,), in the order of its labels.
 
     Raises:
-        LayoutMismatch: an injection that does not fit the model.
+        LayoutMismatch: an injection does not fit the model.
     """
-    rows = [rows_of(item.prompt, item.labels) for item in items]
-    flat = [row for group in rows for row in group]
-    injections = [item.injection for item, group in zip(items, rows, strict=True) for _ in group]
-    hidden = iter(wanted_hidden(lm, flat, injections, token_budget=token_budget, prefixes=prefixes))
-    states = [torch.cat([next(hidden) for _ in group]) for group in rows]
-    return _scores(lm, [item.labels for item in items], states)
+    rows_by_item = [scoring_rows(item.prompt, item.labels) for item in items]
+    rows = [row for item_rows in rows_by_item for row in item_rows]
+    injections = [item.injection for item, item_rows in zip(items, rows_by_item, strict=True) for _ in item_rows]
+    hidden = iter(run_rows(lm, rows, injections, token_budget=token_budget, prefixes=prefixes))
+    states = [torch.cat([next(hidden) for _ in item_rows]) for item_rows in rows_by_item]
+    return _label_scores(lm, [item.labels for item in items], states)
 
 
 def evaluate(
@@ -67,18 +69,24 @@ def evaluate(
     *,
     token_budget: int | None = None,
 ) -> Int64:
-    """Confusion counts of an injection, or of the bare model, on labelled examples.
+    """Return the confusion counts of an injection, or of the bare model, on labelled examples.
 
     Returns:
-        int64, (C, C): rows are the true labels, columns the predicted ones.
+        int64, (C, C), true labels in rows, predicted ones in columns.
     """
     prompts = [template.prompt(example.text) for example in examples]
     scores = score(lm, [ScoringItem(prompt, labels, injection) for prompt in prompts], token_budget=token_budget)
-    return confusion([example.label for example in examples], scores, len(labels.names))
+    return confusion_counts([example.label for example in examples], scores, len(labels.names))
 
 
 class HeldOut:
-    """Examples kept aside, to be scored again and again as the coefficients change; what the lower layers give for them is kept."""
+    """Held-out examples that are scored again and again as the coefficients change; the activations of the lower layers are cached.
+
+    Args:
+        first_layer: the lowest layer that will be injected into.
+        cache_bytes: the largest size of the cache.
+        token_budget: tokens of one forward pass; the model's own by default.
+    """
 
     def __init__(
         self,
@@ -92,56 +100,59 @@ class HeldOut:
         token_budget: int | None = None,
     ) -> None:
         self._lm, self._labels, self._token_budget = lm, labels, token_budget
-        self._truths = [example.label for example in examples]
-        self._rows = [row for example in examples for row in rows_of(template.prompt(example.text), labels)]
-        self._lower = ActivationCache(lm, first_layer, self._rows, limit=cache_bytes, token_budget=token_budget)
+        self._true_labels = [example.label for example in examples]
+        self._rows = [row for example in examples for row in scoring_rows(template.prompt(example.text), labels)]
+        self._activations = ActivationCache(lm, first_layer, self._rows, max_bytes=cache_bytes, token_budget=token_budget)
 
     def confusion(self, injection: Injection) -> Int64:
-        """Confusion counts as `evaluate` gives them; `injection` must not reach below the first layer."""
+        """Return confusion counts as `evaluate` does; `injection` must not reach below the first layer."""
         return self.measure(injection)[0]
 
     def measure(self, injection: Injection) -> tuple[Int64, Float32 | None]:
-        """Confusion counts, and the mean probability of each label, float32, (C,); None without examples."""
+        """Return the confusion counts and the mean probability of each label, float32, (C,); None without examples."""
         scores = self.scores(injection)
-        counts = confusion(self._truths, list(scores), len(self._labels.names))
-        if not self._truths:
+        counts = confusion_counts(self._true_labels, list(scores), len(self._labels.names))
+        if not self._true_labels:
             return counts, None
         return counts, np.asarray(np.exp(scores, dtype=np.float64).mean(axis=0), dtype=np.float32)
 
     def scores(self, injection: Injection) -> Float32:
-        """Log-probabilities of the labels of each example, normalised over the labels: float32, (n, C)."""
-        if not self._truths:
+        """Return the log-probabilities of the labels of each example, normalised over the labels: float32, (n, C)."""
+        if not self._true_labels:
             return np.zeros((0, len(self._labels.names)), dtype=np.float32)
-        hidden = wanted_hidden(
-            self._lm, self._rows, [injection] * len(self._rows), token_budget=self._token_budget, lower=self._lower
-        )
-        states = torch.cat(hidden).unflatten(0, (len(self._truths), -1))
-        return np.stack(_scores(self._lm, [self._labels] * len(self._truths), list(states)))
+        injections = [injection] * len(self._rows)
+        hidden = run_rows(self._lm, self._rows, injections, token_budget=self._token_budget, activations=self._activations)
+        states = torch.cat(hidden).unflatten(0, (len(self._true_labels), -1))
+        return np.stack(_label_scores(self._lm, [self._labels] * len(self._true_labels), list(states)))
 
 
-def rows_of(prompt: Prompt, labels: LabelTokens) -> list[Row]:
-    """What must be run to score a prompt: it, followed by each of the fewest label prefixes that reach every inner node."""
+def scoring_rows(prompt: Prompt, labels: LabelTokens) -> list[Row]:
+    """Return the rows that score a prompt: it, followed by each of the fewest label prefixes that reach every inner node."""
     last = len(prompt.ids) - 1
     return [
-        Row(prompt.ids + prefix, tuple(last + len(node) for node in nodes), prompt.shared)
-        for prefix, nodes in zip(labels.rows, labels.nodes_of_rows, strict=True)
+        Row(prompt.ids + extension, tuple(last + len(node) for node in nodes), prompt.prefix_length)
+        for extension, nodes in zip(labels.extensions, labels.nodes_by_extension, strict=True)
     ]
 
 
-def confusion(truths: Sequence[int], scores: Sequence[Float32], classes: int) -> Int64:
-    """Counts of (true, most probable) label; of equal probabilities the first counts."""
+def confusion_counts(true_labels: Sequence[int], scores: Sequence[Float32], classes: int) -> Int64:
+    """Return how often each (true, most probable) pair of labels occurs; of equal probabilities the first label counts.
+
+    Returns:
+        int64, (classes, classes), true labels in rows, predicted ones in columns.
+    """
     counts = np.zeros((classes, classes), dtype=np.int64)
-    for truth, row in zip(truths, scores, strict=True):
-        counts[truth, int(np.argmax(row))] += 1
+    for true_label, row in zip(true_labels, scores, strict=True):
+        counts[true_label, int(np.argmax(row))] += 1
     return counts
 
 
-def _scores(lm: LanguageModel, labels: Sequence[LabelTokens], states: Sequence[Tensor]) -> list[Float32]:
-    """One head product per distinct label set, whatever the number of items."""
-    found: dict[int, Float32] = {}
+def _label_scores(lm: LanguageModel, labels: Sequence[LabelTokens], states: Sequence[Tensor]) -> list[Float32]:
+    """Return the scores of each item, with one product with the head for each distinct set of labels."""
+    scores_by_item: dict[int, Float32] = {}
     for label_set in dict.fromkeys(labels):
-        mine = [index for index, other in enumerate(labels) if other == label_set]
+        indices = [index for index, other in enumerate(labels) if other == label_set]
         with torch.inference_mode():
-            scores = label_scores(lm, label_set, torch.stack([states[index] for index in mine])).cpu().numpy()
-        found.update(zip(mine, scores, strict=True))
-    return [found[index] for index in range(len(labels))]
+            scores = label_scores(lm, label_set, torch.stack([states[index] for index in indices])).cpu().numpy()
+        scores_by_item.update(zip(indices, scores, strict=True))
+    return [scores_by_item[index] for index in range(len(labels))]

@@ -1,6 +1,6 @@
-"""A model whose MLPs, norms and projections run as one traced piece each, hooks between them. Knows no injection and no tokens.
+"""Tracing of the MLPs, norms and attention projections of a model, one TorchScript graph each, with room for hooks between them.
 
-Why, and what torch says of it: `ifed.modeling.scripted`.
+`ifed.modeling.torchscript` says why, and what torch says of TorchScript.
 """
 
 from __future__ import annotations
@@ -14,114 +14,121 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ifed.modeling.attention import ONLY_PROJECTED, Projected, Rows, attend, attend_by_rows, takes_rows
+from ifed.modeling.attention import (
+    PROJECTION_ONLY,
+    AttentionInputs,
+    RowAttention,
+    attend,
+    enable_row_attention,
+    has_row_attention,
+)
 from ifed.modeling.families import Family
 
-EXAMPLE = (0, 1, 2)  # tokens; a trace takes any others, and any number of them
+EXAMPLE_IDS = (0, 1, 2)  # a trace takes any other tokens, and any number of them
 
 
 def trace(model: PreTrainedModel, family: Family) -> None:
-    """Change a frozen model on a CPU; what it computes without a gradient stays the same bits, and with one is computed as before.
+    """Trace the sub-layers of a frozen model on a CPU, in place.
 
-    A part whose trace gives other bits stays as it is: GPT-2's activation in bfloat16, whose factors the trace rounds, and on some
-    processors in float32 too.
+    What the model computes without gradients stays the same, bit for bit, and with gradients is computed as before. A module whose trace
+    gives other bits stays untraced: GPT-2's activation in bfloat16, whose factors the trace rounds, and on some processors in float32 too.
     """
-    attend_by_rows(model)
+    enable_row_attention(model)
     layers = family.layers(model)
-    seen = _arguments(model, [module for layer in layers for module in layer.children()])
+    inputs = _example_inputs(model, [module for layer in layers for module in layer.children()])
     for layer in layers:
         for name, module in layer.named_children():
-            changed = None
+            forward = None
             if name == "mlp" or "norm" in type(module).__name__.lower():
-                changed = _in_one(module, seen[module].hidden)
-            elif name == "self_attn" and hasattr(module, "o_proj") and takes_rows(model):
-                changed = _attention(module, seen[module])
-            if changed is not None:
-                module.__dict__["forward"] = changed
+                forward = _traced_forward(module, inputs[module].hidden)
+            elif name == "self_attn" and hasattr(module, "o_proj") and has_row_attention(model):
+                forward = _traced_attention_forward(module, inputs[module])
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a module was given in the pass over the example."""
+class _Inputs:
+    """The hidden states and the keyword arguments that a module received for the example."""
 
     hidden: Tensor
-    named: dict[str, Any]
+    keywords: dict[str, Any]
 
 
-def _arguments(model: PreTrainedModel, modules: list[nn.Module]) -> dict[nn.Module, _Seen]:
-    seen: dict[nn.Module, _Seen] = {}
+def _example_inputs(model: PreTrainedModel, modules: list[nn.Module]) -> dict[nn.Module, _Inputs]:
+    inputs: dict[nn.Module, _Inputs] = {}
 
-    def keep(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen[module] = _Seen(arguments[0] if arguments else named["hidden_states"], named)
+    def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs[module] = _Inputs(arguments[0] if arguments else keywords["hidden_states"], keywords)
 
-    hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     with torch.no_grad():
-        model.base_model(input_ids=torch.tensor([EXAMPLE], device=model.device), use_cache=False)
+        model.base_model(input_ids=torch.tensor([EXAMPLE_IDS], device=model.device), use_cache=False)
     for hook in hooks:
         hook.remove()
-    return seen
+    return inputs
 
 
-def _in_one(module: nn.Module, example: Tensor) -> Callable[..., Tensor] | None:
-    whole, piece = module.forward, _traced(module, example)
-    if piece is None:
+def _traced_forward(module: nn.Module, example: Tensor) -> Callable[..., Tensor] | None:
+    original, graph = module.forward, _traced(module, example)
+    if graph is None:
         return None
 
     def forward(hidden: Tensor) -> Tensor:  # a function, which a copy of the module shares
-        result: Tensor = whole(hidden) if torch.is_grad_enabled() else piece(hidden)
+        result: Tensor = original(hidden) if torch.is_grad_enabled() else graph(hidden)
         return result
 
     return forward
 
 
-def _attention(module: nn.Module, seen: _Seen) -> Callable[..., Any] | None:
-    """Projections and positions in one piece, then the attention of rows."""
-    whole, output = module.forward, module.get_submodule("o_proj")
-    front = _Front(module)
-    piece = _traced(front, seen.hidden, *seen.named["position_embeddings"])
-    told = front.told
-    if piece is None:
+def _traced_attention_forward(module: nn.Module, inputs: _Inputs) -> Callable[..., Any] | None:
+    """Return a forward that runs projections and positions as one graph, then `attend`; None if the graph gives other bits."""
+    original, output_projection = module.forward, module.get_submodule("o_proj")
+    projections = _AttentionProjections(module)
+    graph = _traced(projections, inputs.hidden, *inputs.keywords["position_embeddings"])
+    options = projections.options
+    if graph is None:
         return None
 
-    def forward(hidden_states: Tensor, *, rows: Rows | None = None, **named: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(hidden_states: Tensor, *, rows: RowAttention | None = None, **keywords: Any) -> tuple[Tensor, Tensor | None]:
         if rows is None or torch.is_grad_enabled():
-            result: tuple[Tensor, Tensor | None] = whole(hidden_states, rows=rows, **named)
+            result: tuple[Tensor, Tensor | None] = original(hidden_states, rows=rows, **keywords)
             return result
-        query, key, value = piece(hidden_states, *named["position_embeddings"])
-        found, weights = attend(module, query, key, value, named.get("attention_mask"), rows=rows, **told)
-        return output(found.reshape(*hidden_states.shape[:-1], -1)), weights
+        query, key, value = graph(hidden_states, *keywords["position_embeddings"])
+        output, weights = attend(module, query, key, value, keywords.get("attention_mask"), rows=rows, **options)
+        return output_projection(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
     return forward
 
 
-class _Front(nn.Module):
-    """An attention module up to what it hands to the function that attends.
+class _AttentionProjections(nn.Module):
+    """An attention module up to the call of `attend`: queries, keys and values with their positions.
 
     Attributes:
-        told: what else that function is told, filled when it runs.
+        options: the other arguments of that call, filled when the module runs.
     """
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        self.attention, self.told = attention, dict[str, Any]()
+        self.attention, self.options = attention, dict[str, Any]()
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         try:
-            self.attention(hidden_states=hidden, position_embeddings=(cos, sin), attention_mask=None, rows=ONLY_PROJECTED)
-        except Projected as found:
-            self.told |= found.told
-            return found.states
-        raise AssertionError("an attention module of a model that takes rows did not attend by them")
+            self.attention(hidden_states=hidden, position_embeddings=(cos, sin), attention_mask=None, rows=PROJECTION_ONLY)
+        except AttentionInputs as inputs:
+            self.options |= inputs.options
+            return inputs.states
+        raise AssertionError("the attention module did not call `attend`, although its model has row attention")
 
 
 def _traced(module: nn.Module, *example: Tensor) -> Callable[..., Any] | None:
-    """A module in one piece; None where that gives other bits."""
+    """Return the trace of a module; None if it gives other bits than the module."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
-        piece: Callable[..., Any] = torch.jit.trace(module.eval(), example, check_trace=False)
-        pairs = zip(_several(piece(*example)), _several(module(*example)), strict=True)
-        return piece if all(torch.equal(one, other) for one, other in pairs) else None
+        graph: Callable[..., Any] = torch.jit.trace(module.eval(), example, check_trace=False)
+        pairs = zip(_as_tuple(graph(*example)), _as_tuple(module(*example)), strict=True)
+        return graph if all(torch.equal(traced, original) for traced, original in pairs) else None
 
 
-def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -13,15 +13,15 @@ from ifed.errors import EmptyText, IFedError, TextTooLong
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.tasks import TEXT_SLOT, ModelIdentity
 from ifed.modeling.batching import Row, layout_for
-from ifed.modeling.forward import wanted_hidden
+from ifed.modeling.forward import run_rows
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
-from ifed.modeling.prefix_cache import LIMIT, PrefixCache, Prefixes
+from ifed.modeling.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache, PrefixSharing
 from ifed.modeling.prompts import PromptTemplate, longest_prompt
-from ifed.modeling.replicas import lanes_for, twins
-from ifed.modeling.scoring import ScoringItem, rows_of, score
+from ifed.modeling.replicas import divide_threads, replicate
+from ifed.modeling.scoring import ScoringItem, score, scoring_rows
 from services.inference.demonstrations import Demonstration
 from services.inference.engine import Scores
 from services.inference.service import Prepared
@@ -59,11 +59,14 @@ class Scorer:
         token_budget: int | None = None,
         max_tokens: int | None = None,
         lanes: int = 1,
-        prefix_bytes: int = LIMIT,
+        prefix_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._model, self._max_tokens = model, max_tokens
         self.prefixes = PrefixCache(prefix_bytes)
-        self._ways = [(one, Prefixes(one, lasting=True, least=LEAST_SHARED, kept=self.prefixes)) for one in twins(model, lanes)]
+        self._ways = [
+            (one, PrefixSharing(one, persistent=True, min_length=LEAST_SHARED, cache=self.prefixes))
+            for one in replicate(model, lanes)
+        ]
         self.padded, self.short_pass = layout_for(model) == "padded", SHORT_PASS
         self.token_budget = token_budget or model.token_budget * (1 if self.padded else PACKED_PASS)
 
@@ -78,7 +81,7 @@ class Scorer:
         threads: int | None,
         announce: Callable[[str], None],
         lanes: int | None = None,
-        prefix_bytes: int = LIMIT,
+        prefix_bytes: int = DEFAULT_MAX_BYTES,
         compiled: bool = False,
         int8: bool = False,
         token_budget: int | None = None,
@@ -95,7 +98,7 @@ class Scorer:
         model = load(
             name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
         )
-        count = lanes_for(model, lanes, threads)
+        count = divide_threads(model, lanes, threads)
         return cls(model, token_budget=token_budget, max_tokens=max_tokens, lanes=count, prefix_bytes=prefix_bytes)
 
     @property
@@ -154,14 +157,14 @@ class Scorer:
     def tokens(self, item: ScoringItem) -> int:
         """What a pass reads for it once what its prompt begins with is kept: labels of several tokens take several rows."""
         _, prefixes = self._ways[0]
-        return sum(prefixes.left(row) for row in rows_of(item.prompt, item.labels))
+        return sum(prefixes.remaining_tokens(row) for row in scoring_rows(item.prompt, item.labels))
 
     def warm_up(self) -> None:
         """Run each lane once, with one text and with several, so that no request waits for what is compiled or laid out at the first use."""
         token = int(self._model.tokenizer.eos_token_id or 0)
         for model, _ in self._ways:
             for count in (1, 2, 3):
-                wanted_hidden(model, [Row.ending((token,) * WARM_UP_TOKENS)] * count, [None] * count)
+                run_rows(model, [Row.for_last_token((token,) * WARM_UP_TOKENS)] * count, [None] * count)
 
     @property
     def lanes(self) -> list[Callable[[Sequence[ScoringItem]], list[Scores]]]:
@@ -172,5 +175,5 @@ class Scorer:
         """Log-probabilities over each item's labels, float32, shape (labels,)."""
         return self.lanes[0](items)
 
-    def _through(self, model: LanguageModel, prefixes: Prefixes, items: Sequence[ScoringItem]) -> list[Scores]:
+    def _through(self, model: LanguageModel, prefixes: PrefixSharing, items: Sequence[ScoringItem]) -> list[Scores]:
         return score(model, items, token_budget=self.token_budget, prefixes=prefixes)

@@ -131,7 +131,7 @@ def test_what_a_prompt_begins_with_does_not_count_in_the_budget_once_it_is_kept(
     shown = scorer.few_shot(tasks[0], [Demonstration(text, "good") for text in TEXTS if text])
     item = prepared(scorer, shown, "the plot")
     assert isinstance(item.item, ScoringItem)
-    assert scorer.tokens(item.item) == item.tokens - item.item.prompt.shared < 20
+    assert scorer.tokens(item.item) == item.tokens - item.item.prompt.prefix_length < 20
 
 
 def test_lanes_share_the_weights_and_what_is_kept() -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ifed.modeling.batching import Batch, Layout, Row, halving, within_budget
-from ifed.modeling.forward import ActivationCache, wanted_hidden
+from ifed.modeling.batching import Batch, BatchLayout, Row, group_by_budget, run_with_halving
+from ifed.modeling.forward import ActivationCache, run_rows
 from ifed.modeling.hooks import final_hidden
 from tests.unit.modeling.builders import FAMILY_NAMES, ROUNDING, TEXTS, build, template
 
@@ -16,8 +16,8 @@ layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 100), layout=st.sampled_from(["packed", "padded"]))
-def test_every_row_is_in_one_group_and_groups_keep_to_the_budget(lengths: list[int], budget: int, layout: Layout) -> None:
-    groups = within_budget(lengths, budget, layout)
+def test_every_row_is_in_one_group_and_groups_keep_to_the_budget(lengths: list[int], budget: int, layout: BatchLayout) -> None:
+    groups = group_by_budget(lengths, budget, layout)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         taken = [lengths[index] for index in group]
@@ -26,8 +26,8 @@ def test_every_row_is_in_one_group_and_groups_keep_to_the_budget(lengths: list[i
 
 
 def test_rows_of_similar_length_come_together() -> None:
-    assert within_budget([9, 2, 8, 3], 18, "padded") == [[1, 3], [2, 0]]
-    assert within_budget([9, 2, 8, 3], 13, "packed") == [[1, 3, 2], [0]]
+    assert group_by_budget([9, 2, 8, 3], 18, "padded") == [[1, 3], [2, 0]]
+    assert group_by_budget([9, 2, 8, 3], 13, "packed") == [[1, 3, 2], [0]]
 
 
 def test_a_packed_batch_has_no_padding_and_restarts_positions() -> None:
@@ -36,7 +36,7 @@ def test_a_packed_batch_has_no_padding_and_restarts_positions() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0]]
     assert batch.row_of.tolist() == [[0, 0, 0, 1]]
     assert batch.attention_mask is None
-    assert batch.wanted.tolist() == [1, 2, 3]
+    assert batch.output_indices.tolist() == [1, 2, 3]
 
 
 def test_a_padded_batch_is_filled_up_on_the_right_and_masked() -> None:
@@ -45,12 +45,12 @@ def test_a_padded_batch_is_filled_up_on_the_right_and_masked() -> None:
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.row_of.tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert batch.wanted.tolist() == [1, 2, 3]
+    assert batch.output_indices.tolist() == [1, 2, 3]
 
 
 @layouts
-def test_arranging_undoes_splitting(layout: Layout) -> None:
-    batch = Batch.of([Row.ending((5, 6, 7)), Row.ending((8,))], layout=layout)
+def test_arranging_undoes_splitting(layout: BatchLayout) -> None:
+    batch = Batch.of([Row.for_last_token((5, 6, 7)), Row.for_last_token((8,))], layout=layout)
     parts = [torch.randn(3, 2), torch.randn(1, 2)]
     again = batch.split(batch.arrange(parts))
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
@@ -58,9 +58,12 @@ def test_arranging_undoes_splitting(layout: Layout) -> None:
 
 @layouts
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_batch_gives_what_single_rows_give(family: str, layout: Layout) -> None:
+def test_a_batch_gives_what_single_rows_give(family: str, layout: BatchLayout) -> None:
     lm = build(family)
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS] + [Row.ending((7,)), Row.ending((7,))]
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS] + [
+        Row.for_last_token((7,)),
+        Row.for_last_token((7,)),
+    ]
     batch = Batch.of(rows, layout=layout, pad=3)
     with torch.no_grad():
         together = batch.split(final_hidden(lm, batch))
@@ -72,9 +75,9 @@ def test_a_batch_gives_what_single_rows_give(family: str, layout: Layout) -> Non
 @pytest.mark.parametrize("budget", [1, 30, 10_000])
 def test_the_order_of_results_is_the_order_of_the_rows_whatever_the_budget(budget: int) -> None:
     lm = build(dtype=torch.float64)
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     expected = [final_hidden(lm, Batch.of([row], layout="packed"))[0, -1:] for row in rows]
-    for found, one in zip(wanted_hidden(lm, rows, [None] * len(rows), token_budget=budget), expected, strict=True):
+    for found, one in zip(run_rows(lm, rows, [None] * len(rows), token_budget=budget), expected, strict=True):
         torch.testing.assert_close(found, one, **ROUNDING)
 
 
@@ -86,7 +89,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None
             raise torch.OutOfMemoryError
         done.append(group)
 
-    halving([0, 1, 2, 3, 4], run)
+    run_with_halving([0, 1, 2, 3, 4], run)
     assert done == [[0, 1], [2], [3, 4]]
 
 
@@ -95,49 +98,49 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        halving([0, 1], run)
+        run_with_halving([0, 1], run)
 
 
 @pytest.mark.parametrize(("first_layer", "limit", "used"), [(1, 10**9, True), (0, 10**9, False), (1, 100, False)])
 def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer: int, limit: int, used: bool) -> None:
     lm = build()
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
-    lower = ActivationCache(lm, first_layer, rows, limit=limit)
-    assert lower.used is used
-    with_cache = wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
-    without = wanted_hidden(lm, rows, [None] * len(rows))
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
+    lower = ActivationCache(lm, first_layer, rows, max_bytes=limit)
+    assert lower.enabled is used
+    with_cache = run_rows(lm, rows, [None] * len(rows), activations=lower)
+    without = run_rows(lm, rows, [None] * len(rows))
     for one, other in zip(with_cache, without, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_kept_lower_layers_are_not_computed_again() -> None:
     lm = build()
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
-    lower = ActivationCache(lm, 2, rows, limit=10**9)
-    wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
+    lower = ActivationCache(lm, 2, rows, max_bytes=10**9)
+    run_rows(lm, rows, [None] * len(rows), activations=lower)
     calls: list[int] = []
     counter = lm.family.layers(lm.model)[1].register_forward_hook(lambda *_: calls.append(1))
     attention = lm.family.sites(lm.family.layers(lm.model)[1])[0].register_forward_hook(lambda *_: calls.append(2))
-    wanted_hidden(lm, rows, [None] * len(rows), lower=lower)
+    run_rows(lm, rows, [None] * len(rows), activations=lower)
     counter.remove()
     attention.remove()
     assert 2 not in calls
 
 
 def test_a_packed_batch_is_filled_up_by_a_row_that_asks_for_nothing() -> None:
-    batch = Batch.of([Row.ending((5, 6, 7)), Row.ending((8, 9))], layout="packed", pad=1, multiple=4)
+    batch = Batch.of([Row.for_last_token((5, 6, 7)), Row.for_last_token((8, 9))], layout="packed", pad=1, multiple=4)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 1, 1]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
     assert batch.lengths == (3, 2, 3)
     assert batch.row_of.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    assert batch.wanted.tolist() == [2, 4]
+    assert batch.output_indices.tolist() == [2, 4]
 
 
 def test_a_packed_batch_that_is_full_is_left_alone() -> None:
-    batch = Batch.of([Row.ending((5, 6, 7, 8))], layout="packed", multiple=4)
+    batch = Batch.of([Row.for_last_token((5, 6, 7, 8))], layout="packed", multiple=4)
     assert batch.lengths == (4,)
 
 
 def test_a_padded_batch_is_not_filled_up() -> None:
-    batch = Batch.of([Row.ending((5, 6, 7))], layout="padded", multiple=4)
+    batch = Batch.of([Row.for_last_token((5, 6, 7))], layout="padded", multiple=4)
     assert batch.input_ids.shape == (1, 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ifed.errors import LayoutMismatch, Malformed
-from ifed.modeling.calibration import Calibrator, LocalPlan, draws
+from ifed.modeling.calibration import Calibrator, LocalPlan, sample_batches
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.fingerprint import fingerprint_of_model
 from ifed.modeling.injection import injection_of
@@ -178,13 +178,13 @@ def test_calibration_may_be_called_where_gradients_are_off() -> None:
 
 
 def test_every_example_is_drawn_equally_often() -> None:
-    drawn = [index for batch in draws(10, 4, 25, seed=1) for index in batch]
+    drawn = [index for batch in sample_batches(10, 4, 25, seed=1) for index in batch]
     assert len(drawn) == 100
     assert {drawn.count(index) for index in range(10)} == {10}
 
 
 def test_a_batch_larger_than_the_training_set_is_the_training_set() -> None:
-    assert [sorted(batch) for batch in draws(3, 8, 2, seed=1)] == [[0, 1, 2], [0, 1, 2]]
+    assert [sorted(batch) for batch in sample_batches(3, 8, 2, seed=1)] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_the_learning_rate_goes_in_a_straight_line_from_one_end_to_the_other() -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXConfig
 from ifed.errors import UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.families import FAMILIES, family_of
-from ifed.modeling.hooks import capture, entering, final_hidden
+from ifed.modeling.hooks import capture, final_hidden, layer_input
 from tests.unit.modeling.builders import FAMILY_NAMES, HIDDEN, build, build_model
 
 
@@ -31,11 +31,11 @@ def test_a_model_without_a_head_is_refused() -> None:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_residual_stream_is_the_sum_of_what_the_sites_give(family: str) -> None:
     lm = build(family, dtype=torch.float64)
-    batch = Batch.of([Row.ending((1, 5, 300, 17, 42))], layout="padded")
+    batch = Batch.of([Row.for_last_token((1, 5, 300, 17, 42))], layout="padded")
     with torch.no_grad():
         with capture(lm, range(lm.num_layers)) as captured:
             final_hidden(lm, batch)
-        entered = [entering(lm, layer, batch) for layer in range(lm.num_layers)]
+        entered = [layer_input(lm, layer, batch) for layer in range(lm.num_layers)]
     for layer in range(lm.num_layers - 1):
         added = captured.outputs[layer, 0] + captured.outputs[layer, 1]
         assert added.shape == (1, 5, HIDDEN)

@@ -15,9 +15,9 @@ from ifed.modeling.export import fold
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import DType, load
-from ifed.modeling.optimizations import Packed
+from ifed.modeling.optimizations import PackedLinear
 from ifed.modeling.probing import probe_of
-from ifed.modeling.replicas import twin
+from ifed.modeling.replicas import replica
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.probes import Probe
 from tests.unit.modeling.builders import (
@@ -125,15 +125,15 @@ def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
     )
     kinds = [[module for layer in lm.family.layers(lm.model) for module in layer.modules()] for lm in (plain, packed)]
     linear, left = (sum(isinstance(module, nn.Linear) for module in modules) for modules in kinds)
-    assert (left, sum(isinstance(module, Packed) for module in kinds[1])) == (0, linear)
+    assert (left, sum(isinstance(module, PackedLinear) for module in kinds[1])) == (0, linear)
     np.testing.assert_array_equal(scores(packed), scores(plain))
     assert (packed.fingerprint, packed.dtype) == (plain.fingerprint, torch.bfloat16)
-    np.testing.assert_array_equal(scores(twin(packed)), scores(plain))
+    np.testing.assert_array_equal(scores(replica(packed)), scores(plain))
 
 
 def test_weights_in_float32_are_left_as_they_are(folder: Path) -> None:
     lm = opened(folder, Options(packed_weights=True))
-    assert not any(isinstance(module, Packed) for module in lm.model.modules())
+    assert not any(isinstance(module, PackedLinear) for module in lm.model.modules())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -144,7 +144,7 @@ def test_traced_sublayers_give_the_same_bits(family: str, dtype: DType, tmp_path
     traced = load(str(folder), cache=folder, dtype=dtype, options=Options(traced=True, packed_weights=True))
     for _ in range(3):  # TorchScript rewrites a piece after its first runs
         np.testing.assert_array_equal(scores(traced), scores(plain))
-        np.testing.assert_array_equal(scores(twin(traced)), scores(plain))
+        np.testing.assert_array_equal(scores(replica(traced)), scores(plain))
     assert traced.fingerprint == plain.fingerprint
 
 

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ifed.errors import LayoutMismatch, UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
-from ifed.modeling.export import FOLDED, NO_PLACE, fold, write
+from ifed.modeling.export import FOLDING, UNFOLDABLE, fold, write
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, POSITIONS, TEXTS, build, random_coefficients, random_context, template
 
 WIDE: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": POSITIONS}, "phi3": {"sliding_window": POSITIONS}}
-foldable = pytest.mark.parametrize("family", sorted(FOLDED))
+foldable = pytest.mark.parametrize("family", sorted(FOLDING))
 
 
 def wide(family: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
@@ -32,7 +32,7 @@ def injection(lm: LanguageModel, layers: tuple[int, ...] = ALL, groups: int = 4)
 
 
 def injected_logits(lm: LanguageModel, given: Injection) -> list[torch.Tensor]:
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     found = []
     for row in rows:
         with torch.no_grad(), inject(lm, given):
@@ -55,7 +55,7 @@ def test_stock_code_gives_the_injected_models_logits(
 ) -> None:
     lm = wide(family, dtype)
     given = injection(lm, layers)
-    write(lm, fold(lm, given), tmp_path)
+    write(lm, *fold(lm, given), tmp_path)
     for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, dtype), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=close, atol=close)
 
@@ -79,7 +79,7 @@ def test_an_untouched_layer_keeps_its_bytes(family: str) -> None:
 
 def test_the_tokenizer_and_the_dtype_travel_with_the_weights(tmp_path: Path) -> None:
     lm = wide("llama", torch.float32)
-    write(lm, fold(lm, injection(lm), dtype=torch.bfloat16), tmp_path)
+    write(lm, *fold(lm, injection(lm), dtype=torch.bfloat16), tmp_path)
     with quiet():
         stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -91,14 +91,14 @@ def test_the_tokenizer_and_the_dtype_travel_with_the_weights(tmp_path: Path) -> 
 def test_tied_embeddings_stay_tied(tied: bool, tmp_path: Path) -> None:
     lm = build("qwen2", dtype=torch.float32, tie_word_embeddings=tied)
     given = injection(lm)
-    write(lm, fold(lm, given), tmp_path)
+    write(lm, *fold(lm, given), tmp_path)
     for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, torch.float32), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
 
 def test_every_family_folds_or_is_refused_with_its_reason() -> None:
-    assert set(FOLDED) | set(NO_PLACE) == set(FAMILY_NAMES)
-    for family, reason in NO_PLACE.items():
+    assert set(FOLDING) | set(UNFOLDABLE) == set(FAMILY_NAMES)
+    for family, reason in UNFOLDABLE.items():
         lm = build(family)
         with pytest.raises(UnsupportedFamily, match=f"{family} has no exact place") as refusal:
             fold(lm, injection(lm))

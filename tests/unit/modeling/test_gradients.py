@@ -101,6 +101,6 @@ def test_the_side_that_is_padded_changes_no_state_beyond_rounding(family: str) -
             ).last_hidden_state
         found.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
     torch.testing.assert_close(found[0], found[1], **ROUNDING)
-    packed = Batch.of([Row.ending(one) for one in ids], layout="packed")
+    packed = Batch.of([Row.for_last_token(one) for one in ids], layout="packed")
     with torch.no_grad(), inject(lm, given):
         torch.testing.assert_close(final_hidden(lm, packed)[0], found[0], **ROUNDING)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ifed.errors import LayoutMismatch
 from ifed.modeling import injection as injection_module
-from ifed.modeling.batching import Batch, Layout, Row
-from ifed.modeling.hooks import capture, entering, final_hidden, inject, replay
-from ifed.modeling.injection import Injection, Rescaling, RunByRun, SideBySide, injection_of, side_by_side
+from ifed.modeling.batching import Batch, BatchLayout, Row
+from ifed.modeling.hooks import capture, final_hidden, inject, layer_input, replay
+from ifed.modeling.injection import ChannelAffine, Injection, InjectionBatch, SegmentedAffine, batch_injections, injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.tensors.values import Coefficients
 from tests.unit.modeling.builders import (
@@ -30,9 +30,9 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
 
 
-def batch_of(lm: LanguageModel, layout: Layout = "packed") -> Batch:
+def batch_of(lm: LanguageModel, layout: BatchLayout = "packed") -> Batch:
     prompts = template(lm)
-    return Batch.of([Row.ending(prompts.prompt(text).ids) for text in TEXTS], layout=layout)
+    return Batch.of([Row.for_last_token(prompts.prompt(text).ids) for text in TEXTS], layout=layout)
 
 
 def injection(lm: LanguageModel, layers: tuple[int, ...] = ALL, *, groups: int = 4, seed: int = 2) -> Injection:
@@ -54,7 +54,7 @@ def hooks_on(model: nn.Module) -> int:
 @dtypes
 @families
 def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_for_bit(
-    family: str, dtype: torch.dtype, layout: Layout
+    family: str, dtype: torch.dtype, layout: BatchLayout
 ) -> None:
     lm = build(family, dtype=dtype)
     batch = batch_of(lm, layout)
@@ -94,7 +94,7 @@ def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) 
         for layer in layers
     ]
     with capture(lm, ALL) as raw, inject(lm, given), torch.no_grad():
-        stream = entering(lm, 0, batch)
+        stream = layer_input(lm, 0, batch)
         final_hidden(lm, batch)
     for reader in readers:
         reader.remove()
@@ -120,7 +120,7 @@ def test_after_the_block_the_model_is_the_bare_model(family: str) -> None:
 def test_no_hook_survives_an_exception(family: str) -> None:
     lm = build(family)
     batch = batch_of(lm)
-    bare, hidden = final_hidden(lm, batch), entering(lm, 1, batch)
+    bare, hidden = final_hidden(lm, batch), layer_input(lm, 1, batch)
     with pytest.raises(ZeroDivisionError), inject(lm, injection(lm, (1, 2))), capture(lm, ALL), replay(lm, 1, hidden):
         raise ZeroDivisionError
     assert hooks_on(lm.model) == 0
@@ -173,23 +173,23 @@ def test_nothing_is_written_in_place(family: str) -> None:
     assert torch.equal(given.shift, shift)
 
 
-@pytest.mark.parametrize(("pays", "kind"), [(1, RunByRun), (10**6, Rescaling)])
+@pytest.mark.parametrize(("pays", "kind"), [(1, SegmentedAffine), (10**6, ChannelAffine)])
 @layouts
 @families
 def test_rows_with_injections_of_their_own_give_what_each_gives_alone(
-    family: str, layout: Layout, pays: int, kind: type, monkeypatch: pytest.MonkeyPatch
+    family: str, layout: BatchLayout, pays: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injection_module, "RUN_PAYS", pays)
+    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", pays)
     lm = build(family)
     batch = batch_of(lm, layout)
     several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
     given = [several[index % len(several)] for index in range(len(TEXTS))]
-    beside = SideBySide(given)
-    assert isinstance(beside.changes(batch.row_of)[0], kind if layout == "packed" else Rescaling)
+    beside = InjectionBatch(given)
+    assert isinstance(beside.transforms(batch.row_of)[0], kind if layout == "packed" else ChannelAffine)
     with inject(lm, beside, rows=batch.row_of), torch.no_grad():
         together = batch.split(final_hidden(lm, batch))
     for text, one, states in zip(TEXTS, given, together, strict=True):
-        alone = Batch.of([Row.ending(template(lm).prompt(text).ids)], layout="padded")
+        alone = Batch.of([Row.for_last_token(template(lm).prompt(text).ids)], layout="padded")
         with inject(lm, one), torch.no_grad():
             torch.testing.assert_close(states, final_hidden(lm, alone)[0], **ROUNDING)
 
@@ -199,14 +199,14 @@ def test_injections_of_other_models_do_not_stand_side_by_side() -> None:
     other = Injection((0,), *torch.ones(2, 1, 2, HIDDEN // 2))
     rows = Injection((0,), *torch.ones(2, 3, 1, 2, HIDDEN))
     for one in (other, rows):
-        with pytest.raises(LayoutMismatch, match="side by side"):
-            side_by_side([injection(lm), None, one])
+        with pytest.raises(LayoutMismatch, match="cannot be batched"):
+            batch_injections([injection(lm), None, one])
 
 
 def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> None:
     lm = build()
     batch = batch_of(lm, "padded")
-    by_row = side_by_side([injection(lm, seed=seed) for seed in range(len(TEXTS))])
+    by_row = batch_injections([injection(lm, seed=seed) for seed in range(len(TEXTS))])
     with inject(lm, by_row):
         implied = final_hidden(lm, batch)
     with inject(lm, by_row, rows=batch.row_of):
@@ -219,11 +219,11 @@ def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> N
 def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
     family: str, dtype: torch.dtype, pays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injection_module, "RUN_PAYS", pays)
+    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", pays)
     lm = build(family, dtype=dtype)
     batch = batch_of(lm)
     bare = batch.split(final_hidden(lm, batch))
-    with inject(lm, side_by_side([None, *[injection(lm)] * (len(TEXTS) - 1)]), rows=batch.row_of):
+    with inject(lm, batch_injections([None, *[injection(lm)] * (len(TEXTS) - 1)]), rows=batch.row_of):
         assert torch.equal(bits(batch.split(final_hidden(lm, batch))[0]), bits(bare[0]))
 
 
@@ -231,22 +231,22 @@ def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
 @dtypes
 @pytest.mark.parametrize("first_layer", [0, 1, 2])
 @families
-def test_replay_equals_the_full_forward_bit_for_bit(family: str, first_layer: int, dtype: torch.dtype, layout: Layout) -> None:
+def test_replay_equals_the_full_forward_bit_for_bit(family: str, first_layer: int, dtype: torch.dtype, layout: BatchLayout) -> None:
     lm = build(family, dtype=dtype)
     batch, given = batch_of(lm, layout), injection(lm, tuple(range(first_layer, 3)))
     with inject(lm, given):
         full = final_hidden(lm, batch)
-    hidden = entering(lm, first_layer, batch)
+    hidden = layer_input(lm, first_layer, batch)
     with replay(lm, first_layer, batch.arrange(batch.split(hidden))), inject(lm, given):
         replayed = final_hidden(lm, batch)
     assert torch.equal(bits(batch.arrange(batch.split(replayed))), bits(batch.arrange(batch.split(full))))
     assert hooks_on(lm.model) == 0
-    assert torch.equal(entering(lm, first_layer, batch), hidden)
+    assert torch.equal(layer_input(lm, first_layer, batch), hidden)
 
 
 def test_a_replayed_layer_cannot_be_injected_into_or_replayed_again() -> None:
     lm = build()
-    hidden = entering(lm, 2, batch_of(lm))
+    hidden = layer_input(lm, 2, batch_of(lm))
     with replay(lm, 2, hidden):
         with pytest.raises(RuntimeError, match=r"layers \[0, 1\].*replayed"), inject(lm, injection(lm)):
             pass

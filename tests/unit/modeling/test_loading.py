@@ -138,7 +138,7 @@ def test_a_name_that_can_be_nothing_is_refused_without_asking_a_hub(name: str, t
 def test_a_hub_id_that_cannot_be_had_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UnknownModel, match=r"'nobody/nothing'.*could not be had.*smollm2-135m"):
+    with pytest.raises(UnknownModel, match=r"'nobody/nothing'.*could not be fetched.*smollm2-135m"):
         prepare("nobody/nothing", cache=tmp_path, announce=lambda _: None)
 
 

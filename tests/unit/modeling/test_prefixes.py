@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from ifed.modeling.attention import Prefix
+from ifed.modeling.attention import KVCache
 from ifed.modeling.batching import Row
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
-from ifed.modeling.forward import FILLED_UP
+from ifed.modeling.forward import TOKEN_MULTIPLE
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options
-from ifed.modeling.prefix_cache import PrefixCache, Prefixes
+from ifed.modeling.prefix_cache import PrefixCache, PrefixSharing
 from ifed.modeling.scoring import ScoringItem, score
 from tests.unit.modeling.builders import (
     ALL,
@@ -35,7 +35,7 @@ from tests.unit.modeling.builders import (
 )
 
 families = pytest.mark.parametrize("family", FAMILY_NAMES)
-PLAIN = Options(by_rows=False, share_prefix=False, last_at_wanted=False)
+PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
 LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
 LABELS = ["positive", "topic sport", "topic science"]
 
@@ -64,12 +64,12 @@ def counting(lm: LanguageModel) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("chosen", ["by_rows", "share_prefix", "last_at_wanted"])
+@pytest.mark.parametrize("chosen", ["row_attention", "share_prefix", "sparse_last_mlp"])
 @families
 def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) -> None:
     lm = build(family)
     given = [*items(lm, injection(lm)), *items(lm, None), *items(lm, injection(lm, seed=7), "Review: {text}\nSentiment:")]
-    on = replace(lm, options=replace(replace(PLAIN, by_rows=True), **{chosen: True}))
+    on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
     for budget in (1, 200, 10_000):
         found, expected = (np.stack(score(one, given, token_budget=budget)) for one in (on, plain(lm)))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
@@ -96,16 +96,16 @@ def test_what_rows_share_is_run_once() -> None:
         score(plain(lm), found, token_budget=10_000)
     with counting(lm) as shared:
         score(lm, found, token_budget=10_000)
-    prefix = found[0].prompt.shared
+    prefix = found[0].prompt.prefix_length
     assert prefix > 15
-    assert {item.prompt.shared for item in found} == {prefix}
+    assert {item.prompt.prefix_length for item in found} == {prefix}
     left = every[0] - len(texts) * prefix
-    assert shared == [prefix, left + -left % FILLED_UP]
+    assert shared == [prefix, left + -left % TOKEN_MULTIPLE]
 
 
 def test_a_kept_prefix_is_run_once_for_each_injection_and_goes_with_it() -> None:
     lm = build()
-    prefixes, given = Prefixes(lm, lasting=True), injection(lm)
+    prefixes, given = PrefixSharing(lm, persistent=True), injection(lm)
     with counting(lm) as seen:
         (first,) = score(lm, items(lm, given)[:1], prefixes=prefixes)
     with counting(lm) as again:
@@ -123,11 +123,11 @@ def test_a_kept_prefix_is_run_once_for_each_injection_and_goes_with_it() -> None
 
 def test_prefixes_that_were_there_and_those_that_had_to_be_run_are_counted() -> None:
     lm = build()
-    prefixes = Prefixes(lm, lasting=True)
+    prefixes = PrefixSharing(lm, persistent=True)
     given = items(lm, injection(lm))[:2]
     for _ in range(3):
         score(lm, given, prefixes=prefixes)
-    assert (prefixes.kept.misses, prefixes.kept.hits) == (1, 2), "rows of one call share what it found or ran"
+    assert (prefixes.cache.misses, prefixes.cache.hits) == (1, 2), "rows of one call share what it found or ran"
 
 
 def test_another_thread_may_ask_how_much_is_kept_while_injections_come_and_go() -> None:
@@ -143,12 +143,12 @@ def test_another_thread_may_ask_how_much_is_kept_while_injections_come_and_go() 
 
     asking = threading.Thread(target=ask)
     asking.start()
-    prefix, scale = Prefix(1, {0: torch.zeros(4)}, {}), torch.ones(1, 2, 4)
+    prefix, scale = KVCache(1, {0: torch.zeros(4)}, {}), torch.ones(1, 2, 4)
     try:
         for _ in range(20):
             injections = [Injection((0,), scale, scale) for _ in range(200)]
             for one in injections:
-                kept.keep((1,), one, prefix)
+                kept.put((1,), one, prefix)
             assert kept.nbytes >= len(injections) * prefix.nbytes
     finally:
         ended.set()
@@ -158,17 +158,17 @@ def test_another_thread_may_ask_how_much_is_kept_while_injections_come_and_go() 
 
 def test_a_row_counts_with_what_is_left_of_it_once_its_prefix_is_kept() -> None:
     lm = build()
-    row = Row((1,) * 20, (19,), shared=15)
-    assert Prefixes(lm, lasting=True).left(row) == 5
-    assert Prefixes(lm, lasting=True, least=16).left(row) == 20
-    assert Prefixes(plain(lm), lasting=True).left(row) == 20
+    row = Row((1,) * 20, (19,), prefix_length=15)
+    assert PrefixSharing(lm, persistent=True).remaining_tokens(row) == 5
+    assert PrefixSharing(lm, persistent=True, min_length=16).remaining_tokens(row) == 20
+    assert PrefixSharing(plain(lm), persistent=True).remaining_tokens(row) == 20
 
 
 def test_no_more_is_kept_than_the_limit() -> None:
     lm = build()
-    one = Prefixes(lm, lasting=True)
+    one = PrefixSharing(lm, persistent=True)
     score(lm, items(lm, None)[:1], prefixes=one)
-    small = Prefixes(lm, lasting=True, limit=one.nbytes + one.nbytes // 2)
+    small = PrefixSharing(lm, persistent=True, max_bytes=one.nbytes + one.nbytes // 2)
     for words in (LONG, LONG.replace("film", "plot"), LONG.replace("film", "acting")):
         score(lm, items(lm, None, words)[:1], prefixes=small)
         assert 0 < small.nbytes <= one.nbytes + one.nbytes // 2
@@ -176,7 +176,7 @@ def test_no_more_is_kept_than_the_limit() -> None:
 
 def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_kept() -> None:
     lm = build()
-    small = Prefixes(lm, lasting=True, limit=1)
+    small = PrefixSharing(lm, persistent=True, max_bytes=1)
     with counting(lm) as seen:
         found = score(lm, items(lm, None)[:2], prefixes=small, token_budget=10_000)
     assert len(seen) == 2, "the prefix once, the rows after it"
@@ -187,11 +187,11 @@ def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_kept() -> N
 @families
 def test_a_kept_prefix_holds_no_more_memory_than_it_says(family: str) -> None:
     lm = build(family)
-    prefixes = Prefixes(lm, lasting=True)
+    prefixes = PrefixSharing(lm, persistent=True)
     score(lm, items(lm, None)[:1], prefixes=prefixes)
-    parts = [part for one in prefixes.kept._bare.values() for kept in (one.keys, one.values) for part in kept.values()]
-    assert prefixes.used == (family != "gemma2")
-    assert len(parts) == (6 if prefixes.used else 0)
+    parts = [part for one in prefixes.cache._bare.values() for kept in (one.keys, one.values) for part in kept.values()]
+    assert prefixes.enabled == (family != "gemma2")
+    assert len(parts) == (6 if prefixes.enabled else 0)
     assert sum(part.untyped_storage().nbytes() for part in parts) == prefixes.nbytes
 
 
@@ -309,5 +309,7 @@ def test_a_prefix_shorter_than_what_is_worth_keeping_is_not_cut_off() -> None:
     rows = len(items(lm, injection(lm))[0].prompt.ids)
     for least, passes in ((1, 2), (rows, 1)):
         with counting(lm) as seen, torch.inference_mode():
-            score(lm, items(lm, injection(lm))[:1], token_budget=10_000, prefixes=Prefixes(lm, lasting=True, least=least))
+            score(
+                lm, items(lm, injection(lm))[:1], token_budget=10_000, prefixes=PrefixSharing(lm, persistent=True, min_length=least)
+            )
         assert len(seen) == passes

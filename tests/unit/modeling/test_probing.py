@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from ifed.errors import ProbeMismatch
-from ifed.modeling.batching import Batch, Layout, Row
+from ifed.modeling.batching import Batch, BatchLayout, Row
 from ifed.modeling.hooks import capture, final_hidden
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.probing import probe_of, tokens_digest
@@ -32,7 +32,7 @@ def by_hand(lm: LanguageModel, batch: Batch) -> Probe:
 
 
 def rows(lm: LanguageModel) -> list[Row]:
-    return [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    return [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
 
 
 def four_bits(weight: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_one_model_in_float32_and_bfloat16_agrees(family: str) -> None:
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @families
-def test_the_layout_of_the_batch_does_not_matter(family: str, layout: Layout) -> None:
+def test_the_layout_of_the_batch_does_not_matter(family: str, layout: BatchLayout) -> None:
     lm = build(family)
     assert probed(lm).difference(by_hand(lm, Batch.of(rows(lm), layout=layout))).max() < 1e-3
 
@@ -77,7 +77,7 @@ def test_padding_on_the_left_without_a_mask_is_refused(family: str) -> None:
     # A window shorter than the padding would hide it, rightly: nothing behind the window changes anything.
     lm = build(family, **({"sliding_window": POSITIONS} if "sliding_window" in SHAPES.get(family, {}) else {}))
     longest = max(len(row.ids) for row in rows(lm))
-    padded = [Row.ending((0,) * (longest - len(row.ids)) + row.ids) for row in rows(lm)]
+    padded = [Row.for_last_token((0,) * (longest - len(row.ids)) + row.ids) for row in rows(lm)]
     with pytest.raises(ProbeMismatch, match="padding that is not masked"):
         probed(lm).must_agree(by_hand(lm, Batch.of(padded, layout="packed")))
 
@@ -85,7 +85,7 @@ def test_padding_on_the_left_without_a_mask_is_refused(family: str) -> None:
 def test_reading_the_padding_in_place_of_the_last_token_is_refused() -> None:
     lm = build()
     longest = max(len(row.ids) for row in rows(lm))
-    padded = [Row.ending(row.ids + (0,) * (longest - len(row.ids))) for row in rows(lm)]
+    padded = [Row.for_last_token(row.ids + (0,) * (longest - len(row.ids))) for row in rows(lm)]
     with pytest.raises(ProbeMismatch, match="differs at layer 0"):
         probed(lm).must_agree(by_hand(lm, Batch.of(padded, layout="packed")))
 

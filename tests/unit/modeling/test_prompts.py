@@ -148,15 +148,13 @@ def test_labels_of_several_tokens_share_their_beginning() -> None:
     labels = PromptTemplate(TEMPLATE, build_tokenizer()).labels(["topic sport", "positive", "topic science"])
     topic = labels.ids[0][:1]
     assert labels.ids[2][:1] == topic
-    assert not labels.single
-    assert labels.rows == (topic,), "one row answers for the root and for what follows the shared token"
-    assert labels.nodes_of_rows == (((), topic),)
+    assert labels.extensions == (topic,), "one row answers for the root and for what follows the shared token"
+    assert labels.nodes_by_extension == (((), topic),)
 
 
 def test_single_tokens_need_the_bare_prompt_alone() -> None:
     labels = PromptTemplate(TEMPLATE, build_tokenizer()).labels(["positive", "negative"])
-    assert labels.single
-    assert labels.rows == ((),)
+    assert labels.extensions == ((),)
 
 
 @given(
@@ -166,11 +164,11 @@ def test_single_tokens_need_the_bare_prompt_alone() -> None:
 )
 def test_every_inner_node_is_answered_for_once_and_within_its_row(ids: list[tuple[int, ...]]) -> None:
     labels = LabelTokens(tuple(map(str, ids)), tuple(ids))
-    answered = [node for nodes in labels.nodes_of_rows for node in nodes]
+    answered = [node for nodes in labels.nodes_by_extension for node in nodes]
     assert sorted(answered) == sorted({label[:length] for label in ids for length in range(len(label))})
-    for row, nodes in zip(labels.rows, labels.nodes_of_rows, strict=True):
+    for row, nodes in zip(labels.extensions, labels.nodes_by_extension, strict=True):
         assert all(row[: len(node)] == node for node in nodes)
-    assert not any(one != other and other[: len(one)] == one for one in labels.rows for other in labels.rows), (
+    assert not any(one != other and other[: len(one)] == one for one in labels.extensions for other in labels.extensions), (
         "no row within another"
     )
 

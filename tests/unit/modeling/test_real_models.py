@@ -83,7 +83,7 @@ def _cache() -> Path | None:
 @models
 def test_the_residual_stream_is_the_equation_of_captured_activations(name: str) -> None:
     lm, given = model(name), injection(model(name))
-    batch = Batch.of([Row.ending(template(lm).prompt(TEXTS[0]).ids)], layout="padded")
+    batch = Batch.of([Row.for_last_token(template(lm).prompt(TEXTS[0]).ids)], layout="padded")
     entered, left = [], []
     hooks = []
     for layer in lm.family.layers(lm.model):
@@ -122,13 +122,13 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> Non
 @models
 def test_predictions_depend_on_neither_batch_nor_padding(name: str) -> None:
     lm, given = model(name), injection(model(name))
-    rows = [Row.ending(template(lm).prompt(text).ids) for text in TEXTS]
+    rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     found = []
     for chosen in ([rows], [rows[::-1]], [[row] for row in rows]):
         for layout in ("packed", "padded"):
             with torch.no_grad(), inject(lm, given):
                 states = [Batch.of(part, layout=layout) for part in chosen]
-                parts = torch.cat([batch.at_wanted(final_hidden(lm, batch)) for batch in states])
+                parts = torch.cat([batch.select_outputs(final_hidden(lm, batch)) for batch in states])
             found.append(parts.flip(0) if chosen[0][0] is rows[-1] else parts)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-2, atol=1e-2)
@@ -137,7 +137,7 @@ def test_predictions_depend_on_neither_batch_nor_padding(name: str) -> None:
 def test_smollm2_folds_and_gives_the_injected_logits(tmp_path: Path) -> None:
     lm = model("smollm2-135m")
     given = injection(lm)
-    write(lm, fold(lm, given), tmp_path)
+    write(lm, *fold(lm, given), tmp_path)
     with quiet():
         stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     for text in TEXTS:
@@ -150,5 +150,5 @@ def test_smollm2_folds_and_gives_the_injected_logits(tmp_path: Path) -> None:
 
 def test_gemma_3_is_refused_a_folded_checkpoint() -> None:
     lm = model("gemma-3-270m")
-    with pytest.raises(UnsupportedFamily, match="normalises what a sub-layer gives"):
+    with pytest.raises(UnsupportedFamily, match="normalises the output of a sub-layer"):
         fold(lm, injection(lm))

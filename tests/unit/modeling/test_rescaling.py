@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifed.modeling.injection import Rescaling, RunByRun, Runs
+from ifed.modeling.injection import ChannelAffine, SegmentedAffine, Segments
 
 
 def one_formula(activation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -24,17 +24,17 @@ def test_a_site_gives_the_bits_of_one_formula_however_it_computes_them(
     activation = torch.randn(1, sum(lengths), channels, generator=chance).to(dtype)
     scale, shift = (torch.randn(3, channels, generator=chance) for _ in range(2))
     rows = torch.repeat_interleave(torch.arange(len(lengths)) % 3, torch.tensor(lengths))[None]
-    before, runs = activation.clone(), Runs.that_pay(rows)
+    before, runs = activation.clone(), Segments.if_long(rows)
     assert (runs is None) == (sum(lengths) < 16 * len(lengths))
     expected = one_formula(activation, scale[rows], shift[rows])
     with torch.set_grad_enabled(gradients):
-        assert torch.equal(Rescaling(scale, shift, rows).of(activation), expected)
+        assert torch.equal(ChannelAffine(scale, shift, rows).apply(activation), expected)
         if runs is not None:
-            parts = [Rescaling(scale[row], shift[row]) for row in runs.rows]
-            assert torch.equal(RunByRun(parts, runs.lengths).of(activation), expected)
-        assert torch.equal(Rescaling(scale[0], shift[0]).of(activation), one_formula(activation, scale[0], shift[0]))
+            parts = [ChannelAffine(scale[row], shift[row]) for row in runs.rows]
+            assert torch.equal(SegmentedAffine(parts, runs.lengths).apply(activation), expected)
+        assert torch.equal(ChannelAffine(scale[0], shift[0]).apply(activation), one_formula(activation, scale[0], shift[0]))
         padded = activation.expand(3, -1, -1)
-        assert torch.equal(Rescaling(scale, shift).of(padded), one_formula(padded, scale[:, None], shift[:, None]))
+        assert torch.equal(ChannelAffine(scale, shift).apply(padded), one_formula(padded, scale[:, None], shift[:, None]))
     assert torch.equal(activation, before)
 
 
@@ -45,21 +45,21 @@ def test_the_formula_is_the_exact_one_but_for_rounding(dtype: torch.dtype) -> No
     scale, shift = (torch.randn(24, generator=chance) for _ in range(2))
     exact = activation.double() * scale.double() + shift.double()
     with torch.no_grad():
-        found = Rescaling(scale, shift).of(activation)
+        found = ChannelAffine(scale, shift).apply(activation)
     torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_run_without_a_change_keeps_its_bits_beside_others(dtype: torch.dtype) -> None:
     activation = torch.cat([torch.full((1, 30, 8), -0.0), torch.ones(1, 30, 8)], 1).to(dtype)
-    change = Rescaling(torch.full((8,), 2.0), torch.ones(8))
+    change = ChannelAffine(torch.full((8,), 2.0), torch.ones(8))
     with torch.no_grad():
-        found = RunByRun([None, change], (30, 30)).of(activation)
+        found = SegmentedAffine([None, change], (30, 30)).apply(activation)
     assert found[0, :30].signbit().all()
     assert found[0, 30:].eq(3).all()
 
 
 def test_runs_are_neighbouring_tokens_of_one_row_in_their_order() -> None:
     rows = torch.tensor([[1] * 20 + [0] * 30 + [1] * 10])
-    assert Runs.that_pay(rows) == Runs((1, 0, 1), (20, 30, 10))
-    assert Runs.that_pay(rows.view(2, 30)) is None
+    assert Segments.if_long(rows) == Segments((1, 0, 1), (20, 30, 10))
+    assert Segments.if_long(rows.view(2, 30)) is None

@@ -13,8 +13,8 @@ from ifed.modeling.batching import Batch, Row
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import PrefixCache, Prefixes
-from ifed.modeling.replicas import lanes_for, twin, twins
+from ifed.modeling.prefix_cache import PrefixCache, PrefixSharing
+from ifed.modeling.replicas import divide_threads, replica, replicate
 from ifed.modeling.scoring import ScoringItem, score
 from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
 
@@ -40,19 +40,19 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_twins_have_their_tensors_in_common_and_no_module(family: str) -> None:
     lm = build(family)
-    other = twin(lm)
+    other = replica(lm)
     for one, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
         assert all(mine is theirs for mine, theirs in zip(one, same, strict=True))
     assert not set(map(id, lm.model.modules())) & set(map(id, other.model.modules()))
     assert other.model.get_input_embeddings().weight is lm.model.get_input_embeddings().weight
-    assert (other.fingerprint, other.by_rows) == (lm.fingerprint, lm.by_rows)
-    assert len(twins(lm, 3)) == 3
+    assert (other.fingerprint, other.row_attention) == (lm.fingerprint, lm.row_attention)
+    assert len(replicate(lm, 3)) == 3
 
 
 def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
     lm = build()
-    other = twin(lm)
-    batch = Batch.of([Row.ending((1, 2, 3, 4))], layout="packed")
+    other = replica(lm)
+    batch = Batch.of([Row.for_last_token((1, 2, 3, 4))], layout="packed")
     with torch.inference_mode():
         bare = final_hidden(other, batch)
         with inject(lm, injection(lm, 1)):
@@ -67,11 +67,11 @@ def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) ->
     kept = PrefixCache(2**20)
     asked = [items(lm, given) for given in (injection(lm, 1), injection(lm, 2), None)]
     expected = [np.stack(score(lm, one)) for one in asked]
-    both = twins(lm, 3)
+    both = replicate(lm, 3)
 
     def run(place: int) -> list[np.ndarray]:
         one = both[place]
-        prefixes = Prefixes(one, lasting=True, kept=kept)
+        prefixes = PrefixSharing(one, persistent=True, cache=kept)
         return [np.stack(score(one, asked[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
 
     with ThreadPoolExecutor(3) as pool:
@@ -86,6 +86,6 @@ def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) ->
 def test_lanes_share_the_threads_there_are() -> None:
     lm = build()
     for lanes, whole, expected in ((None, 1, (1, 1)), (None, 2, (2, 1)), (None, 16, (4, 4)), (2, 8, (2, 4)), (3, 1, (3, 1))):
-        assert (lanes_for(lm, lanes, whole), torch.get_num_threads()) == expected
+        assert (divide_threads(lm, lanes, whole), torch.get_num_threads()) == expected
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 1

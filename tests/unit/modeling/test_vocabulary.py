@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.logits import vocabulary_logits
-from ifed.modeling.loss import LOGITS_AT_ONCE, Offsets, cross_entropy
+from ifed.modeling.loss import LOGITS_AT_ONCE, LogitAdjustments, cross_entropy
 from tests.unit.modeling.builders import FAMILY_NAMES, build
 
 TARGETS = [0, 7, 7, 31, 2]
@@ -19,14 +19,14 @@ def states(lm: LanguageModel, *, factor: float = 1.0) -> Tensor:
     return (factor * drawn).to(lm.dtype).requires_grad_(True)
 
 
-def offsets(lm: LanguageModel) -> Offsets:
+def offsets(lm: LanguageModel) -> LogitAdjustments:
     last = lm.model.get_output_embeddings().weight.shape[0] - 1
-    return Offsets(
+    return LogitAdjustments(
         torch.tensor([0, 0, 3, 4]), torch.tensor([0, 5, last, 2]), torch.tensor([-0.5, 1.5, 2.0, -1.0], dtype=torch.float64)
     )
 
 
-def plainly(lm: LanguageModel, hidden: Tensor, added: Offsets | None) -> Tensor:
+def plainly(lm: LanguageModel, hidden: Tensor, added: LogitAdjustments | None) -> Tensor:
     logits = vocabulary_logits(lm, hidden)
     if added is not None:
         logits = logits.index_put((added.rows, added.tokens), added.values.to(logits.dtype), accumulate=True)
@@ -40,7 +40,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_logits(family: str, at_once:
     lm = build(family, dtype=torch.float64)
     added = offsets(lm) if adjusted else None
     ours, plain = states(lm), states(lm)
-    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), added, at_once=at_once), plainly(lm, plain, added)
+    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), added, logits_at_once=at_once), plainly(lm, plain, added)
     (3 * found).backward()
     (3 * expected).backward()
     torch.testing.assert_close(found, expected)
@@ -50,7 +50,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_logits(family: str, at_once:
 def test_logits_that_differ_by_thousands_give_no_infinity() -> None:
     lm = build(dtype=torch.float64)
     hidden = states(lm, factor=1e6)
-    found = cross_entropy(lm, hidden, torch.tensor(TARGETS), at_once=65)
+    found = cross_entropy(lm, hidden, torch.tensor(TARGETS), logits_at_once=65)
     found.backward()
     torch.testing.assert_close(found, plainly(lm, hidden.detach(), None))
     assert hidden.grad is not None
@@ -60,7 +60,7 @@ def test_logits_that_differ_by_thousands_give_no_infinity() -> None:
 def test_half_precision_differs_by_its_rounding_alone() -> None:
     lm = build(dtype=torch.bfloat16)
     ours, plain = states(lm), states(lm)
-    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), at_once=65), plainly(lm, plain, None)
+    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), logits_at_once=65), plainly(lm, plain, None)
     found.backward()
     expected.backward()
     assert found.dtype is torch.float32
