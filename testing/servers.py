@@ -32,6 +32,7 @@ from redis.exceptions import RedisError
 UNPRIVILEGED = "nobody"  # Postgres refuses to run as root; every Linux has this user
 START_SECONDS, STOP_SECONDS = 120.0, 10.0
 RUN_FOLDER = "IFED_TEST_RUN_FOLDER"  # set by the process that started the run, for its workers
+STARTED: list[object] = []  # the servers of this process; a Popen that is collected while its process runs raises a ResourceWarning
 
 
 def free_port() -> int:
@@ -223,6 +224,7 @@ def _shared(name: str, make: Callable[[], PostgresServer | RedisServer]) -> str:
         if not record.exists():
             server = make()
             server.run()
+            STARTED.append(server)
             record.write_text(json.dumps({"url": server.url, "pid": server.pid, "folder": str(server.folder)}), encoding="utf-8")
         return str(json.loads(record.read_text(encoding="utf-8"))["url"])
 
