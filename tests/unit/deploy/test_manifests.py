@@ -1,25 +1,27 @@
-"""Every overlay renders, and nothing in it is unknown, lost, idle, missing or more than is needed."""
+"""Every overlay renders to manifests without a fault."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.unit.deploy import faults, given
-from tests.unit.deploy.manifests import OVERLAYS, rendered
+from tests.unit.deploy import configuration_checks, manifest_checks
+from tests.unit.deploy.manifests import OVERLAYS, Manifests, rendered
 
-LOOKS = (
-    faults.unknown_to_kubernetes,
-    faults.lost_ports,
-    faults.idle_selectors,
-    faults.needless_rights,
-    given.unread_settings,
-    given.missing,
-    given.wrong_address,
+CHECKS = (
+    manifest_checks.unknown_to_kubernetes,
+    manifest_checks.unknown_ports,
+    manifest_checks.empty_selectors,
+    manifest_checks.excess_privileges,
+    configuration_checks.wrong_settings,
+    configuration_checks.missing_references,
+    configuration_checks.wrong_addresses,
 )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
-def test_an_overlay_has_no_fault(overlay: str, look) -> None:
-    found = look(rendered(overlay))
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_an_overlay_passes_every_check(overlay: str, check: Callable[[Manifests], list[str]]) -> None:
+    faults = check(rendered(overlay))
+    assert not faults, "\n".join(faults)
