@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.inference.engine import choose_batch, lane_share
+from services.inference.engine import choose_batch, token_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def waits(
     Args:
         sizes: tokens of the texts, of which each arrival draws one.
         rate: texts a second.
-        short: tokens of a short pass; `services.inference.batches.share` says what it does.
+        short: tokens of a short pass; see `services.inference.engine.token_share`.
     """
     chance = random.Random(seed)
     arrivals: list[tuple[float, int]] = []
@@ -52,7 +52,7 @@ def waits(
             coming += 1
         idle = sum(end <= begins for end in free) - 1
         tokens = [size for _, size in queue]
-        most = lane_share(sum(tokens), idle=idle, lanes=lanes, budget=budget, short=short)
+        most = token_share(sum(tokens), idle=idle, replicas=lanes, budget=budget, short_pass=short)
         batch = set(choose_batch(tokens, most, padded=False))
         free[lane] = begins + cost.of(sum(tokens[index] for index in batch))
         found += [free[lane] - queue[index][0] for index in batch]

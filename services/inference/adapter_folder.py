@@ -1,7 +1,7 @@
-"""Adapters from files, for a service without an aggregator. Knows their names and contents, nothing of who asks.
+"""Adapters from a folder of files, for a service without an aggregator.
 
-`sentiment.safetensors` is what the task serves, `sentiment@7.safetensors` its version 7. `ifed export --adapter` writes both. A task is called
-as its file is, whatever it was called where it was calibrated.
+`sentiment.safetensors` is the adapter that task `sentiment` serves, `sentiment@7.safetensors` its version 7; `ifed export --adapter` writes
+both. The name of the file is the name of the task, whatever the task's name was where it was calibrated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUFFIX = ".safetensors"
 
 
 class AdapterFolder:
-    """One folder. A file that is replaced is read again when its size or time has changed."""
+    """A folder of adapters. A file is read again when its size or modification time has changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,40 +29,41 @@ class AdapterFolder:
         *,
         version: int | None = None,
         known: str | None = None,
-        wait: float = 0.0,  # noqa: ARG002  # nothing to wait for
+        wait: float = 0.0,  # noqa: ARG002  # a folder has no long poll
     ) -> tuple[str, AdapterBody] | None:
-        """As `AggregatorClient.adapter`, without waiting.
+        """Return digest and adapter as `AggregatorClient.adapter` does, without waiting; None when the digest is `known`.
 
         Raises:
-            UnknownTask: no file for the task.
-            UnknownVersion: no file for this version.
-            Malformed: a file that is no adapter, or of another version than its name says.
+            UnknownTask: there is no file for the task.
+            UnknownVersion: there is no file for the version.
+            Malformed: the file is not an adapter, or not of the version in its name.
         """
         return await asyncio.to_thread(self._read, task, version, known)
 
     def tasks(self) -> list[str]:
-        """Tasks that have a file to serve."""
+        """Return the tasks that have an adapter to serve."""
         return sorted(path.name.removesuffix(SUFFIX) for path in self._folder.glob(f"*{SUFFIX}") if "@" not in path.name)
 
     def _read(self, task: str, version: int | None, known: str | None) -> tuple[str, AdapterBody] | None:
         path = self._folder / f"{task}{'' if version is None else f'@{version}'}{SUFFIX}"
         try:
-            seen = path.stat()
-            stamp = (seen.st_mtime_ns, seen.st_size)
-            kept = self._digests.get(path)
-            if known is not None and kept == (stamp, known):
+            status = path.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            if known is not None and self._digests.get(path) == (stamp, known):
                 return None
-            body = path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError as reason:
             if version is None:
-                raise UnknownTask(f"there is no adapter for task {task!r} in the service's folder") from reason
-            raise UnknownVersion(f"there is no version {version} of task {task!r} in the service's folder") from reason
-        digest = digest_of(body)
+                raise UnknownTask(f"the adapter folder has no adapter of task {task!r}") from reason
+            raise UnknownVersion(f"the adapter folder has no version {version} of task {task!r}") from reason
+        digest = digest_of(content)
         self._digests[path] = (stamp, digest)
-        return None if digest == known else (digest, _named(AdapterBody.from_bytes(body), path, task, version))
+        return None if digest == known else (digest, _parse(content, path, task, version))
 
 
-def _named(body: AdapterBody, path: Path, task: str, version: int | None) -> AdapterBody:
+def _parse(content: bytes, path: Path, task: str, version: int | None) -> AdapterBody:
+    """Parse an adapter and give it the task of its file's name."""
+    body = AdapterBody.from_bytes(content)
     if version is not None and body.meta.version != version:
         raise Malformed(f"{path.name} holds version {body.meta.version}, not {version}; rename it")
     return AdapterBody(body.context, body.coefficients, body.meta.model_copy(update={"task": task}))

@@ -1,4 +1,4 @@
-"""Who may ask: nobody without a token, unless the operator said so. Knows no HTTP; tokens are kept as hashes only."""
+"""Authenticate callers by bearer token: against the aggregator, against a key file, or not at all. Only hashes of tokens are kept."""
 
 from __future__ import annotations
 
@@ -16,121 +16,131 @@ import structlog
 from ifed.errors import Unauthenticated, Unavailable
 
 log = structlog.get_logger(__name__)
-MOST_REMEMBERED = 10_000
-SHORT_SECONDS = 5.0
+MAX_CACHED_TOKENS = 10_000
+MIN_KEY_CHARACTERS = 16
+RETRY_SECONDS = 5.0
 
 
-class Access(Protocol):
-    """Lets a caller in by its bearer token, or refuses."""
+class Authenticator(Protocol):
+    """Authenticate a caller by its bearer token."""
 
-    async def admit(self, token: str | None) -> str:
-        """The caller's name.
+    async def authenticate(self, token: str | None) -> str:
+        """Return the caller's name.
 
         Raises:
-            Unauthenticated: no token, or one that is not known.
-            Unavailable: it cannot be told now.
+            Unauthenticated: there is no token, or it is not valid.
+            Unavailable: the token cannot be checked now.
         """
         ...
 
 
 class OpenAccess:
-    """Everyone may ask."""
+    """Let every caller in."""
 
-    async def admit(self, token: str | None) -> str:  # noqa: ARG002  # whoever it is
+    async def authenticate(self, token: str | None) -> str:  # noqa: ARG002  # any token will do
+        """Return the name of every caller."""
         return "anyone"
 
 
 class ApiKeys:
-    """Whoever holds one of a list of keys may ask.
+    """Let the holders of keys in.
 
     Args:
-        keys: name by the sha256 of the key, as `read_keys` gives them.
+        keys: the holder's name by the sha256 of the key, as `read_keys` returns it.
     """
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._keys = keys
 
-    async def admit(self, token: str | None) -> str:
-        if (name := self._keys.get(_hash(_given(token)))) is None:
-            raise Unauthenticated("this key is not in the service's key file")
+    async def authenticate(self, token: str | None) -> str:
+        """Return the name of the key's holder."""
+        if (name := self._keys.get(_hash(_required(token)))) is None:
+            raise Unauthenticated("the service's key file does not have this key")
         return name
 
 
 @dataclass(slots=True)
-class _Remembered:
+class _CachedToken:
+    """What the aggregator said about a token: its holder's name, or None for a token that is not valid."""
+
     name: str | None
-    told: float
-    until: float
+    checked_at: float
+    valid_until: float
 
 
 class RemoteTokens:
-    """Asks the aggregator who a token speaks for, and remembers the answer for a while.
+    """Let callers in whose token the aggregator knows, and cache its answers.
 
-    While the aggregator cannot be reached, tokens that it knew before are still let in, for `grace` seconds after the last yes.
+    While the aggregator is unreachable, callers that it let in before are let in for `grace_seconds` after its last answer.
 
     Args:
-        whose: the name of a token's holder; raises Unauthenticated for a token that is not known.
-        remember: seconds until the aggregator is asked about the same token again.
+        look_up: return the name of a token's holder; raises Unauthenticated for a token that is not valid.
+        cache_seconds: how long a valid token is cached before the aggregator is asked again.
+        grace_seconds: how long an answer counts while the aggregator is unreachable.
     """
 
-    def __init__(self, whose: Callable[[str], Awaitable[str]], *, remember: float, grace: float) -> None:
-        self._whose, self._remember, self._grace = whose, remember, grace
-        self._known: OrderedDict[str, _Remembered] = OrderedDict()
-        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+    def __init__(self, look_up: Callable[[str], Awaitable[str]], *, cache_seconds: float, grace_seconds: float) -> None:
+        self._look_up, self._cache_seconds, self._grace_seconds = look_up, cache_seconds, grace_seconds
+        self._tokens: OrderedDict[str, _CachedToken] = OrderedDict()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def admit(self, token: str | None) -> str:
-        given = _given(token)
-        key = _hash(given)
-        known = self._known.get(key)
-        if known is None or monotonic() >= known.until:
-            lock = self._asking.setdefault(key, asyncio.Lock())
-            async with lock:  # one question, however many requests bring the same token
-                known = self._known.get(key)
-                if known is None or monotonic() >= known.until:
-                    known = await self._ask(key, given, known)
-        if known.name is None:
-            raise Unauthenticated("the bearer token is not known to the aggregator, or it was revoked")
-        return known.name
+    async def authenticate(self, token: str | None) -> str:
+        """Return the name of the token's holder."""
+        token = _required(token)
+        key = _hash(token)
+        cached = self._tokens.get(key)
+        if cached is None or monotonic() >= cached.valid_until:
+            lock = self._locks.setdefault(key, asyncio.Lock())
+            async with lock:  # concurrent requests with the same token ask the aggregator once
+                cached = self._tokens.get(key)
+                if cached is None or monotonic() >= cached.valid_until:
+                    cached = await self._check(key, token, cached)
+        if cached.name is None:
+            raise Unauthenticated("the aggregator does not know this bearer token, or it was revoked")
+        return cached.name
 
-    async def _ask(self, key: str, token: str, before: _Remembered | None) -> _Remembered:
+    async def _check(self, key: str, token: str, expired: _CachedToken | None) -> _CachedToken:
         now = monotonic()
         try:
-            found = _Remembered(await self._whose(token), now, now + self._remember)
+            checked = _CachedToken(await self._look_up(token), now, now + self._cache_seconds)
         except Unauthenticated:
-            found = _Remembered(None, now, now + SHORT_SECONDS)
+            checked = _CachedToken(None, now, now + RETRY_SECONDS)
         except Unavailable as reason:
-            if before is None or before.name is None or now > before.told + self._grace:
-                raise Unavailable("the aggregator, which knows the tokens, cannot be reached; try again") from reason
-            log.warning("token not checked", caller=before.name)
-            before.until = now + SHORT_SECONDS
-            return before
-        self._known[key] = found
-        self._known.move_to_end(key)
-        if len(self._known) > MOST_REMEMBERED:
-            self._known.popitem(last=False)
-        return found
+            if expired is None or expired.name is None or now > expired.checked_at + self._grace_seconds:
+                raise Unavailable("the aggregator, which checks tokens, is unreachable; try again later") from reason
+            log.warning("token not checked, aggregator unreachable", caller=expired.name)
+            expired.valid_until = now + RETRY_SECONDS
+            return expired
+        self._tokens[key] = checked
+        self._tokens.move_to_end(key)
+        if len(self._tokens) > MAX_CACHED_TOKENS:
+            self._tokens.popitem(last=False)
+        return checked
 
 
 def read_keys(text: str) -> dict[str, str]:
-    """A key file: a name and a key on each line, with white space between; `#` begins a comment.
+    """Parse a key file: a name and a key on each line, separated by white space; `#` starts a comment.
+
+    Returns:
+        the holder's name by the sha256 of the key, hexadecimal.
 
     Raises:
-        ValueError: a line of another form, by its number; or no key at all.
+        ValueError: a line is malformed, named by its number, or there is no key.
     """
     keys: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#")[0].split()
         if not words:
             continue
-        if len(words) != 2 or len(words[1]) < 16:
-            raise ValueError(f"line {number} of the key file is not a name and a key of 16 characters or more")
+        if len(words) != 2 or len(words[1]) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"line {number} of the key file is not a name and a key of {MIN_KEY_CHARACTERS} characters or more")
         keys[_hash(words[1])] = words[0]
     if not keys:
-        raise ValueError("the key file holds no key")
+        raise ValueError("the key file has no key")
     return keys
 
 
-def _given(token: str | None) -> str:
+def _required(token: str | None) -> str:
     if token is None:
         raise Unauthenticated("send a bearer token: Authorization: Bearer …")
     return token

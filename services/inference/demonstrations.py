@@ -1,4 +1,4 @@
-"""Labelled texts an operator keeps beside the service, for few-shot prompting. They go to the model and nowhere else."""
+"""Demonstrations for few-shot prompting: labelled texts in files beside the service. They go to the model and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from ifed.tensors.values import digest_of
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One text with its label."""
+    """A text and its label."""
 
     text: str
     label: str
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstrations:
-    """What an operator's file holds for a task at one moment.
+class DemonstrationFile:
+    """The demonstrations of a task as its file held them at one moment.
 
     Attributes:
-        digest: sha256 of the bytes, hexadecimal; an edited file has another.
+        task: whose demonstrations they are.
+        digest: sha256 of the content, hexadecimal.
+        content: JSON lines, objects with `text` and `label`.
     """
 
     task: str
@@ -33,53 +35,53 @@ class Demonstrations:
     content: bytes
 
     def first(self, count: int, labels: list[str]) -> list[Demonstration]:
-        """The first `count`.
+        """Return the first `count` demonstrations.
 
         Raises:
-            NoDemonstrations: fewer lines.
-            BadData: a line that is no demonstration of this task, by its number, or a file that is not UTF-8.
+            NoDemonstrations: the file has fewer.
+            BadData: the file is not UTF-8, or a line is not an object with a text and one of `labels`.
         """
         try:
             lines = self.content.decode().split("\n")
         except UnicodeDecodeError as reason:
             raise BadData(f"the demonstrations of task {self.task!r} are not UTF-8") from reason
         numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-        found = [_read(line, number, labels) for number, line in islice(numbered, count)]
-        if len(found) < count:
-            raise NoDemonstrations(f"{count} demonstrations were asked for and task {self.task!r} has {len(found)}")
-        return found
+        demonstrations = [_parse(line, number, labels) for number, line in islice(numbered, count)]
+        if len(demonstrations) < count:
+            raise NoDemonstrations(f"{count} demonstrations were asked for and task {self.task!r} has {len(demonstrations)}")
+        return demonstrations
 
 
 class DemonstrationFolder:
-    """`sentiment.jsonl` holds the demonstrations of the task sentiment: objects with `text` and `label`, the first ones used first."""
+    """A folder of demonstrations: `sentiment.jsonl` holds those of task `sentiment`, in the order in which they are used."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._known: dict[str, tuple[tuple[int, int], Demonstrations]] = {}
+        self._files: dict[str, tuple[tuple[int, int], DemonstrationFile]] = {}
 
-    def of(self, task: str) -> Demonstrations:
-        """What the file of a task holds now; read again when its size or time has changed.
+    def load(self, task: str) -> DemonstrationFile:
+        """Return the demonstrations of a task; the file is read again when its size or modification time has changed.
 
         Raises:
-            NoDemonstrations: no folder, or no file for the task.
+            NoDemonstrations: there is no folder, or no file for the task.
         """
         path = None if self._folder is None else self._folder / f"{task}.jsonl"
         if path is None or not path.is_file():
-            raise NoDemonstrations(f"the operator of this service gave no demonstrations for task {task!r}")
-        seen = path.stat()
-        stamp = (seen.st_mtime_ns, seen.st_size)
-        if task not in self._known or self._known[task][0] != stamp:
+            raise NoDemonstrations(f"this service has no demonstrations for task {task!r}")
+        status = path.stat()
+        stamp = (status.st_mtime_ns, status.st_size)
+        if task not in self._files or self._files[task][0] != stamp:
             content = path.read_bytes()
-            self._known[task] = (stamp, Demonstrations(task, digest_of(content), content))
-        return self._known[task][1]
+            self._files[task] = (stamp, DemonstrationFile(task, digest_of(content), content))
+        return self._files[task][1]
 
 
-def _read(line: str, number: int, labels: list[str]) -> Demonstration:
+def _parse(line: str, number: int, labels: list[str]) -> Demonstration:
     try:
         row = json.loads(line)
         text, label = row["text"], row["label"]
     except (ValueError, KeyError, TypeError) as reason:
-        raise BadData(f"line {number} of the demonstrations is no JSON object with text and label") from reason
+        raise BadData(f"line {number} of the demonstrations is not a JSON object with text and label") from reason
     if not isinstance(text, str) or label not in labels or TEXT_SLOT in text:
-        raise BadData(f"line {number} of the demonstrations has no label of the task, or a text that holds {TEXT_SLOT}")
+        raise BadData(f"line {number} of the demonstrations has no label of the task, or a text that contains {TEXT_SLOT}")
     return Demonstration(text, label)

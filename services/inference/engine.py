@@ -1,4 +1,4 @@
-"""Which of the waiting texts share the next forward pass: pure arithmetic on their sizes. Knows no requests and no model."""
+"""Dynamic batching: run the texts of many waiting requests together in forward passes of bounded size."""
 
 from __future__ import annotations
 
@@ -11,82 +11,82 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
-from typing import Generic, Protocol, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import Generic, TypeVar
 
 from ifed.errors import DeadlineExceeded, QueueFull, Unavailable
+from ifed.tensors.values import Float32
+from services.inference.metrics import Metrics
+
+LOOK_AHEAD = 256
+MAX_RETRY_SECONDS = 30
+Item = TypeVar("Item")
 
 
-def lane_share(waiting: int, *, idle: int, lanes: int, budget: int, short: int) -> int:
-    """Tokens that a lane takes of those that wait: a part for each idle lane; where all others are busy, for each lane, or a short pass.
+def token_share(waiting: int, *, idle: int, replicas: int, budget: int, short_pass: int) -> int:
+    """Return how many of the waiting tokens a free replica takes.
+
+    With other idle replicas the waiting tokens are divided equally among them and this one. With all others busy they are divided
+    among all replicas, but this one takes at least a short pass.
 
     Args:
-        waiting: tokens.
-        idle: lanes that do nothing, this one not counted.
-        lanes: all of them.
-        budget: the most.
-        short: tokens up to which a pass costs little more than for one text, so that a lane leaves none of them to others that are busy.
+        waiting: tokens in the queue.
+        idle: other replicas that are idle.
+        replicas: all replicas.
+        budget: tokens of one forward pass; the share is never larger.
+        short_pass: tokens up to which a pass takes little longer than for a single text, so dividing them gains nothing.
     """
-    part = math.ceil(waiting / (1 + idle)) if idle else max(short, math.ceil(waiting / lanes))
-    return min(budget, part)
+    share = math.ceil(waiting / (1 + idle)) if idle else max(short_pass, math.ceil(waiting / replicas))
+    return min(budget, share)
 
 
 def choose_batch(sizes: Sequence[int], budget: int, *, padded: bool) -> list[int]:
-    """Indices of the texts to run together, the first among them always.
+    """Return the indices of the texts to run in one forward pass; the first text is always among them.
 
-    Texts laid end to end cost the sum of their sizes, so they are taken in turn while they fit. Where they are padded, each costs the
-    longest one's size, so after the first come those nearest to it in length.
+    Packed texts cost the sum of their sizes and are taken in order while they fit. Padded texts each cost the size of the longest, so
+    those closest in size to the first are taken first.
 
     Args:
-        sizes: tokens of each waiting text, in the order in which they are entitled to be next.
-        budget: tokens of one forward pass, padding included; a first text that is longer runs alone.
+        sizes: tokens of each waiting text, in queue order.
+        budget: tokens of the forward pass, padding included; a first text that exceeds it runs alone.
+        padded: whether the texts of a batch are padded to the longest.
     """
     if not sizes:
         return []
     chosen, longest, total = [0], sizes[0], sizes[0]
     others = range(1, len(sizes))
     for index in sorted(others, key=lambda index: abs(sizes[index] - sizes[0])) if padded else others:
-        grown = max(longest, sizes[index]) * (len(chosen) + 1) if padded else total + sizes[index]
-        if grown <= budget:
+        cost = max(longest, sizes[index]) * (len(chosen) + 1) if padded else total + sizes[index]
+        if cost <= budget:
             chosen.append(index)
             longest, total = max(longest, sizes[index]), total + sizes[index]
     return sorted(chosen)
 
 
-Item = TypeVar("Item")
-Scores = npt.NDArray[np.float32]
-LOOK_AHEAD = 256
-LONGEST_RETRY = 30
-
-
-class BatchObserver(Protocol):
-    """Told of every forward pass."""
-
-    def batch(self, *, items: int, tokens: int, budget: int, seconds: float) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass: how many items it read, and their tokens over the budget."""
+    """One forward pass.
+
+    Attributes:
+        items: items in it.
+        fill: their tokens divided by the token budget.
+    """
 
     items: int
     fill: float
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What became of one request.
+class EngineResult:
+    """The scores of one request, and how long they took.
 
     Attributes:
-        scores: one per item, in order.
-        queue_seconds: from its arrival until its first item entered the model.
-        model_seconds: from then until its last item left it.
-        passes: every forward pass that read an item of it, other requests' items included.
+        scores: for each item float32, shape (labels,), in the order of the items.
+        queue_seconds: from the arrival of the request until its first item entered the model.
+        model_seconds: from then until its last item left the model.
+        passes: every forward pass that ran an item of this request, with the items of other requests counted.
     """
 
-    scores: list[Scores]
+    scores: list[Float32]
     queue_seconds: float
     model_seconds: float
     passes: Sequence[Pass] = ()
@@ -94,13 +94,15 @@ class Ran:
 
 @dataclass(slots=True, eq=False)
 class _Job(Generic[Item]):
+    """One request in the engine: `waiting` holds the indices of its items that no replica has taken yet."""
+
     items: Sequence[Item]
     sizes: Sequence[int]
-    answer: asyncio.Future[Ran] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    arrived: float = field(default_factory=monotonic)
-    started: float = 0.0
+    result: asyncio.Future[EngineResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    arrived_at: float = field(default_factory=monotonic)
+    started_at: float = 0.0
     waiting: dict[int, None] = field(default_factory=dict)
-    scores: dict[int, Scores] = field(default_factory=dict)
+    scores: dict[int, Float32] = field(default_factory=dict)
     passes: list[Pass] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -108,25 +110,26 @@ class _Job(Generic[Item]):
 
 
 class Engine(Generic[Item]):
-    """Runs batches gathered from waiting requests, one at a time in each lane.
+    """Run items of concurrent requests through the model in shared batches.
 
-    A large request does not hold up the small ones: each forward pass takes one text of every request in turn while the budget lasts.
-    Each lane takes its share of what waits: few texts are not read one after the other while a lane does nothing, and a text that comes
-    to a service that is not full finds short passes. Where much waits, a share is the whole budget.
+    A batch takes one item of each request in turn while the token budget lasts, so a large request does not delay small ones. The
+    waiting tokens are divided among the replicas of the model (see `token_share`), so none stays idle while another runs a long batch.
 
     Args:
-        lanes: each is what the model does with a list of items; blocking; answers in the same order. None is called while it runs.
-        tokens: length of an item, for the budget.
-        token_budget: tokens of one forward pass, unless one item alone is larger.
-        short_pass: tokens that a lane takes without sharing them with lanes that are busy.
-        padded: whether items of a batch are filled up to the longest.
-        gather_seconds: how long the first of a batch waits for others, counted from its arrival.
+        replicas: one blocking function per replica of the model, from items to their scores in the same order; each is called from one
+            thread at a time.
+        tokens: return the tokens of an item.
+        token_budget: tokens of one forward pass; a single larger item runs alone.
+        short_pass: tokens that a replica takes without dividing them with busy ones.
+        gather_seconds: how long the oldest waiting request waits for others to share its batch, from its arrival.
         max_queue: items that may wait.
+        padded: whether the items of a batch are padded to the longest.
+        metrics: records every forward pass.
     """
 
     def __init__(
         self,
-        lanes: Sequence[Callable[[Sequence[Item]], list[Scores]]],
+        replicas: Sequence[Callable[[Sequence[Item]], list[Float32]]],
         *,
         tokens: Callable[[Item], int],
         token_budget: int,
@@ -134,154 +137,161 @@ class Engine(Generic[Item]):
         gather_seconds: float,
         max_queue: int,
         padded: bool = False,
-        observer: BatchObserver | None = None,
+        metrics: Metrics,
     ) -> None:
-        self._lanes, self._tokens, self._observer = lanes, tokens, observer
+        self._replicas, self._tokens, self._metrics = replicas, tokens, metrics
         self._budget, self._short_pass, self._padded = token_budget, short_pass, padded
         self._gather_seconds, self._max_queue = gather_seconds, max_queue
         self._jobs: dict[_Job[Item], None] = {}
         self._tokens_per_second = 0.0
-        self._arrived = asyncio.Event()
+        self._arrival = asyncio.Event()
         self._idle: asyncio.Queue[int] = asyncio.Queue()
-        self._threads = ThreadPoolExecutor(len(lanes), thread_name_prefix="model")
-        self._running: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(len(replicas), thread_name_prefix="model")
+        self._dispatcher: asyncio.Task[None] | None = None
 
     @property
     def depth(self) -> int:
-        """Items that wait. Any thread may ask: /metrics is written in another one while requests come and go."""
+        """The number of items that wait. Safe to read from any thread, such as the one that renders /metrics."""
         return sum(len(job.waiting) for job in tuple(self._jobs))
 
     @property
     def alive(self) -> bool:
-        return self._running is not None and not self._running.done()
+        """Whether the engine was started and takes items."""
+        return self._dispatcher is not None and not self._dispatcher.done()
 
     def start(self) -> None:
-        for lane in range(len(self._lanes)):
-            self._idle.put_nowait(lane)
-        self._running = asyncio.create_task(self._run(), name="engine")
+        """Start taking batches from the queue."""
+        for replica in range(len(self._replicas)):
+            self._idle.put_nowait(replica)
+        self._dispatcher = asyncio.create_task(self._dispatch(), name="engine")
 
     async def stop(self) -> None:
-        """End: requests without their whole answer are refused, and the passes under way are waited for and dropped."""
-        if self._running is not None:
-            self._running.cancel()
+        """Stop: refuse every unfinished request, and wait for the forward passes that are running."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
             with suppress(asyncio.CancelledError):
-                await self._running
+                await self._dispatcher
         for job in self._jobs:
-            if not job.answer.done():
-                job.answer.set_exception(Unavailable("the service is shutting down; ask again"))
+            if not job.result.done():
+                job.result.set_exception(Unavailable("the service is shutting down; try again"))
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def run(self, items: Sequence[Item], *, deadline: float | None = None) -> Ran:
-        """The scores of `items`. A caller that goes away, or whose deadline passes, gives its places up at once.
+    async def run(self, items: Sequence[Item], *, deadline: float | None = None) -> EngineResult:
+        """Return the scores of `items`. When the caller is cancelled or the deadline passes, the items leave the queue at once.
 
         Args:
             deadline: on the event loop's clock.
 
         Raises:
-            QueueFull: too many items wait already; with the time in which they should be done.
+            QueueFull: too many items wait already; `retry_after` estimates when they will be done.
             DeadlineExceeded: `deadline` passed first.
         """
         if not items:
-            return Ran([], 0.0, 0.0)
+            return EngineResult([], 0.0, 0.0)
         job = _Job(items, [self._tokens(item) for item in items])
-        if self._jobs and (waiting := self.depth) + len(items) > self._max_queue:
+        if self._jobs and (depth := self.depth) + len(items) > self._max_queue:
             raise QueueFull(
-                f"{waiting} texts wait, these are {len(items)}, and at most {self._max_queue} may wait; try again in a moment",
-                retry_after=self._patience(),
+                f"the queue holds {depth} texts and takes at most {self._max_queue}; this request has {len(items)} more, try again later",
+                retry_after=self._retry_after(),
             )
         self._jobs[job] = None
-        self._arrived.set()
+        self._arrival.set()
         try:
             async with asyncio.timeout_at(deadline):
-                return await job.answer
+                return await job.result
         except TimeoutError as reason:
-            raise DeadlineExceeded("the deadline of this request passed before the model had read its texts") from reason
+            raise DeadlineExceeded("the deadline passed before the model had run all texts of this request") from reason
         finally:
             self._jobs.pop(job, None)
 
-    def _patience(self) -> int:
-        """Whole seconds in which what waits now should be done, by the speed of late."""
-        speed = len(self._lanes) * self._tokens_per_second
-        return max(1, min(LONGEST_RETRY, math.ceil(self._waiting_tokens() / speed))) if speed else 1
+    def _retry_after(self) -> int:
+        """Return the whole seconds in which the waiting tokens should be done at the recent speed."""
+        speed = len(self._replicas) * self._tokens_per_second
+        return max(1, min(MAX_RETRY_SECONDS, math.ceil(self._waiting_tokens() / speed))) if speed else 1
 
     def _waiting_tokens(self) -> int:
-        """Without what a lane reads now."""
         return sum(job.sizes[index] for job in self._jobs for index in job.waiting)
 
-    async def _run(self) -> None:
-        async with asyncio.TaskGroup() as answering:
+    async def _dispatch(self) -> None:
+        async with asyncio.TaskGroup() as batches:
             while True:
-                await self._arrived.wait()
-                lane = await self._idle.get()
+                await self._arrival.wait()
+                replica = await self._idle.get()
                 await self._gather()
-                if batch := self._next():
-                    answering.create_task(self._answer(lane, batch))
+                if batch := self._next_batch():
+                    batches.create_task(self._run_batch(replica, batch))
                 else:
-                    self._idle.put_nowait(lane)
+                    self._idle.put_nowait(replica)
                 if not any(job.waiting for job in self._jobs):
-                    self._arrived.clear()
+                    self._arrival.clear()
 
-    def _next(self) -> list[tuple[_Job[Item], int]]:
-        """What one lane reads next: its share of what waits."""
-        places = list(islice(self._in_turn(), LOOK_AHEAD))
-        sizes = [job.sizes[index] for job, index in places]
-        budget = lane_share(
-            sum(sizes), idle=self._idle.qsize(), lanes=len(self._lanes), budget=self._budget, short=self._short_pass
+    async def _gather(self) -> None:
+        """Wait for more requests, unless a full batch waits or the oldest request has waited long enough."""
+        oldest = next((job for job in self._jobs if job.waiting), None)
+        if oldest is None:
+            return
+        remaining = oldest.arrived_at + self._gather_seconds - monotonic()
+        if remaining > 0 and self._waiting_tokens() < self._budget:
+            await asyncio.sleep(remaining)
+
+    def _next_batch(self) -> list[tuple[_Job[Item], int]]:
+        """Take the next batch from the queue: one replica's share of the waiting items."""
+        candidates = list(islice(self._round_robin(), LOOK_AHEAD))
+        sizes = [job.sizes[index] for job, index in candidates]
+        budget = token_share(
+            sum(sizes),
+            idle=self._idle.qsize(),
+            replicas=len(self._replicas),
+            budget=self._budget,
+            short_pass=self._short_pass,
         )
-        batch = [places[place] for place in choose_batch(sizes, budget, padded=self._padded)]
+        batch = [candidates[place] for place in choose_batch(sizes, budget, padded=self._padded)]
         for job, index in batch:
             del job.waiting[index]
         return batch
 
-    async def _gather(self) -> None:
-        """Wait a moment for more, unless there is enough or the oldest has waited that long already."""
-        oldest = next((job for job in self._jobs if job.waiting), None)
-        if oldest is None:
-            return
-        left = oldest.arrived + self._gather_seconds - monotonic()
-        if left > 0 and self._waiting_tokens() < self._budget:
-            await asyncio.sleep(left)
-
-    def _in_turn(self) -> Iterator[tuple[_Job[Item], int]]:
-        """The oldest request's next item, one of each other request by age, then the second ones."""
+    def _round_robin(self) -> Iterator[tuple[_Job[Item], int]]:
+        """Yield the first waiting item of each request, oldest request first, then the second of each, and so on."""
         queues = deque((job, iter(tuple(job.waiting))) for job in self._jobs if job.waiting)
         while queues:
-            job, left = queues.popleft()
-            if (index := next(left, None)) is not None:
+            job, indices = queues.popleft()
+            if (index := next(indices, None)) is not None:
                 yield job, index
-                queues.append((job, left))
+                queues.append((job, indices))
 
-    async def _answer(self, lane: int, batch: Sequence[tuple[_Job[Item], int]]) -> None:
-        began = monotonic()
+    async def _run_batch(self, replica: int, batch: Sequence[tuple[_Job[Item], int]]) -> None:
+        started_at = monotonic()
         for job, _ in batch:
-            job.started = job.started or began
-        items = [job.items[at] for job, at in batch]
+            job.started_at = job.started_at or started_at
+        items = [job.items[index] for job, index in batch]
         try:
-            scores = await asyncio.get_running_loop().run_in_executor(self._threads, self._lanes[lane], items)
-            self._deliver(batch, scores, began, monotonic())
-        except Exception as reason:  # noqa: BLE001  # the callers get it; the lane goes on
+            scores = await asyncio.get_running_loop().run_in_executor(self._threads, self._replicas[replica], items)
+            self._deliver(batch, scores, started_at, monotonic())
+        except Exception as reason:  # noqa: BLE001  # raised to the callers of this batch; the replica takes the next one
             for job, _ in batch:
                 self._jobs.pop(job, None)
-                if not job.answer.done():
-                    job.answer.set_exception(reason)
+                if not job.result.done():
+                    job.result.set_exception(reason)
             return
         finally:
-            self._idle.put_nowait(lane)
+            self._idle.put_nowait(replica)
 
-    def _deliver(self, batch: Sequence[tuple[_Job[Item], int]], scores: Sequence[Scores], began: float, ended: float) -> None:
-        shared = self._measured(batch, ended - began)
+    def _deliver(
+        self, batch: Sequence[tuple[_Job[Item], int]], scores: Sequence[Float32], started_at: float, ended_at: float
+    ) -> None:
+        """Add the scores of a batch to their requests, and complete the requests that have all of theirs."""
+        forward_pass = self._record(batch, ended_at - started_at)
         for job in {job for job, _ in batch}:
-            job.passes.append(shared)
-        for (job, index), score in zip(batch, scores, strict=True):
-            job.scores[index] = score
-            if len(job.scores) == len(job.items) and not job.answer.done():
-                ordered = [job.scores[at] for at in range(len(job.items))]
-                job.answer.set_result(Ran(ordered, job.started - job.arrived, ended - job.started, job.passes))
+            job.passes.append(forward_pass)
+        for (job, index), item_scores in zip(batch, scores, strict=True):
+            job.scores[index] = item_scores
+            if len(job.scores) == len(job.items) and not job.result.done():
+                ordered = [job.scores[position] for position in range(len(job.items))]
+                job.result.set_result(EngineResult(ordered, job.started_at - job.arrived_at, ended_at - job.started_at, job.passes))
 
-    def _measured(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> Pass:
+    def _record(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> Pass:
         tokens = sum(job.sizes[index] for job, index in batch)
         speed = tokens / max(seconds, 1e-6)
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * speed if self._tokens_per_second else speed
-        if self._observer is not None:
-            self._observer.batch(items=len(batch), tokens=tokens, budget=self._budget, seconds=seconds)
+        self._metrics.record_pass(items=len(batch), tokens=tokens, budget=self._budget, seconds=seconds)
         return Pass(len(batch), tokens / self._budget)

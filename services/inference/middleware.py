@@ -1,4 +1,4 @@
-"""What happens around every request: a caller that hangs up ends it, and one line in the log says how it went. Plain ASGI."""
+"""ASGI middleware: cancel the work for a caller that disconnects, and log every request."""
 
 from __future__ import annotations
 
@@ -11,82 +11,89 @@ from typing import Any
 import structlog
 
 log = structlog.get_logger("access")
+CLIENT_CLOSED_REQUEST = 499
+UNLOGGED_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+LOGGED_HEADERS = ("x-task", "x-adapter-version", "x-queue-time", "x-inference-time")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-QUIET = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-HUNG_UP = 499
-SAID = ("x-task", "x-adapter-version", "x-queue-time", "x-inference-time")
 
 
 class CancelOnDisconnect:
-    """Cancels the work for a caller whose connection is gone, so that the place in the queue is free at once."""
+    """Cancel a POST request when its caller disconnects, so that its texts leave the queue at once.
 
-    def __init__(self, app: App, *, tell: Callable[[], None]) -> None:
-        self._app, self._tell = app, tell
+    Args:
+        app: the application inside.
+        on_disconnect: called for each cancelled request.
+    """
+
+    def __init__(self, app: App, *, on_disconnect: Callable[[], None]) -> None:
+        self._app, self._on_disconnect = app, on_disconnect
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        read = asyncio.Event()
+        body_received = asyncio.Event()
 
-        async def reading() -> Message:
-            if read.is_set():  # the body is in; what comes now is for the watcher
+        async def receive_body() -> Message:
+            if body_received.is_set():  # later messages are for `disconnect`
                 await asyncio.Event().wait()
             message = await receive()
             if message["type"] != "http.request" or not message.get("more_body", False):
-                read.set()
+                body_received.set()
             return message
 
-        async def gone() -> None:
-            await read.wait()
+        async def disconnect() -> None:
+            await body_received.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work, watcher = asyncio.ensure_future(self._app(scope, reading, send)), asyncio.create_task(gone())
+        request = asyncio.ensure_future(self._app(scope, receive_body, send))
+        watcher = asyncio.create_task(disconnect())
         try:
-            await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({request, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watcher.cancel()
-            hung_up = not work.done()
-            work.cancel()
-        if not hung_up:
-            await work
+            disconnected = not request.done()
+            request.cancel()
+        if not disconnected:
+            await request
             return
         with suppress(asyncio.CancelledError):
-            await work
-        self._tell()
-        await send({"type": "http.response.start", "status": HUNG_UP, "headers": []})
+            await request
+        self._on_disconnect()
+        await send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
 
 class AccessLog:
-    """One record a request: route, status, duration, caller, task and version. Never a text; paths and headers hold none."""
+    """Log one record per request: route, status, duration, caller, task and version. Texts are never logged."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in QUIET:
+        if scope["type"] != "http" or scope["path"] in UNLOGGED_PATHS:
             await self._app(scope, receive, send)
             return
-        began = monotonic()
-        said: dict[str, Any] = {"status": 500}
+        started_at = monotonic()
+        fields: dict[str, Any] = {"status": 500}
 
-        async def sending(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said["status"] = message["status"]
+                fields["status"] = message["status"]
                 headers = {name.decode().lower(): value.decode() for name, value in message.get("headers", ())}
-                said.update({name.removeprefix("x-").replace("-", "_"): headers[name] for name in SAID if name in headers})
+                fields.update(
+                    {name.removeprefix("x-").replace("-", "_"): headers[name] for name in LOGGED_HEADERS if name in headers}
+                )
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             caller = scope.get("state", {}).get("caller")
-            await log.ainfo(
-                "request", method=scope["method"], route=route, caller=caller, ms=round(1000 * (monotonic() - began), 1), **said
-            )
+            milliseconds = round(1000 * (monotonic() - started_at), 1)
+            await log.ainfo("request", method=scope["method"], route=route, caller=caller, ms=milliseconds, **fields)

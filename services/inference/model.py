@@ -1,4 +1,4 @@
-"""The language model as the engine and the adapters need it. The only file of the service that reaches the torch room."""
+"""The language model of the service: prepares and scores texts. The only module here that imports `ifed.modeling`, and so torch."""
 
 from __future__ import annotations
 
@@ -22,34 +22,57 @@ from ifed.modeling.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache, PrefixSha
 from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.replicas import divide_threads, replicate
 from ifed.modeling.scoring import ScoringItem, score, scoring_rows
+from ifed.tensors.values import Float32
 from services.inference.demonstrations import Demonstration
-from services.inference.engine import Scores
-from services.inference.service import Prepared
 
 Item = ScoringItem
-PACKED_PASS = 2  # budgets of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
+PACKED_BUDGETS = 2  # times the budget of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
 SHORT_PASS = 192  # tokens: on a CPU, three texts of 58 take less than twice as long as one
 WARM_UP_TOKENS = 16
-LEAST_SHARED = 16  # tokens of a template's beginning that are worth keeping: demonstrations, instructions, not a word
+MIN_PREFIX_TOKENS = 16  # cache prefixes such as demonstrations and instructions, not the single word of a short template
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """What a task adds to the model: its prompt, its labels, and what is injected; None is the bare model."""
+    """An adapter on the model's device.
+
+    Attributes:
+        template: the prompt around a text.
+        labels: of the task, as tokens.
+        injection: None for the bare model.
+    """
 
     template: PromptTemplate
     labels: LabelTokens
     injection: Injection | None
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """A text that is ready for the engine.
+
+    Attributes:
+        item: what the model scores.
+        tokens: of the prompt, the text in its template.
+        truncated: whether tokens were left out in the middle of the text.
+    """
+
+    item: Item
+    tokens: int
+    truncated: bool
+
+
 class Scorer:
-    """One loaded model. Each of `lanes` is for one thread at a time, all that reads texts or labels for another one.
+    """A loaded language model in one or more replicas, which share their weights and a prefix cache.
+
+    Each of `replicas` is for one thread at a time; `load_adapter`, `few_shot` and `prepare`, which use the tokenizer, for another.
 
     Args:
-        token_budget: tokens of one forward pass.
-        max_tokens: of a text with its template.
-        lanes: forward passes at once, of one set of weights.
-        prefix_bytes: what is kept of the tokens that prompts of a task begin with.
+        model: the language model.
+        token_budget: tokens of one forward pass; the model's own by default.
+        max_tokens: tokens of a text with its template; 1024, or what the model takes, by default.
+        replicas: forward passes that may run at the same time.
+        prefix_bytes: size of the cache of the prompts' prefixes.
     """
 
     def __init__(
@@ -58,17 +81,17 @@ class Scorer:
         *,
         token_budget: int | None = None,
         max_tokens: int | None = None,
-        lanes: int = 1,
+        replicas: int = 1,
         prefix_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._model, self._max_tokens = model, max_tokens
         self.prefixes = PrefixCache(prefix_bytes)
-        self._ways = [
-            (one, PrefixSharing(one, persistent=True, min_length=LEAST_SHARED, cache=self.prefixes))
-            for one in replicate(model, lanes)
+        self._replicas = [
+            (replica, PrefixSharing(replica, persistent=True, min_length=MIN_PREFIX_TOKENS, cache=self.prefixes))
+            for replica in replicate(model, replicas)
         ]
         self.padded, self.short_pass = layout_for(model) == "padded", SHORT_PASS
-        self.token_budget = token_budget or model.token_budget * (1 if self.padded else PACKED_PASS)
+        self.token_budget = token_budget or model.token_budget * (1 if self.padded else PACKED_BUDGETS)
 
     @classmethod
     def load(
@@ -80,7 +103,7 @@ class Scorer:
         dtype: DType,
         threads: int | None,
         announce: Callable[[str], None],
-        lanes: int | None = None,
+        replicas: int | None = None,
         prefix_bytes: int = DEFAULT_MAX_BYTES,
         compiled: bool = False,
         int8: bool = False,
@@ -89,37 +112,47 @@ class Scorer:
     ) -> Self:
         """Load a model by catalogue name, Hugging Face id or folder.
 
+        Args:
+            announce: called with each step of the loading, in words.
+
         Raises:
-            UnknownModel: it is none of these, or cannot be had, or an option needs what is not installed.
-            UnsupportedFamily: an architecture whose residual stream we do not know.
-            DownloadFailed: it could not be fetched.
+            UnknownModel: the name is none of these, the model is not available, or an option needs a package that is not installed.
+            UnsupportedFamily: the residual stream of this architecture is not known.
+            DownloadFailed: a file could not be downloaded.
         """
         options = Options(compiled=compiled, int8=int8, packed_weights=True, traced=True, share_prefix=prefix_bytes > 0)
         model = load(
             name, cache=cache_folder(cache), device=device, dtype=dtype, threads=threads, options=options, announce=announce
         )
-        count = divide_threads(model, lanes, threads)
-        return cls(model, token_budget=token_budget, max_tokens=max_tokens, lanes=count, prefix_bytes=prefix_bytes)
+        count = divide_threads(model, replicas, threads)
+        return cls(model, token_budget=token_budget, max_tokens=max_tokens, replicas=count, prefix_bytes=prefix_bytes)
 
     @property
     def identity(self) -> ModelIdentity:
+        """The name, fingerprint and shape of the model."""
         return self._model.identity
 
     @property
     def dtype(self) -> str:
+        """The name of the model's dtype, such as `bfloat16`."""
         return str(self._model.dtype).removeprefix("torch.")
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of a text with its template at the most."""
+        """The largest number of tokens of a text with its template."""
         return longest_prompt(self._model, self._max_tokens)
 
+    @property
+    def replicas(self) -> list[Callable[[Sequence[Item]], list[Float32]]]:
+        """One scoring function per replica, as `score`; different ones may run at the same time."""
+        return [partial(self._score, model, prefixes) for model, prefixes in self._replicas]
+
     def load_adapter(self, body: AdapterBody) -> LoadedAdapter:
-        """An adapter as tensors on the model's device.
+        """Return an adapter as tensors on the model's device.
 
         Raises:
             BadTemplate: its labels cannot be scored with this tokenizer.
-            LayoutMismatch: its tensors do not fit its layers.
+            LayoutMismatch: its tensors do not fit the model's layers.
         """
         template = PromptTemplate.of(self._model, body.meta.template, chat=body.meta.chat, max_tokens=self._max_tokens)
         injection = injection_of(
@@ -127,53 +160,50 @@ class Scorer:
         )
         return LoadedAdapter(template, template.labels(body.meta.labels), injection)
 
-    def bare(self, loaded: LoadedAdapter) -> LoadedAdapter:
-        """The same prompt and labels, nothing injected."""
-        return replace(loaded, injection=None)
+    def bare(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """Return the adapter's template and labels without its injection."""
+        return replace(adapter, injection=None)
 
-    def few_shot(self, loaded: LoadedAdapter, demonstrations: Sequence[Demonstration]) -> LoadedAdapter:
-        """The bare model with demonstrations in front of every prompt, each in the template with its label, a blank line after it.
+    def few_shot(self, adapter: LoadedAdapter, demonstrations: Sequence[Demonstration]) -> LoadedAdapter:
+        """Return the bare model with demonstrations in front of every prompt.
+
+        Each demonstration stands in the adapter's template with its label, followed by a blank line.
 
         Raises:
-            BadTemplate: they leave no room for a text in what the model takes.
+            BadTemplate: they leave no room for a text within what the model takes.
         """
-        whole, space = loaded.template.template, loaded.template.space
-        shown = "".join(f"{whole.replace(TEXT_SLOT, one.text)}{space}{one.label}\n\n" for one in demonstrations)
-        longest = longest_prompt(self._model, self._model.max_tokens)
-        prompt = replace(loaded.template, template=shown + whole, max_tokens=longest)  # a chat stands in its template already
-        return LoadedAdapter(prompt, loaded.labels, None)
+        template, space = adapter.template.template, adapter.template.space
+        shots = "".join(f"{template.replace(TEXT_SLOT, shot.text)}{space}{shot.label}\n\n" for shot in demonstrations)
+        max_tokens = longest_prompt(self._model, self._model.max_tokens)
+        prompt = replace(adapter.template, template=shots + template, max_tokens=max_tokens)  # includes a chat template already
+        return LoadedAdapter(prompt, adapter.labels, None)
 
-    def prepare(self, loaded: LoadedAdapter, text: str, *, truncate: bool) -> Prepared[ScoringItem] | IFedError:
-        """A text as tokens, with what is injected while they are read; or why it cannot be scored."""
+    def prepare(self, adapter: LoadedAdapter, text: str, *, truncate: bool) -> PreparedText | IFedError:
+        """Return a text in the adapter's template as tokens, or the refusal of a text that cannot be scored."""
         if not text.strip():
             return EmptyText("this text is empty; there is nothing to classify")
-        prompt = loaded.template.prompt(text)
+        prompt = adapter.template.prompt(text)
         if prompt.truncated and not truncate:
             return TextTooLong(
-                f"this text is longer than the {loaded.template.max_tokens} tokens taken with its template; send less, or let it be cut"
+                f"this text is longer than {adapter.template.max_tokens} tokens with its template; shorten it or allow truncation"
             )
-        return Prepared(ScoringItem(prompt, loaded.labels, loaded.injection), len(prompt.ids), prompt.truncated)
+        return PreparedText(ScoringItem(prompt, adapter.labels, adapter.injection), len(prompt.ids), prompt.truncated)
 
-    def tokens(self, item: ScoringItem) -> int:
-        """What a pass reads for it once what its prompt begins with is kept: labels of several tokens take several rows."""
-        _, prefixes = self._ways[0]
+    def tokens(self, item: Item) -> int:
+        """Return the tokens that a pass runs for an item once its prefix is cached; labels of several tokens need several rows."""
+        _, prefixes = self._replicas[0]
         return sum(prefixes.remaining_tokens(row) for row in scoring_rows(item.prompt, item.labels))
 
     def warm_up(self) -> None:
-        """Run each lane once, with one text and with several, so that no request waits for what is compiled or laid out at the first use."""
+        """Run each replica with one, two and three texts, so that no request waits for compilation or lazy initialisation."""
         token = int(self._model.tokenizer.eos_token_id or 0)
-        for model, _ in self._ways:
+        for model, _ in self._replicas:
             for count in (1, 2, 3):
                 run_rows(model, [Row.for_last_token((token,) * WARM_UP_TOKENS)] * count, [None] * count)
 
-    @property
-    def lanes(self) -> list[Callable[[Sequence[ScoringItem]], list[Scores]]]:
-        """Ways to `score` that may run at the same time, each once."""
-        return [partial(self._through, one, prefixes) for one, prefixes in self._ways]
+    def score(self, items: Sequence[Item]) -> list[Float32]:
+        """Return log-probabilities over each item's labels, float32, shape (labels,), from the first replica."""
+        return self.replicas[0](items)
 
-    def score(self, items: Sequence[ScoringItem]) -> list[Scores]:
-        """Log-probabilities over each item's labels, float32, shape (labels,)."""
-        return self.lanes[0](items)
-
-    def _through(self, model: LanguageModel, prefixes: PrefixSharing, items: Sequence[ScoringItem]) -> list[Scores]:
+    def _score(self, model: LanguageModel, prefixes: PrefixSharing, items: Sequence[Item]) -> list[Float32]:
         return score(model, items, token_budget=self.token_budget, prefixes=prefixes)

@@ -1,4 +1,4 @@
-"""One thread for all that reads texts and labels, so that the event loop never waits for a tokenizer. Knows no model."""
+"""Prepare texts and adapters for the model in a thread of its own, so that the event loop never waits for the tokenizer."""
 
 from __future__ import annotations
 
@@ -6,85 +6,83 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ifed.errors import IFedError
 from ifed.messages.bodies import AdapterBody
 from services.inference.adapters import Adapter
-from services.inference.demonstrations import Demonstration, DemonstrationFolder
-from services.inference.service import Prepared
+from services.inference.demonstrations import DemonstrationFolder
 
-Item = TypeVar("Item")
-Loaded = TypeVar("Loaded")
-Result = TypeVar("Result")
-CHARACTERS_AT_ONCE = 20_000
-PROMPTS_KEPT = 64
+if TYPE_CHECKING:
+    from services.inference.model import LoadedAdapter, PreparedText, Scorer
 
-
-class Reader(Protocol[Loaded, Item]):
-    """What does the reading; `Scorer` is one."""
-
-    def load_adapter(self, body: AdapterBody) -> Loaded: ...
-
-    def bare(self, loaded: Loaded) -> Loaded: ...
-
-    def few_shot(self, loaded: Loaded, demonstrations: Sequence[Demonstration]) -> Loaded: ...
-
-    def prepare(self, loaded: Loaded, text: str, *, truncate: bool) -> Prepared[Item] | IFedError: ...
+CHUNK_CHARACTERS = 20_000
+MAX_FEW_SHOT_PROMPTS = 64
+Returned = TypeVar("Returned")
 
 
-class Preprocessor(Generic[Loaded, Item]):
-    """Hands everything to a reader in one thread, a large request in parts so that others come in between."""
+class Preprocessor:
+    """Call the tokenizer side of a `Scorer` in one thread; large requests go in chunks, between which others take their turn."""
 
-    def __init__(self, reader: Reader[Loaded, Item], demonstrations: DemonstrationFolder) -> None:
-        self._reader, self._demonstrations = reader, demonstrations
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
-        self._few_shot: OrderedDict[tuple[str, int, str], Loaded] = OrderedDict()
+    def __init__(self, scorer: Scorer, demonstrations: DemonstrationFolder) -> None:
+        self._scorer, self._demonstrations = scorer, demonstrations
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocessor")
+        self._few_shot: OrderedDict[tuple[str, int, str], LoadedAdapter] = OrderedDict()
 
     async def close(self) -> None:
+        """Wait for the thread to finish its work."""
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def load(self, body: AdapterBody) -> Loaded:
-        """An adapter's body as the model takes it."""
-        return await self._there(lambda: self._reader.load_adapter(body))
+    async def load_adapter(self, body: AdapterBody) -> LoadedAdapter:
+        """Load an adapter onto the model's device; raises as `Scorer.load_adapter`."""
+        return await self._in_thread(lambda: self._scorer.load_adapter(body))
 
-    async def bare(self, adapter: Adapter[Loaded]) -> Loaded:
-        return self._reader.bare(adapter.loaded)
+    async def bare(self, adapter: Adapter) -> LoadedAdapter:
+        """Return the bare model behind the adapter's template and labels."""
+        return self._scorer.bare(adapter.loaded)
 
-    async def few_shot(self, adapter: Adapter[Loaded], shots: int) -> Loaded:
-        """The bare model behind the task's first `shots` demonstrations, read once for each adapter and state of their file."""
-        shown = await self._there(lambda: self._demonstrations.of(adapter.meta.task))
-        key = (adapter.digest, shots, shown.digest)
+    async def few_shot(self, adapter: Adapter, shots: int) -> LoadedAdapter:
+        """Return the bare model with the task's first `shots` demonstrations in its prompt, cached until their file changes.
+
+        Raises:
+            NoDemonstrations: the task has fewer demonstrations.
+            BadData: the file of demonstrations is malformed.
+            BadTemplate: they leave no room for a text.
+        """
+        demonstrations = await self._in_thread(lambda: self._demonstrations.load(adapter.meta.task))
+        key = (adapter.digest, shots, demonstrations.digest)
         if key not in self._few_shot:
-            self._few_shot[key] = await self._there(
-                lambda: self._reader.few_shot(adapter.loaded, shown.first(shots, adapter.meta.labels))
+            self._few_shot[key] = await self._in_thread(
+                lambda: self._scorer.few_shot(adapter.loaded, demonstrations.first(shots, adapter.meta.labels))
             )
         self._few_shot.move_to_end(key)
-        found = self._few_shot[key]
-        if len(self._few_shot) > PROMPTS_KEPT:
+        loaded = self._few_shot[key]
+        if len(self._few_shot) > MAX_FEW_SHOT_PROMPTS:
             self._few_shot.popitem(last=False)
-        return found
+        return loaded
 
-    async def prepare(self, loaded: Loaded, texts: Sequence[str], *, truncate: bool) -> list[Prepared[Item] | IFedError]:
-        """Each text as an item, or why it is none, in order."""
-        found: list[Prepared[Item] | IFedError] = []
-        for part in _parts(texts):
-            found += await self._there(lambda part=part: [self._reader.prepare(loaded, text, truncate=truncate) for text in part])  # type: ignore[misc]  # a lambda's default
-        return found
+    async def prepare(self, loaded: LoadedAdapter, texts: Sequence[str], *, truncate: bool) -> list[PreparedText | IFedError]:
+        """Return each text prepared for the engine, or its refusal, in order."""
+        prepared: list[PreparedText | IFedError] = []
+        for chunk in _chunks(texts):
+            prepared += await self._in_thread(
+                lambda chunk=chunk: [self._scorer.prepare(loaded, text, truncate=truncate) for text in chunk]  # type: ignore[misc]  # a lambda's default
+            )
+        return prepared
 
-    async def _there(self, work: Callable[[], Result]) -> Result:
+    async def _in_thread(self, work: Callable[[], Returned]) -> Returned:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in order, cut where they would keep the thread for more than some milliseconds."""
-    part: list[str] = []
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the texts in order in chunks that occupy the thread for no more than some milliseconds."""
+    chunk: list[str] = []
     size = 0
     for text in texts:
-        if part and size + len(text) > CHARACTERS_AT_ONCE:
-            yield part
-            part, size = [], 0
-        part.append(text)
+        if chunk and size + len(text) > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
         size += len(text)
-    if part:
-        yield part
+    if chunk:
+        yield chunk

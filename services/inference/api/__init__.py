@@ -1,4 +1,4 @@
-"""The HTTP API of the inference service, one router."""
+"""The HTTP API of the inference service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from services.inference.api import classify, hub, open_inference
 
 
 def all_routes() -> APIRouter:
-    """Return every route that classifies or says what is served."""
+    """Return one router with every route of the API."""
     router = APIRouter()
     for part in (classify.router, hub.router, open_inference.health, open_inference.router):
         router.include_router(part)

@@ -1,4 +1,4 @@
-"""Routes of the inference service in its own shape, vLLM's and SGLang's, and all other routers joined to it. Knows no model."""
+"""Routes under `/v1`: classification in the shape of vLLM and SGLang, and the tasks that are served."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ifed.errors import Malformed, NothingYet, OtherModel, Unauthenticated, Unav
 from ifed.messages.inference import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 from ifed.server.web import refusals
 from services.inference.api.dependencies import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
-from services.inference.api.formats import classified, headers_of
+from services.inference.api.formats import answer_headers, classify_response
 
 router = APIRouter(prefix="/v1", tags=["classification"], dependencies=[Caller])
 
 
 @router.post("/classify", responses=REFUSALS)
 async def classify(body: ClassifyRequest, response: Response, classifier: ClassifierDep, deadline: DeadlineDep) -> ClassifyResponse:
-    """Classify one text or several with a task's adapter, as vLLM and SGLang answer."""
+    """Classify one text or several with a task's adapter; the response has the fields of vLLM and SGLang."""
     answer = await classifier.classify(body.model, body.texts, truncate=body.truncate, deadline=deadline)
-    response.headers.update(headers_of(answer))
-    return classified(body, answer)
+    response.headers.update(answer_headers(answer))
+    return classify_response(body, answer)
 
 
 @router.get("/models", responses=refusals(Unauthenticated, Unavailable))
 async def list_models(classifier: ClassifierDep) -> ServedModels:
-    """The tasks this service answers for right now; others are fetched when they are first asked for."""
+    """List the tasks whose adapters are cached; the adapter of any other task is fetched at its first request."""
     return classifier.models()
 
 
@@ -32,5 +32,5 @@ async def list_models(classifier: ClassifierDep) -> ServedModels:
     responses=refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Unavailable),
 )
 async def get_model(model: Model, classifier: ClassifierDep) -> ServedModel:
-    """One task, or one of its versions as `task@7`; fetched if it is not held yet."""
+    """Return one task, or one of its versions as `task@7`; its adapter is fetched unless it is cached."""
     return await classifier.model(model)

@@ -1,9 +1,9 @@
-"""When a caller's patience ends, on the event loop's clock. Knows nothing else."""
+"""What the routes depend on: an authenticated caller, the classifier, and the deadline of the request."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -15,19 +15,6 @@ from ifed.messages.inference import DEADLINE_HEADER
 from ifed.server.web import refusals
 from services.inference.service import Classifier
 
-
-def deadline_in(seconds: float | None) -> float | None:
-    """The moment in so many seconds; None is never."""
-    return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-
-def sooner(one: float | None, other: float | None) -> float | None:
-    """The earlier of two deadlines."""
-    given = [deadline for deadline in (one, other) if deadline is not None]
-    return min(given, default=None)
-
-
-_bearer = HTTPBearer(auto_error=False, description="a token the aggregator knows, or a key of the service's key file")
 REFUSALS = refusals(
     Unauthenticated,
     Malformed,
@@ -46,35 +33,48 @@ REFUSALS = refusals(
     Unavailable,
     errors.DeadlineExceeded,
 )
+_bearer = HTTPBearer(auto_error=False, description="a token that the aggregator knows, or a key of the service's key file")
 
 
-# Asynchronous, though they wait for nothing: FastAPI runs plain functions in threads, which takes longer than they do.
-async def _caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-    request.state.caller = await request.app.state.access.admit(credentials.credentials if credentials else None)
+def deadline_in(seconds: float | None) -> float | None:
+    """Return the time on the event loop's clock in so many seconds; None without a limit."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
-async def _classifier(request: Request) -> Classifier[Any, Any]:
-    classifier: Classifier[Any, Any] | None = request.app.state.classifier
+def earlier(first: float | None, second: float | None) -> float | None:
+    """Return the earlier of two deadlines; None is no deadline."""
+    deadlines = [deadline for deadline in (first, second) if deadline is not None]
+    return min(deadlines, default=None)
+
+
+# These are coroutines although they await little: FastAPI runs plain functions in a thread, which takes longer than they do.
+async def _authenticate(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    token = credentials.credentials if credentials else None
+    request.state.caller = await request.app.state.authenticator.authenticate(token)
+
+
+async def _classifier(request: Request) -> Classifier:
+    classifier: Classifier | None = request.app.state.classifier
     if classifier is None:
-        raise Unavailable(f"not ready: {request.app.state.waiting_for}; /readyz tells when it is")
+        raise Unavailable(f"the service is not ready: {request.app.state.loading_status}; /readyz says when it is")
     if not request.app.state.engine.alive:
-        raise Unavailable("the model takes no more texts: the service is stopping, or its lane has ended, of which the log tells")
+        raise Unavailable("the engine takes no more texts: the service is stopping, or the engine has failed and the log says why")
     return classifier
 
 
 async def _deadline(
     seconds: Annotated[
         float | SkipJsonSchema[None],
-        Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the answer is of no use to the caller"),
+        Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the caller has no more use for the answer"),
     ] = None,
 ) -> float | None:
     return deadline_in(seconds)
 
 
-Caller = Depends(_caller)
+Caller = Depends(_authenticate)
+ClassifierDep = Annotated[Classifier, Depends(_classifier)]
+DeadlineDep = Annotated[float | None, Depends(_deadline)]
 Model = Annotated[
     str, Path(max_length=200, examples=["sentiment"], description="a task, or `task@7`, `task@bare`, `task@few-shot:12`")
 ]
-Version = Annotated[int, Path(ge=0, examples=[7], description="a version of the task")]
-ClassifierDep = Annotated[Classifier[Any, Any], Depends(_classifier)]
-DeadlineDep = Annotated[float | None, Depends(_deadline)]
+Version = Annotated[int, Path(ge=0, examples=[7], description="a version of the task's adapter")]

@@ -1,4 +1,4 @@
-"""Answers in the shapes that vLLM, SGLang, text-embeddings-inference and the Hugging Face clients know. Knows no HTTP and no model."""
+"""JSON shapes of requests and answers, as vLLM, SGLang, text-embeddings-inference and the Hugging Face clients define them."""
 
 from __future__ import annotations
 
@@ -19,49 +19,54 @@ BATCH_HINT = 'a batch of single texts is a list of lists of one: [["first"], ["s
 
 
 class PredictRequest(BaseModel):
-    """Body of `POST /predict`, as text-embeddings-inference takes it, and `model`, which names the task."""
+    """Body of `POST /predict`: that of text-embeddings-inference, and `model` for the task."""
 
     inputs: Annotated[str | list[str | list[str]], AfterValidator(whole_characters)] = Field(
         examples=["I liked it.", [["I liked it."], ["I did not."]]]
     )
-    raw_scores: bool = Field(False, description="natural logarithms of the probabilities")
-    truncate: bool = Field(False, description="cut a text that is too long in its middle; else it is refused as TextTooLong")
-    truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(None, description="accepted; the middle is cut")
-    model: str | None = Field(None, max_length=200, description="the task; the service's DEFAULT_TASK when not given")
+    raw_scores: bool = Field(False, description="return natural logarithms of the probabilities")
+    truncate: bool = Field(
+        False, description="truncate a text that is too long in its middle; otherwise it is refused as TextTooLong"
+    )
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = Field(
+        None, description="accepted and ignored: texts are truncated in their middle"
+    )
+    model: str | None = Field(None, max_length=200, description="the task; the service's DEFAULT_TASK by default")
 
     @property
     def single(self) -> bool:
+        """Whether this is one text and not a batch."""
         return isinstance(self.inputs, str) or (len(self.inputs) == 1 and isinstance(self.inputs[0], str))
 
     def texts(self) -> list[str]:
-        """The single texts.
+        """Return the texts.
 
         Raises:
-            PairNotSupported: a pair, as cross-encoders take it.
-            Malformed: no text, or neither one text nor a batch.
+            PairNotSupported: `inputs` has a pair of texts, as for a cross-encoder.
+            Malformed: `inputs` has no text, or is neither one text nor a batch.
         """
         if isinstance(self.inputs, str):
             return [self.inputs]
-        found = [one for one in self.inputs if isinstance(one, str)]
-        if found:
+        texts = [entry for entry in self.inputs if isinstance(entry, str)]
+        if texts:
             if len(self.inputs) == 1:
-                return found
-            if len(self.inputs) == 2 and len(found) == 2:
-                raise PairNotSupported(f"inputs is a pair of texts; tasks here classify single texts, and {BATCH_HINT}")
+                return texts
+            if len(self.inputs) == 2 and len(texts) == 2:
+                raise PairNotSupported(f"inputs is a pair of texts, but tasks here classify single texts; {BATCH_HINT}")
             raise Malformed(f"inputs is a list of texts; {BATCH_HINT}")
-        if any(len(one) == 2 for one in self.inputs):
-            raise PairNotSupported(f"inputs holds a pair of texts; tasks here classify single texts, and {BATCH_HINT}")
-        if not self.inputs or any(len(one) != 1 for one in self.inputs):
-            raise Malformed(f"inputs holds no text, or a list of another length than one; {BATCH_HINT}")
-        return [one[0] for one in self.inputs]
+        if any(len(entry) == 2 for entry in self.inputs):
+            raise PairNotSupported(f"inputs has a pair of texts, but tasks here classify single texts; {BATCH_HINT}")
+        if not self.inputs or any(len(entry) != 1 for entry in self.inputs):
+            raise Malformed(f"inputs has no text, or a list whose length is not one; {BATCH_HINT}")
+        return [entry[0] for entry in self.inputs]
 
 
 class HubParameters(BaseModel):
-    """What Hugging Face clients may ask of a text classification."""
+    """The parameters that Hugging Face clients send for text classification."""
 
-    top_k: int | None = Field(None, ge=1, description="so many labels, the most probable first; all when not given")
+    top_k: int | None = Field(None, ge=1, description="number of labels to return, the most probable first; all by default")
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
-        None, description="`none` gives natural logarithms of the probabilities, anything else the probabilities"
+        None, description="`none` returns natural logarithms of the probabilities, any other value the probabilities"
     )
     truncate: bool = True
 
@@ -74,22 +79,23 @@ class HubRequest(BaseModel):
 
     @property
     def texts(self) -> Sequence[str]:
+        """The texts of the request."""
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
 
-def classified(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
-    """The answer of `/v1/classify`.
+def classify_response(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
+    """Return the body of a `POST /v1/classify` response.
 
     Raises:
-        IFedError: a request of one text given as a string, which could not be classified.
+        IFedError: the request is a single string that could not be classified.
     """
     if isinstance(request.input, str):
-        answer.only()
+        answer.single()
     return ClassifyResponse(
         id=f"classify-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=answer.model,
-        data=[_classification(index, answer.labels, one, request) for index, one in enumerate(answer.results)],
+        data=[_classification(index, answer.labels, result, request) for index, result in enumerate(answer.results)],
         usage=Usage(prompt_tokens=answer.tokens, total_tokens=answer.tokens),
         task=answer.task,
         labels=list(answer.labels),
@@ -98,66 +104,68 @@ def classified(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
     )
 
 
-def _classification(index: int, labels: Sequence[str], result: Result, request: ClassifyRequest) -> Classification:
-    if result.scores is None:
-        return Classification(index=index, label=None, probs=[], num_classes=len(labels), error=error_body(result.refusal))
-    return Classification(
-        index=index,
-        label=labels[int(np.argmax(result.scores))],
-        probs=(result.scores if request.raw else np.exp(result.scores)).tolist(),
-        num_classes=len(labels),
-        truncated=result.truncated,
-        top=None if request.top_k is None else ranked(labels, result, raw=request.raw, top_k=request.top_k),
-    )
-
-
-def predictions(request: PredictRequest, answer: Answer) -> list[LabelScore] | list[list[LabelScore] | ErrorBody]:
-    """The answer of `/predict`: flat for one text, nested for a batch.
+def predict_response(request: PredictRequest, answer: Answer) -> list[LabelScore] | list[list[LabelScore] | ErrorBody]:
+    """Return the body of a `POST /predict` response: flat for one text, nested for a batch.
 
     Raises:
-        IFedError: a single text that could not be classified.
+        IFedError: the request is a single text that could not be classified.
     """
     if request.single:
-        return ranked(answer.labels, answer.only(), raw=request.raw_scores)
-    return _each(answer, raw=request.raw_scores, top_k=None)
+        return _ranked(answer.labels, answer.single(), raw=request.raw_scores)
+    return _ranked_batch(answer, raw=request.raw_scores, top_k=None)
 
 
-def hub_predictions(request: HubRequest, answer: Answer) -> list[list[LabelScore] | ErrorBody]:
-    """The answer of `/models/{task}`: always nested.
+def hub_response(request: HubRequest, answer: Answer) -> list[list[LabelScore] | ErrorBody]:
+    """Return the body of a `POST /models/{task}` response, which is always nested.
 
     Raises:
-        IFedError: a single text that could not be classified.
+        IFedError: the request is a single string that could not be classified.
     """
     if isinstance(request.inputs, str):
-        answer.only()
-    return _each(answer, raw=request.parameters.function_to_apply == "none", top_k=request.parameters.top_k)
+        answer.single()
+    return _ranked_batch(answer, raw=request.parameters.function_to_apply == "none", top_k=request.parameters.top_k)
 
 
-def _each(answer: Answer, *, raw: bool, top_k: int | None) -> list[list[LabelScore] | ErrorBody]:
-    return [error_body(one.refusal) if one.refusal else ranked(answer.labels, one, raw=raw, top_k=top_k) for one in answer.results]
-
-
-def ranked(labels: Sequence[str], result: Result, *, raw: bool = False, top_k: int | None = None) -> list[LabelScore]:
-    """Labels with their scores, the best first; of equal scores the task's order stands."""
-    assert result.scores is not None
-    scores = result.scores if raw else np.exp(result.scores)
-    order = np.argsort(-result.scores, kind="stable")[:top_k]
-    return [LabelScore(label=labels[at], score=float(scores[at])) for at in order]
-
-
-def error_body(refusal: IFedError | None) -> ErrorBody:
-    """The error of one text among several."""
-    assert refusal is not None
-    return ErrorBody(error=type(refusal).__name__, detail=refusal.detail)
-
-
-def headers_of(answer: Answer) -> Mapping[str, str]:
-    """What answered and how long it took, in whole milliseconds, as headers."""
-    said: dict[str, Any] = {
+def answer_headers(answer: Answer) -> Mapping[str, str]:
+    """Return the headers that name task, adapter version and digest, and the times in whole milliseconds."""
+    headers: dict[str, Any] = {
         "X-Queue-Time": round(1000 * answer.queue_seconds),
         "X-Inference-Time": round(1000 * answer.model_seconds),
         "X-Task": answer.task,
         "X-Adapter-Version": "none" if answer.version is None else answer.version,
         "X-Adapter-Digest": answer.digest,
     }
-    return {name: str(value) for name, value in said.items()}
+    return {name: str(value) for name, value in headers.items()}
+
+
+def _classification(index: int, labels: Sequence[str], result: Result, request: ClassifyRequest) -> Classification:
+    if result.scores is None:
+        return Classification(index=index, label=None, probs=[], num_classes=len(labels), error=_error_body(result.refusal))
+    return Classification(
+        index=index,
+        label=labels[int(np.argmax(result.scores))],
+        probs=(result.scores if request.raw else np.exp(result.scores)).tolist(),
+        num_classes=len(labels),
+        truncated=result.truncated,
+        top=None if request.top_k is None else _ranked(labels, result, raw=request.raw, top_k=request.top_k),
+    )
+
+
+def _ranked_batch(answer: Answer, *, raw: bool, top_k: int | None) -> list[list[LabelScore] | ErrorBody]:
+    return [
+        _error_body(result.refusal) if result.refusal else _ranked(answer.labels, result, raw=raw, top_k=top_k)
+        for result in answer.results
+    ]
+
+
+def _ranked(labels: Sequence[str], result: Result, *, raw: bool = False, top_k: int | None = None) -> list[LabelScore]:
+    """Return the labels by descending score; labels with equal scores keep the task's order."""
+    assert result.scores is not None
+    scores = result.scores if raw else np.exp(result.scores)
+    order = np.argsort(-result.scores, kind="stable")[:top_k]
+    return [LabelScore(label=labels[index], score=float(scores[index])) for index in order]
+
+
+def _error_body(refusal: IFedError | None) -> ErrorBody:
+    assert refusal is not None
+    return ErrorBody(error=type(refusal).__name__, detail=refusal.detail)

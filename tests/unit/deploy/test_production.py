@@ -102,7 +102,7 @@ def series_of_inference() -> set[str]:
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         if ast.unparse(call.func) in ("metrics.watch", "metrics.watch_count"):
             metrics.watch(ast.literal_eval(call.args[0]), "of app.py", lambda: 0.0)
-    metrics.answered("a", items=1, tokens=1, queue=1.0, model=1.0, seconds=1.0, passes=[])
+    metrics.record_answer("a", items=1, tokens=1, queue_seconds=1.0, model_seconds=1.0, seconds=1.0)
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 

@@ -1,29 +1,33 @@
-"""Stand-ins for the inference service's neighbours: a source of adapters in memory, and observers that remember."""
+"""Fakes for tests of the inference service: a source of adapters in memory, and a model that scores texts by their length."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
-from ifed.errors import IFedError, UnknownTask, UnknownVersion
+from ifed.errors import EmptyText, IFedError, UnknownTask, UnknownVersion
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout, ModelIdentity
-from ifed.tensors.values import Coefficients, ContextVector
-from services.inference.adapters import Adapters
-from services.inference.engine import Pass
+from ifed.tensors.values import Coefficients, ContextVector, Float32
+from services.inference.adapters import AdapterCache
+from services.inference.demonstrations import Demonstration
+from services.inference.metrics import Metrics
+from services.inference.model import PreparedText, Scorer
 
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
-OTHER = IDENTITY.model_copy(update={"fingerprint": "cd" * 32, "name": "other"})
-SIZE = 2 * 2 * 2 * 4 * 4  # λ·v and β: two float32 tensors of 2 layers, 2 sites, 4 channels
+OTHER_IDENTITY = IDENTITY.model_copy(update={"fingerprint": "cd" * 32, "name": "other"})
+NBYTES = 2 * 2 * 2 * 4 * 4  # λ·v and β: two float32 tensors of 2 layers, 2 sites, 4 channels
 
 
-def body(task: str, version: int, *, identity: ModelIdentity = IDENTITY) -> AdapterBody:
+def body(task: str, version: int, *, identity: ModelIdentity = IDENTITY, label_bias: list[float] | None = None) -> AdapterBody:
+    """Return an adapter with the labels `no` and `yes`."""
     meta = AdapterMeta(
         task=task,
         version=version,
@@ -32,41 +36,42 @@ def body(task: str, version: int, *, identity: ModelIdentity = IDENTITY) -> Adap
         identity=identity,
         layout=Layout(layers=[0, 1], hidden_size=4, groups=2),
         created_at=datetime.now(UTC),
+        label_bias=label_bias,
     )
     return AdapterBody(ContextVector(np.ones((2, 2, 4), np.float32)), Coefficients.identity(2, 2), meta)
 
 
 class FakeSource:
-    """An aggregator's adapters in memory, with a bell for the long poll."""
+    """An aggregator's adapters in memory, with a long poll. While `refusal` is set, every request raises it."""
 
     def __init__(self) -> None:
         self.versions: dict[str, list[AdapterBody]] = {}
         self.refusal: IFedError | None = None
-        self.asked: list[tuple[str, int | None, str | None]] = []
-        self.bell = asyncio.Event()
+        self.requests: list[tuple[str, int | None, str | None]] = []
+        self.changed = asyncio.Event()
 
     def promote(self, adapter: AdapterBody) -> None:
         self.versions.setdefault(adapter.meta.task, []).append(adapter)
-        self.bell.set()
+        self.changed.set()
 
     async def adapter(
         self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
     ) -> tuple[str, AdapterBody] | None:
-        self.asked.append((task, version, known))
+        self.requests.append((task, version, known))
         await asyncio.sleep(0)
         if self.refusal:
             raise self.refusal
         if task not in self.versions:
             raise UnknownTask(f"no task {task!r}")
         if version is not None:
-            for one in self.versions[task]:
-                if one.meta.version == version:
-                    return f"digest-{version}", one
+            for adapter in self.versions[task]:
+                if adapter.meta.version == version:
+                    return f"digest-{version}", adapter
             raise UnknownVersion(f"no version {version}")
         if known == f"digest-{self.versions[task][-1].meta.version}" and wait:
-            self.bell.clear()
+            self.changed.clear()
             try:
-                await asyncio.wait_for(self.bell.wait(), wait)
+                await asyncio.wait_for(self.changed.wait(), wait)
             except TimeoutError:
                 return None
             return await self.adapter(task, known=known)
@@ -75,54 +80,65 @@ class FakeSource:
         return None if known == digest else (digest, newest)
 
 
-class Observer:
-    """Counts what it is told."""
+class FakeScorer(Scorer):
+    """A model without weights: the label `yes` has 0.75 for a text of more than three characters, and 0.1 for a shorter one.
+
+    A loaded adapter is a string that says what it is, an item is its text, and a token is a character. The text `slow` takes 0.2 seconds
+    to prepare.
+    """
 
     def __init__(self) -> None:
-        self.told: Counter[tuple[Any, ...]] = Counter()
-        self.predictions: list[tuple[str, str, int]] = []
+        self.prepared_with: list[str] = []
+        self.few_shot_prompts: list[list[str]] = []
 
-    def looked_up(self, task: str, *, held: bool) -> None:
-        self.told["looked up", task, held] += 1
+    def load_adapter(self, body: AdapterBody) -> Any:
+        return f"version {body.meta.version}"
 
-    def serves(self, task: str, version: int) -> None:
-        self.told["serves", task, version] += 1
+    def bare(self, adapter: Any) -> Any:
+        return "bare"
 
-    def lets_go(self, task: str) -> None:
-        self.told["lets go", task] += 1
+    def few_shot(self, adapter: Any, demonstrations: Sequence[Demonstration]) -> Any:
+        self.few_shot_prompts.append([demonstration.text for demonstration in demonstrations])
+        return " ".join(self.few_shot_prompts[-1])
 
-    def stale(self, task: str) -> None:
-        self.told["stale", task] += 1
+    def prepare(self, adapter: Any, text: str, *, truncate: bool) -> PreparedText | IFedError:
+        self.prepared_with.append(adapter)
+        if text == "slow":
+            time.sleep(0.2)
+        item: Any = text
+        return PreparedText(item, len(text), truncated=len(text) > 9) if text else EmptyText("empty")
 
-    def answered(
-        self, task: str, *, items: int, tokens: int, queue: float, model: float, seconds: float, passes: Sequence[Pass]
-    ) -> None:
-        self.told["answered", task, items, tokens] += 1
+    def tokens(self, item: Any) -> int:
+        return len(item)
 
-    def refused(self, task: str | None, error: str) -> None:
-        self.told["refused", task, error] += 1
-
-    def refused_item(self, task: str, error: str) -> None:
-        self.told["refused item", task, error] += 1
-
-    def predicted(self, task: str, digest: str, labels: Sequence[str], rows: Sequence[Any]) -> None:
-        self.predictions.append((task, digest, len(rows)))
+    def score(self, items: Sequence[Any]) -> list[Float32]:
+        return [np.log(np.array([0.25, 0.75] if len(text) > 3 else [0.9, 0.1], np.float32)) for text in items]
 
 
-async def version_of(adapter: AdapterBody) -> int:
-    """Stands in for loading: the version is all there is."""
-    return adapter.meta.version
+def metrics_of() -> Metrics:
+    """Return metrics in a registry of their own."""
+    return Metrics(CollectorRegistry())
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return the value of a sample; None if the metric has no series with these labels."""
+    return metrics.registry.get_sample_value(f"ifed_inference_{name}", labels)
 
 
 def adapters_of(
-    source: FakeSource, observer: Observer | None = None, *, max_followed: int = 8, max_bytes: int = 10_000
-) -> Adapters[int]:
-    return Adapters(
+    source: FakeSource, metrics: Metrics | None = None, *, max_followed: int = 8, max_bytes: int = 10_000
+) -> AdapterCache:
+    """Return a cache of adapters that `FakeScorer` loads."""
+
+    async def load(adapter: AdapterBody) -> Any:
+        return FakeScorer().load_adapter(adapter)
+
+    return AdapterCache(
         source,
         IDENTITY,
-        version_of,
+        load,
         wait=5,
         max_followed=max_followed,
         max_bytes=max_bytes,
-        observer=observer or Observer(),
+        metrics=metrics or metrics_of(),
     )

@@ -1,4 +1,4 @@
-"""The drift signal on numbers worked out by hand."""
+"""The drift of predictions, on numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from services.inference.drift import REFERENCE, Drift
 
 
-def test_shares_and_margin_are_means_while_the_first_answers_come() -> None:
+def test_shares_and_margin_are_means_until_the_reference_is_complete() -> None:
     drift = Drift(2)
     for probabilities in ([0.9, 0.1], [0.3, 0.7], [0.8, 0.2], [0.6, 0.4]):
         drift.add(np.array(probabilities))
@@ -18,7 +18,7 @@ def test_shares_and_margin_are_means_while_the_first_answers_come() -> None:
     assert (shift.share_shift, shift.margin_shift) == (None, None)
 
 
-def test_the_same_answers_later_are_no_shift() -> None:
+def test_unchanged_predictions_are_no_shift() -> None:
     drift = Drift(2)
     for _ in range(REFERENCE):
         drift.add(np.array([0.9, 0.1]))
@@ -28,7 +28,7 @@ def test_the_same_answers_later_are_no_shift() -> None:
     assert shift.margin_shift == pytest.approx(0, abs=0.01)
 
 
-def test_other_answers_later_are_a_shift() -> None:
+def test_other_labels_with_another_margin_are_a_shift_of_both() -> None:
     drift = Drift(3)
     for _ in range(REFERENCE):
         drift.add(np.array([0.9, 0.05, 0.05]))

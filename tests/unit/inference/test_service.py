@@ -1,174 +1,154 @@
-"""A classification names what answered, in the order asked, and one bad text does not fail the others."""
+"""A classification names what answered, keeps the order of the texts, and refuses one bad text without the others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ifed.errors import DeadlineExceeded, EmptyText, IFedError, NoDefaultTask, TooManyItems, TooManyTokens, UnknownTask
-from ifed.messages.inference import ClassifyRequest
-from services.inference.adapters import Adapter
-from services.inference.api.formats import HubRequest, PredictRequest, classified, headers_of, hub_predictions, predictions
-from services.inference.engine import Ran
-from services.inference.service import Classifier, Limits, ModelName, Prepared
-from tests.unit.inference.fakes import FakeSource, Observer, adapters_of, body
+from ifed.errors import DeadlineExceeded, EmptyText, NoDefaultTask, TooManyItems, TooManyTokens, UnknownTask
+from services.inference.demonstrations import DemonstrationFolder
+from services.inference.engine import Engine
+from services.inference.metrics import Metrics
+from services.inference.model import Item
+from services.inference.preparation import Preprocessor
+from services.inference.service import Classifier, Limits, ModelName
+from tests.unit.inference.fakes import FakeScorer, FakeSource, adapters_of, body, metrics_of, sample
 
 
-class Lane:
-    """Calls a text positive when it is long; one that says `wait` takes its time."""
-
-    async def run(self, items: Sequence[str], *, deadline: float | None = None) -> Ran:
-        scores = [np.log(np.array([0.25, 0.75] if len(item) > 3 else [0.9, 0.1], np.float32)) for item in items]
-        return Ran(scores, 0.0015, 0.25)
-
-
-class Preparer:
-    """Passes texts on, refuses blank ones, and remembers what was to answer."""
-
-    def __init__(self) -> None:
-        self.loaded: list[int] = []
-
-    async def prepare(self, loaded: int, texts: Sequence[str], *, truncate: bool) -> list[Prepared[str] | IFedError]:
-        self.loaded.append(loaded)
-        if texts[0] == "slow":
-            await asyncio.sleep(5)
-        return [Prepared(text, len(text), len(text) > 9) if text else EmptyText("empty") for text in texts]
-
-    async def bare(self, adapter: Adapter[int]) -> int:
-        return -1
-
-    async def few_shot(self, adapter: Adapter[int], shots: int) -> int:
-        return -100 - shots
-
-
-def classifier_of(
-    preparer: Preparer | None = None,
-    observer: Observer | None = None,
+@asynccontextmanager
+async def classifier_of(
+    scorer: FakeScorer | None = None,
+    metrics: Metrics | None = None,
     *,
-    default: str | None = None,
+    demonstrations: DemonstrationFolder | None = None,
+    default_task: str | None = None,
     label_bias: list[float] | None = None,
-) -> Classifier[int, str]:
-    source = FakeSource()
+) -> AsyncIterator[Classifier]:
+    """A classifier of task `a` in versions 2 and 3, which takes at most 3 texts and 30 tokens."""
+    scorer, metrics, source = scorer or FakeScorer(), metrics or metrics_of(), FakeSource()
     for version in (2, 3):
-        adapter = body("a", version)
-        adapter.meta = adapter.meta.model_copy(update={"label_bias": label_bias})
-        source.promote(adapter)
-    watching = observer or Observer()
-    adapters = adapters_of(source, watching, max_followed=0)
+        source.promote(body("a", version, label_bias=label_bias))
+    preprocessor = Preprocessor(scorer, demonstrations or DemonstrationFolder(None))
+    engine = Engine[Item]([scorer.score], tokens=scorer.tokens, token_budget=100, gather_seconds=0.0, max_queue=10, metrics=metrics)
+    engine.start()
     limits = Limits(items=3, tokens=30)
-    return Classifier(adapters, Lane(), preparer or Preparer(), limits=limits, default_task=default, observer=watching)
+    adapters = adapters_of(source, metrics, max_followed=0)
+    yield Classifier(adapters, engine, preprocessor, limits=limits, default_task=default_task, metrics=metrics)
+    await engine.stop()
+    await preprocessor.close()
 
 
-async def test_answers_keep_the_order_and_say_what_answered() -> None:
-    request = ClassifyRequest(model="a", input=["no", "longer", "much, much longer"])
-    answer = classified(request, await classifier_of().classify("a", request.texts))
-    assert [one.label for one in answer.data] == ["no", "yes", "yes"]
-    assert [one.index for one in answer.data] == [0, 1, 2]
-    assert answer.data[0].probs == pytest.approx([0.9, 0.1])
-    assert [one.truncated for one in answer.data] == [False, False, True]
-    assert (answer.task, answer.adapter_version, answer.adapter_digest, answer.labels) == ("a", 3, "digest-3", ["no", "yes"])
-    assert answer.usage.prompt_tokens == 2 + 6 + 17
+async def test_results_keep_the_order_and_the_answer_names_the_adapter() -> None:
+    async with classifier_of() as classifier:
+        answer = await classifier.classify("a", ["no", "longer", "much, much longer"])
+    scores = np.exp([result.scores for result in answer.results if result.scores is not None])
+    assert scores == pytest.approx(np.array([[0.9, 0.1], [0.25, 0.75], [0.25, 0.75]]))
+    assert [result.truncated for result in answer.results] == [False, False, True]
+    assert (answer.task, answer.version, answer.digest, answer.labels) == ("a", 3, "digest-3", ["no", "yes"])
+    assert answer.tokens == 2 + 6 + 17
 
 
-async def test_headers_say_what_answered_and_how_long_it_took() -> None:
-    assert headers_of(await classifier_of().classify("a@2", ["no"])) == {
-        "X-Queue-Time": "2",
-        "X-Inference-Time": "250",
-        "X-Task": "a",
-        "X-Adapter-Version": "2",
-        "X-Adapter-Digest": "digest-2",
-    }
+async def test_a_variant_answers_only_if_it_is_named() -> None:
+    scorer = FakeScorer()
+    async with classifier_of(scorer) as classifier:
+        answers = [await classifier.classify(model, ["no"]) for model in ("a", "a@2", "a@bare")]
+    assert scorer.prepared_with == ["version 3", "version 2", "bare"]
+    assert [(answer.version, answer.digest) for answer in answers] == [(3, "digest-3"), (2, "digest-2"), (None, "bare")]
 
 
-async def test_other_ways_to_answer_are_taken_only_when_they_are_named() -> None:
-    preparer = Preparer()
-    classifier = classifier_of(preparer)
-    found = [await classifier.classify(model, ["no"]) for model in ("a", "a@2", "a@bare", "a@few-shot:4", "a@few-shot")]
-    assert preparer.loaded == [3, 2, -1, -104, -112]
-    assert [(one.version, one.digest) for one in found] == [
-        (3, "digest-3"),
-        (2, "digest-2"),
-        (None, "bare"),
-        (None, "few-shot:4"),
-        (None, "few-shot:12"),
-    ]
+async def test_few_shot_answers_name_the_number_of_demonstrations(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{number}", "label": "yes"}}\n' for number in range(12)))
+    scorer = FakeScorer()
+    async with classifier_of(scorer, demonstrations=DemonstrationFolder(tmp_path)) as classifier:
+        answers = [await classifier.classify(model, ["no"]) for model in ("a@few-shot:4", "a@few-shot")]
+    assert [len(texts) for texts in scorer.few_shot_prompts] == [4, 12]
+    assert [(answer.version, answer.digest) for answer in answers] == [(None, "few-shot:4"), (None, "few-shot:12")]
 
 
 @pytest.mark.parametrize("name", ["", "A", "a@", "a@b", "a@-1", "a@few-shot:0", "a@bare:2", "../a", "a@7@bare"])
-def test_a_name_that_means_nothing_is_an_unknown_task(name: str) -> None:
+def test_a_malformed_name_is_an_unknown_task(name: str) -> None:
     with pytest.raises(UnknownTask):
         ModelName.parse(name)
 
 
 async def test_one_bad_text_does_not_fail_the_others() -> None:
-    observer = Observer()
-    request = ClassifyRequest(model="a", input=["no", "", "longer"])
-    answer = await classifier_of(observer=observer).classify("a", request.texts)
-    good, bad, other = classified(request, answer).data
-    assert (good.label, bad.label, other.label) == ("no", None, "yes")
-    assert bad.error is not None
-    assert (bad.error.error, bad.probs, bad.num_classes) == ("EmptyText", [], 2)
-    assert observer.told["refused item", "a", "EmptyText"] == 1
-    assert observer.told["answered", "a", 2, 8] == 1
-    assert observer.predictions == [("a", "digest-3", 2)]
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics) as classifier:
+        answer = await classifier.classify("a", ["no", "", "longer"])
+    good, bad, other = answer.results
+    assert (good.refusal, type(bad.refusal), other.refusal) == (None, EmptyText, None)
+    assert bad.scores is None
+    assert sample(metrics, "items_refused_total", task="a", error="EmptyText") == 1
+    assert sample(metrics, "requests_total", task="a", outcome="ok") == 1
+    assert sample(metrics, "items_total", task="a") == 2
+    assert sample(metrics, "tokens_total", task="a") == 8
+    assert sample(metrics, "task_batch_items_sum", task="a") == 2
+    assert sample(metrics, "label_share", task="a", label="yes") == 0.5
 
 
-async def test_one_bad_text_alone_is_a_refusal() -> None:
-    request, observer = ClassifyRequest(model="a", input=""), Observer()
+async def test_a_request_of_bad_texts_alone_is_a_refusal() -> None:
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics) as classifier:
+        answer = await classifier.classify("a", [""])
     with pytest.raises(EmptyText):
-        classified(request, await classifier_of(observer=observer).classify("a", request.texts))
-    assert observer.told["refused", "a", "EmptyText"] == 1
-    assert not any(what[0] == "answered" for what in observer.told)
+        answer.single()
+    assert sample(metrics, "requests_total", task="a", outcome="EmptyText") == 1
+    assert sample(metrics, "requests_total", task="a", outcome="ok") is None
 
 
-async def test_more_than_the_service_takes_is_refused_by_number() -> None:
-    observer = Observer()
-    classifier = classifier_of(observer=observer)
-    with pytest.raises(TooManyItems, match="4 texts in one request; at most 3"):
-        await classifier.classify("a", ["x"] * 4)
-    with pytest.raises(TooManyTokens, match="31 tokens in one request; at most 30"):
-        await classifier.classify("a", ["x" * 31])
-    assert observer.told["refused", None, "TooManyItems"] == 1
-    assert observer.told["refused", "a", "TooManyTokens"] == 1
+async def test_a_request_beyond_the_limits_is_refused() -> None:
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics) as classifier:
+        with pytest.raises(TooManyItems, match="4 texts in one request; at most 3"):
+            await classifier.classify("a", ["x"] * 4)
+        with pytest.raises(TooManyTokens, match="31 tokens in one request; at most 30"):
+            await classifier.classify("a", ["x" * 31])
+    assert sample(metrics, "requests_total", task="", outcome="TooManyItems") == 1
+    assert sample(metrics, "requests_total", task="a", outcome="TooManyTokens") == 1
 
 
 async def test_a_deadline_counts_before_the_model_too() -> None:
-    with pytest.raises(DeadlineExceeded):
-        await classifier_of().classify("a", ["slow"], deadline=asyncio.get_running_loop().time() + 0.01)
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics) as classifier:
+        with pytest.raises(DeadlineExceeded):
+            await classifier.classify("a", ["slow"], deadline=asyncio.get_running_loop().time() + 0.05)
+    assert sample(metrics, "requests_total", task="a", outcome="DeadlineExceeded") == 1
 
 
 async def test_a_request_without_a_task_takes_the_default_or_is_refused() -> None:
-    assert (await classifier_of(default="a").classify(None, ["no"])).task == "a"
-    with pytest.raises(NoDefaultTask):
-        await classifier_of().classify(None, ["no"])
+    async with classifier_of(default_task="a") as classifier:
+        assert (await classifier.classify(None, ["no"])).task == "a"
+        default = await classifier.default()
+        assert default is not None
+        assert default.id == "a"
+    async with classifier_of(default_task="missing") as classifier:
+        assert await classifier.default() is None
+    async with classifier_of() as classifier:
+        assert await classifier.default() is None
+        with pytest.raises(NoDefaultTask):
+            await classifier.classify(None, ["no"])
 
 
-async def test_what_is_served_is_listed() -> None:
-    classifier = classifier_of()
-    assert classifier.models().data == []
-    await classifier.classify("a", ["no"])
-    (served,) = classifier.models().data
-    assert (served.id, served.adapter_version, served.root, served.stale) == ("a", 3, "tiny", None)
-    assert (await classifier.model("a@2")).adapter_version == 2
+async def test_the_tasks_in_the_cache_are_listed() -> None:
+    async with classifier_of() as classifier:
+        assert classifier.models().data == []
+        await classifier.classify("a", ["no"])
+        (served,) = classifier.models().data
+        assert (served.id, served.adapter_version, served.root, served.stale) == ("a", 3, "tiny", None)
+        pinned = await classifier.model("a@2")
+    assert (pinned.id, pinned.adapter_version) == ("a@2", 2)
 
 
-async def test_top_k_lists_the_best_first_in_every_shape() -> None:
-    answer = await classifier_of().classify("a", ["longer"])
-    (entry,) = classified(ClassifyRequest(model="a", input="longer", top_k=1), answer).data
-    assert entry.top is not None
-    assert [one.label for one in entry.top] == ["yes"]
-    flat = predictions(PredictRequest(inputs="longer"), answer)
-    assert [one.label for one in flat] == ["yes", "no"]  # type: ignore[union-attr]  # flat for one text
-    (nested,) = hub_predictions(HubRequest.model_validate({"inputs": "longer", "parameters": {"top_k": 1}}), answer)
-    assert [one.label for one in nested] == ["yes"]  # type: ignore[union-attr]  # no error among them
-
-
-async def test_the_label_bias_of_an_adapter_is_taken_out_and_the_bare_model_left_as_it_is() -> None:
-    classifier = classifier_of(label_bias=[float(np.log(0.9)), float(np.log(0.1))])
-    even = await classifier.classify("a", ["no"])
-    assert np.exp(even.results[0].scores) == pytest.approx([0.5, 0.5])
-    bare = await classifier.classify("a@bare", ["no"])
-    assert np.exp(bare.results[0].scores) == pytest.approx([0.9, 0.1])
+async def test_the_label_bias_of_an_adapter_is_removed_but_not_from_the_bare_model() -> None:
+    async with classifier_of(label_bias=[float(np.log(0.9)), float(np.log(0.1))]) as classifier:
+        (calibrated,) = (await classifier.classify("a", ["no"])).results
+        (bare,) = (await classifier.classify("a@bare", ["no"])).results
+    assert calibrated.scores is not None
+    assert np.exp(calibrated.scores) == pytest.approx([0.5, 0.5])
+    assert bare.scores is not None
+    assert np.exp(bare.scores) == pytest.approx([0.9, 0.1])

@@ -1,4 +1,4 @@
-"""Adapters in a folder are called as their files are."""
+"""Adapters in a folder are named by their files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ async def test_a_renamed_file_is_a_task_of_its_new_name(tmp_path: Path) -> None:
     (tmp_path / "mood.safetensors").write_bytes(body("sentiment", 3).to_bytes())
     folder = AdapterFolder(tmp_path)
     assert folder.tasks() == ["mood"]
-    found = await folder.adapter("mood")
-    assert found is not None
-    digest, adapter = found
+    answer = await folder.adapter("mood")
+    assert answer is not None
+    digest, adapter = answer
     assert (adapter.meta.task, adapter.meta.version) == ("mood", 3)
     assert await folder.adapter("mood", known=digest) is None
     with pytest.raises(UnknownTask):
         await folder.adapter("sentiment")
 
 
-async def test_a_version_is_what_the_name_of_its_file_says_or_is_refused(tmp_path: Path) -> None:
+async def test_a_version_other_than_its_files_name_says_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mood@7.safetensors").write_bytes(body("mood", 8).to_bytes())
     with pytest.raises(Malformed, match=r"mood@7.safetensors holds version 8, not 7; rename it"):
         await AdapterFolder(tmp_path).adapter("mood", version=7)

@@ -1,0 +1,163 @@
+"""A text has the same scores in a batch with texts of other tasks as on its own."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from ifed.errors import BadTemplate, EmptyText, TextTooLong
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta
+from ifed.messages.tasks import Layout
+from ifed.modeling.prompts import PromptTemplate
+from services.inference.demonstrations import Demonstration
+from services.inference.model import LoadedAdapter, PreparedText, Scorer
+from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
+
+
+def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
+    """Return a random model with three tasks of different layers, labels and tensors, and the first task's bare model."""
+    lm = build(family, dtype=dtype)
+    scorer = Scorer(lm, **limits)
+    kinds = ([0, 1, 2], ["good", "bad"]), ([1, 2], ["positive", "negative", "mixed topic"]), ([2], ["sport", "science"])
+    loaded = []
+    for seed, (layers, labels) in enumerate(kinds):
+        meta = AdapterMeta(
+            task=f"task-{seed}",
+            version=1,
+            labels=labels,
+            template="Review: {text}\nSentiment:",
+            identity=lm.identity,
+            layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
+            created_at=datetime.now(UTC),
+        )
+        tensors = random_context(len(layers), seed=seed), random_coefficients(len(layers), 4, seed=seed)
+        loaded.append(scorer.load_adapter(AdapterBody(*tensors, meta)))
+    return scorer, [*loaded, scorer.bare(loaded[0])]
+
+
+def prepared(scorer: Scorer, adapter: LoadedAdapter, text: str) -> PreparedText:
+    prepared_text = scorer.prepare(adapter, text, truncate=True)
+    assert isinstance(prepared_text, PreparedText)
+    return prepared_text
+
+
+def few_shot(scorer: Scorer, adapter: LoadedAdapter) -> LoadedAdapter:
+    return scorer.few_shot(adapter, [Demonstration(text, "good") for text in TEXTS if text])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_text_scores_the_same_among_texts_of_other_tasks(family: str) -> None:
+    scorer, tasks = scorer_of(family)
+    items = [prepared(scorer, tasks[n % 4], text).item for n, text in enumerate(text for text in TEXTS if text)]
+    for item, together in zip(items, scorer.score(items), strict=True):
+        (alone,) = scorer.score([item])
+        np.testing.assert_allclose(together, alone, rtol=0, atol=2e-6)
+        assert together.argmax() == alone.argmax()
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", torch.float32), ("llama", torch.bfloat16), ("gemma3_text", torch.float32), ("gpt2", torch.float32)],
+)
+def test_the_injections_of_other_rows_change_no_bit(family: str, dtype: torch.dtype) -> None:
+    """Batches of the same texts in the same order, with the same labels, differ only in the injections of other rows."""
+    scorer, (task, other, *_) = scorer_of(family, dtype)
+    adapters = [task, replace(task, injection=other.injection), scorer.bare(task), task]
+    items = [prepared(scorer, adapter, text).item for adapter, text in zip(adapters, filter(None, TEXTS), strict=False)]
+    mixed = scorer.score(items)
+    for row, adapter in enumerate(adapters):
+        uniform = scorer.score([replace(item, injection=adapter.injection) for item in items])
+        np.testing.assert_array_equal(mixed[row], uniform[row])
+
+
+def test_blank_and_long_texts_are_refused_one_by_one() -> None:
+    scorer, (task, *_) = scorer_of(max_tokens=40)
+    assert isinstance(scorer.prepare(task, " \n", truncate=True), EmptyText)
+    long = "good film " * 100
+    assert isinstance(scorer.prepare(task, long, truncate=False), TextTooLong)
+    truncated = prepared(scorer, task, long)
+    assert (truncated.truncated, truncated.tokens) == (True, 40)
+
+
+def test_few_shot_prompts_show_the_demonstrations_to_the_bare_model() -> None:
+    scorer, (task, *_) = scorer_of()
+    shots = scorer.few_shot(task, [Demonstration("the film was good", "good"), Demonstration("bad", "bad")])
+    assert shots.injection is None
+    assert shots.template.template == (
+        "Review: the film was good\nSentiment: good\n\nReview: bad\nSentiment: bad\n\nReview: {text}\nSentiment:"
+    )
+    assert prepared(scorer, shots, "a lot").tokens > prepared(scorer, task, "a lot").tokens
+    with pytest.raises(BadTemplate):
+        scorer.few_shot(task, [Demonstration("good film " * 100, "good")])
+
+
+def test_few_shot_prompts_keep_the_chat_template_around_each_demonstration() -> None:
+    scorer, (task, *_) = scorer_of()
+    tokenizer = task.template.tokenizer
+    chat = replace(task, template=PromptTemplate("<|user|>Review: {text}\n<|assistant|>\n", tokenizer, chat=True))
+    shots = scorer.few_shot(chat, [Demonstration("fine", "good")])
+    assert shots.template.template == ("<|user|>Review: fine\n<|assistant|>\ngood\n\n<|user|>Review: {text}\n<|assistant|>\n")
+    assert prepared(scorer, shots, "a lot").tokens > prepared(scorer, chat, "a lot").tokens
+
+
+def test_every_row_of_a_label_of_several_tokens_counts() -> None:
+    scorer, tasks = scorer_of()
+    single_row, several_rows = prepared(scorer, tasks[0], "bad"), prepared(scorer, tasks[1], "bad")
+    assert scorer.tokens(several_rows.item) > scorer.tokens(single_row.item) == single_row.tokens
+
+
+def test_the_prefix_of_a_few_shot_prompt_is_run_once_for_all_requests() -> None:
+    scorer, tasks = scorer_of()
+    shots = few_shot(scorer, tasks[0])
+    passes: list[int] = []
+    hook = scorer._model.model.base_model.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: passes.append(keywords["input_ids"].numel()), with_kwargs=True
+    )
+    scores = [scorer.score([prepared(scorer, shots, text).item])[0] for text in ("the plot", "the film", "the plot")]
+    hook.remove()
+    prefix, *texts = passes
+    assert prefix > 50
+    assert len(texts) == 3
+    assert max(texts) < 20
+    assert np.array_equal(scores[0], scores[2])
+    assert not np.array_equal(scores[0], scores[1])
+
+
+def test_a_cached_prefix_does_not_count_in_the_token_budget() -> None:
+    scorer, tasks = scorer_of()
+    text = prepared(scorer, few_shot(scorer, tasks[0]), "the plot")
+    assert scorer.tokens(text.item) == text.tokens - text.item.prompt.prefix_length < 20
+
+
+def test_replicas_share_the_weights_and_the_prefix_cache() -> None:
+    scorer, tasks = scorer_of(replicas=2)
+    item = prepared(scorer, few_shot(scorer, tasks[0]), "the plot").item
+    scorer.warm_up()
+    first, second = scorer.replicas
+    assert np.array_equal(first([item])[0], second([item])[0])
+    assert (scorer.prefixes.misses, scorer.prefixes.hits) == (1, 1)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            mixed = [prepared(scorer, task, "the film").item for task in tasks]
+            expected = np.concatenate(scorer.score(mixed))
+            for future in [pool.submit(replica, mixed) for replica in (first, second)]:
+                np.testing.assert_array_equal(np.concatenate(future.result()), expected)
+
+
+def test_warming_up_runs_every_replica_with_one_text_and_with_several() -> None:
+    scorer, _ = scorer_of(replicas=2)
+    sizes: list[list[int]] = [[], []]
+    for replica_sizes, (model, _) in zip(sizes, scorer._replicas, strict=True):
+        model.model.base_model.register_forward_pre_hook(
+            lambda _module, _arguments, keywords, into=replica_sizes: into.append(keywords["input_ids"].numel()), with_kwargs=True
+        )
+    scorer.warm_up()
+    assert [len(replica_sizes) for replica_sizes in sizes] == [3, 3]
+    assert sizes[0] == sorted(set(sizes[0])), "different sizes, so that nothing is compiled for one size alone"
+    assert scorer.prefixes.nbytes == 0
