@@ -1,4 +1,4 @@
-"""One stack for all tests here, from nothing, with callers that never stop; a table at the end."""
+"""One stack for all tests of this folder, callers that classify throughout, and a table of faults at the end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.compose.answers import Callers, Expected
+from tests.compose.callers import Callers, Expected
 from tests.compose.receipts import Ledger
-from tests.compose.report import Outcome, keep, table
+from tests.compose.report import Outcome, save, table
 from tests.compose.stack import Stack, engine_answers
 from tests.house.sources import ROOT
 
@@ -20,7 +20,7 @@ OUTCOMES: list[Outcome] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """These tests need a Docker Engine and minutes, so only `make test-compose` runs them: with `-m compose`, as nothing else does."""
+    """Deselect these tests, which need a Docker Engine and minutes, unless `make test-compose` selects them by `-m compose`."""
     here = [item for item in items if HERE in item.path.parents]
     for item in here:
         item.add_marker(pytest.mark.compose)
@@ -31,29 +31,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table; keep it in docs/ when TEST_COMPOSE_KEEP is set and nothing failed."""
+    """Print the table; save it to the documentation when TEST_COMPOSE_KEEP is set and nothing failed."""
     if not OUTCOMES:
         return
     terminalreporter.write_line(f"\n{table(OUTCOMES)}\n")
     if os.environ.get("TEST_COMPOSE_KEEP") and not terminalreporter.stats.get("failed"):
-        keep(OUTCOMES, ROOT / "docs/ref-compose-faults.md", ROOT / "benchmarks/results/compose-faults.json")
+        save(OUTCOMES, ROOT / "docs/ref-compose-faults.md", ROOT / "benchmarks/results/compose-faults.json")
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The services, healthy, their agents at work."""
+    """The services, healthy, with their agents running."""
     if not engine_answers():
         pytest.fail("make test-compose needs a Docker Engine with compose 2.24 or newer that `docker` reaches", pytrace=False)
-    made = Stack(tmp_path_factory.mktemp("stack"))
-    for folder in (made.folder, *made.folder.parents[:2]):
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    for folder in (stack.folder, *stack.folder.parents[:2]):
         folder.chmod(0o755)
-    made.write()
-    made.make("secrets")
-    made.remove()
-    made.make("up")
-    yield made
+    stack.write()
+    stack.make("secrets")
+    stack.remove()
+    stack.make("up")
+    yield stack
     if not os.environ.get("TEST_COMPOSE_LEAVE"):
-        made.remove()
+        stack.remove()
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +65,12 @@ def admin(stack: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def callers(stack: Stack, admin: httpx.Client) -> Iterator[Callers]:
-    """Classifications and questions to the aggregator that go on through every fault."""
+    """Callers of inference and the aggregator that go on through every fault."""
     reader = stack.make("enroll", "CLIENT=caller", "ARGS=--role reader --quiet").split()[-1]
-    made = Callers(stack, Expected(stack.model, admin), reader, stack.secret("admin-token"))
-    made.start()
-    yield made
-    made.end()
+    callers = Callers(stack, Expected(stack.model, admin), reader, stack.secret("admin-token"))
+    callers.start()
+    yield callers
+    callers.stop()
 
 
 @pytest.fixture(scope="session")

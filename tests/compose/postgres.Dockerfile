@@ -1,4 +1,4 @@
-# For a Postgres image whose pg_dump is older than its server: the same image with the tools of the server's major version.
+# For a Postgres image whose pg_dump is older than its server: adds the tools of the server's major version.
 FROM postgres:16
 USER root
 RUN python3 -m venv /tools && /tools/bin/pip install --no-cache-dir --no-deps pgserver==0.1.4

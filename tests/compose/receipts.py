@@ -1,4 +1,4 @@
-"""What agents were told was received, held against the ledger and the aggregates. Asks over HTTP as the admin."""
+"""Compare the receipts in the agents' logs with the aggregator's ledger and aggregates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.compose.stack import AGENTS, ORGANISATIONS, TASK, Stack
 
 @dataclass(frozen=True)
 class Receipt:
-    """One contribution that was answered 2xx, as its agent logged it."""
+    """One contribution that the aggregator has acknowledged, as its agent logged it."""
 
     client: str
     round: int
@@ -24,7 +24,7 @@ class Receipt:
 
 
 def receipts(stack: Stack) -> list[Receipt]:
-    """Every receipt in the agents' logs."""
+    """Return every receipt in the agents' logs."""
     return [
         Receipt(name, int(line["round"]), str(line["digest"]), datetime.fromisoformat(str(line["timestamp"])).timestamp())  # type: ignore[call-overload]
         for name, agent in zip(ORGANISATIONS, AGENTS, strict=True)
@@ -34,7 +34,7 @@ def receipts(stack: Stack) -> list[Receipt]:
 
 
 def pages(admin: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
-    """Every item of a list that comes in pages."""
+    """Yield every item of a paginated list."""
     after: dict[str, Any] = {"limit": 100}
     while True:
         page = admin.get(path, params=after).raise_for_status().json()
@@ -45,36 +45,36 @@ def pages(admin: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
 
 
 class Ledger:
-    """Compares, and remembers which rounds are proven already."""
+    """The aggregator's ledger; rounds that were replayed successfully are not replayed again."""
 
     def __init__(self, stack: Stack, admin: httpx.Client) -> None:
         self._stack, self._admin = stack, admin
         self._proven: set[int] = set()
 
     def forget_proofs(self, after: int) -> None:
-        """Rounds after this one were lost with their database and are made again."""
+        """Replay the rounds after this one again: they were lost with their database and repeated."""
         self._proven = {number for number in self._proven if number <= after}
 
     def counts_each_once(self, *, lost: tuple[float, float] | None = None) -> int:
-        """Every receipt is in the ledger once under its digest, and every closed round is what its ledger gives; how many receipts.
+        """Check that each receipt is in the ledger once and that each closed round can be replayed, and return the number of receipts.
 
         Args:
-            lost: receipts of this time span went with the database, from a backup to its end: their rounds are made again, and a client
-                counts there once or, where it came too late this time, not at all.
+            lost: the time from a backup to the loss of the database. Receipts of this time are not expected in the ledger: their rounds
+                are repeated, and a client may be too late for the repeated round.
         """
-        acknowledged = [one for one in receipts(self._stack) if lost is None or not lost[0] <= one.at <= lost[1]]
+        acknowledged = [receipt for receipt in receipts(self._stack) if lost is None or not lost[0] <= receipt.at <= lost[1]]
         entries = list(pages(self._admin, f"/v1/tasks/{TASK}/ledger"))
-        found = {(entry["client"], entry["round"]): entry["digest"] for entry in entries}
-        assert len(found) == len(entries), "a client is in the ledger twice for one round"
-        for one in acknowledged:
-            assert (one.client, one.round) in found, f"{one} was acknowledged and is not in the ledger"
-            assert found[one.client, one.round] == one.digest, f"{one} was acknowledged and the ledger has another"
+        digests = {(entry["client"], entry["round"]): entry["digest"] for entry in entries}
+        assert len(digests) == len(entries), "a client is in the ledger twice for one round"
+        for receipt in acknowledged:
+            assert (receipt.client, receipt.round) in digests, f"{receipt} is not in the ledger"
+            assert digests[receipt.client, receipt.round] == receipt.digest, f"{receipt} is in the ledger with another digest"
         in_round = Counter(entry["round"] for entry in entries if entry["state"] == "closed")
         for number in sorted(set(in_round) - self._proven):
             replay = self._admin.get(f"/v1/tasks/{TASK}/rounds/{number}/replay", timeout=60).raise_for_status().json()
-            assert replay["proven"], f"round {number} is not what its ledger gives: {replay}"
+            assert replay["proven"], f"round {number} differs from its replay: {replay}"
             assert replay["contributions"] == in_round[number], (
-                f"round {number} summed up {replay}, its ledger has {in_round[number]}"
+                f"round {number} aggregated {replay}, but the ledger has {in_round[number]}"
             )
             self._proven.add(number)
         return len(acknowledged)

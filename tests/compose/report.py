@@ -1,4 +1,4 @@
-"""The table of faults, as Markdown and as JSON. Measures nothing."""
+"""The table of faults, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fault did. Times are seconds from the moment it struck."""
+    """The effects of one fault. Times are seconds since it happened."""
 
     fault: str
     round_seconds: float
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """Under the headings."""
+        """The cells under HEADINGS."""
         return (
             self.fault,
             f"{self.round_seconds:.1f} s",
@@ -50,19 +50,19 @@ class Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The table in Markdown."""
-    return grid(HEADINGS, (one.row for one in outcomes), wordy=HEADINGS[:1])
+    """Return the table in Markdown."""
+    return grid(HEADINGS, (outcome.row for outcome in outcomes), wordy=HEADINGS[:1])
 
 
-def keep(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
-    """Put the table into its page, in place of the one that is there, and the figures beside it."""
-    kept = {"at": datetime.now(UTC).date().isoformat(), "outcomes": [asdict(one) for one in outcomes]}
-    figures.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+def save(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:
+    """Replace the table on its page, and write the figures as JSON."""
+    document = {"at": datetime.now(UTC).date().isoformat(), "outcomes": [asdict(outcome) for outcome in outcomes]}
+    figures.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     replaced = re.sub(r"^\| fault \|.*?(?=^(?!\|))", lambda _: f"{table(outcomes)}\n", text, count=1, flags=re.M | re.S)
     page.write_text(replaced, encoding="utf-8")
 
 
 def read(figures: Path) -> list[Outcome]:
-    """The outcomes that `keep` wrote."""
-    return [Outcome(**one) for one in json.loads(figures.read_text(encoding="utf-8"))["outcomes"]]
+    """Return the outcomes that `save` wrote."""
+    return [Outcome(**outcome) for outcome in json.loads(figures.read_text(encoding="utf-8"))["outcomes"]]

@@ -1,4 +1,4 @@
-"""docker-compose.yml as a project of its own, with a small model and texts made here. Drives it through make and docker alone."""
+"""docker-compose.yml as a project of its own with a small model, controlled by make and docker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -25,7 +25,7 @@ LABELS = ["negative", "positive"]
 WORDS = {"negative": ("bad", "plot", "nothing"), "positive": ("good", "liked", "acting")}
 FILLING = ("the", "film", "was", "and", "we", "it", "a", "lot", "because", "of", "mattered", "to", "us")
 DEADLINE = 20.0
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 
 POLICY = {
     "rounds": 10_000,
@@ -43,12 +43,15 @@ POLICY = {
 
 
 class Failed(AssertionError):
-    """A command ended with an error; its words follow."""
+    """A command ended with an error, or a condition was not met in time."""
 
 
 def run(*command: str, timeout: float = 1800.0, check: bool = True, streams: int = subprocess.PIPE) -> str:
-    """A command's output; the environment of this process stays out, but for what finds the engine and the package index."""
-    kept = (
+    """Run a command and return its output.
+
+    Of the environment only what locates the engine and the package index is passed on.
+    """
+    names = (
         "PATH",
         "HOME",
         "DOCKER_HOST",
@@ -58,13 +61,15 @@ def run(*command: str, timeout: float = 1800.0, check: bool = True, streams: int
         "PIP_INDEX_URL",
         "PIP_EXTRA_INDEX_URL",
     )
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=streams, timeout=timeout, check=False)
-    if check and done.returncode:
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=streams, timeout=timeout, check=False
+    )
+    if check and completed.returncode:
         raise Failed(
-            f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + (done.stderr or b'')).decode(errors='replace')[-3000:]}"
+            f"{' '.join(command)} ended with {completed.returncode}:\n{(completed.stdout + (completed.stderr or b'')).decode(errors='replace')[-3000:]}"
         )
-    return done.stdout.decode(errors="replace")
+    return completed.stdout.decode(errors="replace")
 
 
 class Stack:
@@ -79,7 +84,7 @@ class Stack:
         self.inference_url = f"http://127.0.0.1:{self.inference_port}"
 
     def write(self) -> None:
-        """The model, the texts, the task and the variables, where containers of another user can read them."""
+        """Write the model, the texts, the task and the variables, readable for the users of the containers."""
         self.model.mkdir(parents=True)
         build_model("llama").save_pretrained(self.model)
         build_tokenizer().save_pretrained(self.model)
@@ -103,7 +108,7 @@ class Stack:
             "MODEL": "/models/tiny",
             "DTYPE": "float32",
             "TASK": TASK,
-            "STAY": "true",  # as `make up` and `make restore` say; another value would make the agents anew, without their logs
+            "STAY": "true",  # as `make up` and `make restore` set it; another value would recreate the agents without their logs
             "TASK_FILE": self.folder / "task.json",
             "POSTGRES_IMAGE": _postgres_image(),
             "AGGREGATOR_PORT": self.aggregator_port,
@@ -122,74 +127,75 @@ class Stack:
     def compose(self, *words: str) -> str:
         return run("docker", "compose", "--env-file", str(self.env_file), *words)
 
-    def choose(self, **variables: object) -> None:
-        """Set further variables; the next `compose` or `make` reads them."""
+    def set_variables(self, **variables: object) -> None:
+        """Set further variables, which the next `compose` or `make` reads."""
         with self.env_file.open("a") as file:
             file.writelines(f"{name}={value}\n" for name, value in variables.items())
 
     def containers(self, service: str) -> list[str]:
-        """The identifiers of a service's running containers, the first replica first."""
+        """Return the identifiers of a service's running containers, the first replica first."""
         return self.compose("ps", "--quiet", service).split()
 
     def address(self, container: str, network: str) -> str:
-        """A container's address on one of the project's networks."""
-        found = json.loads(run("docker", "inspect", container))[0]["NetworkSettings"]["Networks"]
-        return str(found[f"{PROJECT}_{network}"]["IPAddress"])
+        """Return a container's address on one of the project's networks."""
+        networks = json.loads(run("docker", "inspect", container))[0]["NetworkSettings"]["Networks"]
+        return str(networks[f"{PROJECT}_{network}"]["IPAddress"])
 
     def python(self, container: str, program: str, *words: str) -> str:
-        """What a program prints inside a container."""
+        """Run a Python program inside a container and return its output."""
         return run("docker", "exec", container, "python", "-c", program, *words)
 
     def crash(self, container: str) -> None:
-        """Kill every process of a container but its init, as a crash does; the restart policy brings it back."""
+        """Kill every process of a container but its init, as a crash does; the restart policy starts it again."""
         run("docker", "exec", container, "sh", "-c", "kill -9 -1", check=False)
 
     def restarts(self, container: str) -> int:
         return int(json.loads(run("docker", "inspect", container))[0]["RestartCount"])
 
     def logged(self, service: str) -> list[dict[str, object]]:
-        """The JSON lines of a service's log, since its containers were made."""
+        """Return the JSON lines of a service's log since its containers were created."""
         containers = self.compose("ps", "--all", "--quiet", service).split()
-        lines = [line for one in containers for line in run("docker", "logs", one, streams=subprocess.STDOUT).splitlines()]
+        lines = [
+            line for container in containers for line in run("docker", "logs", container, streams=subprocess.STDOUT).splitlines()
+        ]
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def secret(self, name: str) -> str:
         return (self.secrets / name).read_text().strip()
 
     def remove(self) -> None:
-        """Everything of the project: containers, networks and volumes."""
+        """Remove the containers, networks and volumes of the project."""
         self.make("down", "ARGS=--volumes --remove-orphans --timeout 1")
 
 
-def until(what: str, seen: object, *, seconds: float = PATIENCE) -> float:
-    """Wait until the callable `seen` is true; the seconds it took."""
+def until(what: str, condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> float:
+    """Wait until a condition is true, and return the seconds it took; a failed HTTP request counts as false."""
     began = time.monotonic()
-    assert callable(seen)
     while time.monotonic() - began < seconds:
         try:
-            if seen():
+            if condition():
                 return time.monotonic() - began
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise Failed(f"after {seconds:.0f} s still not: {what}")
+    raise Failed(f"not within {seconds:.0f} s: {what}")
 
 
 def _texts(seed: str) -> str:
-    chosen = random.Random(seed)
-    return "".join(json.dumps({"text": text_of(chosen, LABELS[n % 2]), "label": LABELS[n % 2]}) + "\n" for n in range(60))
+    generator = random.Random(seed)
+    return "".join(json.dumps({"text": text_of(generator, LABELS[n % 2]), "label": LABELS[n % 2]}) + "\n" for n in range(60))
 
 
-def text_of(chosen: random.Random, label: str) -> str:
-    """A text of a few words, some of which tell its label."""
-    words: Sequence[str] = [*chosen.choices(FILLING, k=6), *chosen.choices(WORDS[label], k=3)]
-    return " ".join(chosen.sample(words, len(words)))
+def text_of(generator: random.Random, label: str) -> str:
+    """Return a text of a few words, some of which indicate its label."""
+    words: Sequence[str] = [*generator.choices(FILLING, k=6), *generator.choices(WORDS[label], k=3)]
+    return " ".join(generator.sample(words, len(words)))
 
 
 def _postgres_image() -> str:
-    """postgres:16, or the same with tools of its own version where its pg_dump cannot read it."""
-    said = run("docker", "run", "--rm", "--entrypoint", "sh", "postgres:16", "-c", "postgres --version; pg_dump --version")
-    server, tool = [line.split(")")[1].split(".")[0].strip() for line in said.splitlines() if "(PostgreSQL)" in line]
+    """Return postgres:16, or an image built on it when its pg_dump is of another version than its server."""
+    output = run("docker", "run", "--rm", "--entrypoint", "sh", "postgres:16", "-c", "postgres --version; pg_dump --version")
+    server, tool = [line.split(")")[1].split(".")[0].strip() for line in output.splitlines() if "(PostgreSQL)" in line]
     if server == tool:
         return "postgres:16"
     run(
@@ -206,7 +212,7 @@ def _postgres_image() -> str:
 
 
 def engine_answers() -> bool:
-    """Whether there is a Docker Engine with compose."""
+    """Whether a Docker Engine with compose is available."""
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "compose", "ls", "--quiet"], capture_output=True, check=False).returncode == 0

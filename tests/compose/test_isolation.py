@@ -1,10 +1,11 @@
-"""What a client agent's container can reach: the aggregator's proxy, and nothing else. Each attempt is also made where it succeeds."""
+"""A client agent reaches the aggregator's proxy and nothing else; each attempt is also made from where it succeeds."""
 
 from __future__ import annotations
 
 import json
 import ssl
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,8 +21,10 @@ TARGETS = {"postgres": ("data", 5432), "redis": ("data", 6379), "aggregator": ("
 
 
 def reaches(stack: Stack, container: str, host: str, port: int) -> bool:
-    done = subprocess.run(["docker", "exec", container, "python", "-c", CONNECT, host, str(port)], capture_output=True, check=False)
-    return done.stdout.strip() == b"reached"
+    completed = subprocess.run(
+        ["docker", "exec", container, "python", "-c", CONNECT, host, str(port)], capture_output=True, check=False
+    )
+    return completed.stdout.strip() == b"reached"
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -34,17 +37,17 @@ def test_an_agent_reaches_the_aggregators_proxy(stack: Stack, agent: str) -> Non
 def test_an_agent_reaches_no_other_service_by_name_or_address(stack: Stack, agent: str, target: str) -> None:
     network, port = TARGETS[target]
     address = stack.address(stack.containers(target)[0], network)
-    mine = stack.containers(agent)[0]
-    assert not reaches(stack, mine, target, port)
-    assert not reaches(stack, mine, address, port)
+    container = stack.containers(agent)[0]
+    assert not reaches(stack, container, target, port)
+    assert not reaches(stack, container, address, port)
 
 
-def test_the_same_attempt_succeeds_where_it_may(stack: Stack) -> None:
-    one, other = stack.containers("aggregator")[0], stack.containers("inference")[0]
+def test_the_same_attempts_succeed_from_where_they_are_allowed(stack: Stack) -> None:
+    aggregator, inference = stack.containers("aggregator")[0], stack.containers("inference")[0]
     for target in ("postgres", "redis"):
-        assert reaches(stack, one, stack.address(stack.containers(target)[0], "data"), TARGETS[target][1])
-    assert reaches(stack, other, "proxy", 8080)
-    assert reaches(stack, other, stack.address(other, "serving"), 8081)
+        assert reaches(stack, aggregator, stack.address(stack.containers(target)[0], "data"), TARGETS[target][1])
+    assert reaches(stack, inference, "proxy", 8080)
+    assert reaches(stack, inference, stack.address(inference, "serving"), 8081)
 
 
 def test_agents_do_not_reach_each_other(stack: Stack) -> None:
@@ -52,30 +55,30 @@ def test_agents_do_not_reach_each_other(stack: Stack) -> None:
         listening = stack.containers(agent)[0]
         address = stack.address(listening, agent.removeprefix("agent-"))
         run("docker", "exec", "--detach", listening, "python", "-c", LISTEN, str(LISTENING))
-        until(f"{agent} listens at its own address", lambda at=address, to=listening: reaches(stack, to, at, LISTENING))
+        until(f"{agent} listens at its own address", partial(reaches, stack, listening, address, LISTENING))
         for other in AGENTS:
             if other != agent:
                 assert not reaches(stack, stack.containers(other)[0], address, LISTENING), f"{other} reaches {agent}"
 
 
 @pytest.mark.parametrize("network", [*ORGANISATIONS, "outbound"])
-def test_the_internet_is_reached_from_the_network_of_the_fetching_jobs_alone(stack: Stack, network: str) -> None:
+def test_only_the_network_of_the_downloading_jobs_reaches_the_internet(stack: Stack, network: str) -> None:
     image = "ifed-icl/fetching:0.1.0"
     command = ["docker", "run", "--rm", "--network", f"{PROJECT}_{network}", image, "python", "-c", FETCH]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode == 0) is (network == "outbound"), done.stdout + done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (completed.returncode == 0) is (network == "outbound"), completed.stdout + completed.stderr
 
 
 @pytest.mark.parametrize("service", ["aggregator", "inference", "proxy", "inference-proxy", *AGENTS])
-def test_a_container_of_ours_is_not_root_and_can_write_nowhere_but_its_folders(stack: Stack, service: str) -> None:
+def test_a_container_is_not_root_and_writes_only_to_its_folders(stack: Stack, service: str) -> None:
     container = stack.containers(service)[0]
-    said = run("docker", "exec", container, "sh", "-c", "id -u; (touch /venv/x || touch /etc/x) 2>&1; grep CapEff /proc/1/status")
-    assert said.splitlines()[0] == "10001"
-    assert "Read-only file system" in said
-    assert said.split()[-1] == "0" * 16
-    (found,) = json.loads(run("docker", "inspect", container))
-    assert found["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"]
-    assert found["HostConfig"]["Memory"] > 0
+    output = run("docker", "exec", container, "sh", "-c", "id -u; (touch /venv/x || touch /etc/x) 2>&1; grep CapEff /proc/1/status")
+    assert output.splitlines()[0] == "10001"
+    assert "Read-only file system" in output
+    assert output.split()[-1] == "0" * 16
+    (details,) = json.loads(run("docker", "inspect", container))
+    assert details["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"]
+    assert details["HostConfig"]["Memory"] > 0
 
 
 def test_the_aggregators_image_has_no_torch(stack: Stack) -> None:
@@ -91,12 +94,12 @@ def test_the_aggregators_image_has_no_torch(stack: Stack) -> None:
 def test_no_secret_is_in_a_containers_configuration_or_log(stack: Stack) -> None:
     secrets = [stack.secret(path.name) for path in stack.secrets.iterdir() if path.is_file()]
     for container in stack.compose("ps", "--all", "--quiet").split():
-        seen = run("docker", "inspect", container) + run("docker", "logs", container, streams=subprocess.STDOUT)
-        assert not [secret for secret in secrets if secret in seen], f"a secret is in what {container} shows"
+        output = run("docker", "inspect", container) + run("docker", "logs", container, streams=subprocess.STDOUT)
+        assert not [secret for secret in secrets if secret in output], f"a secret is in the configuration or log of {container}"
 
 
-def test_the_proxy_speaks_tls_with_the_certificate_that_it_is_given(stack: Stack, tmp_path: Path) -> None:
-    both = stack.secrets / "tls" / "localhost.pem"
+def test_the_proxy_serves_https_with_the_configured_certificate(stack: Stack, tmp_path: Path) -> None:
+    combined = stack.secrets / "tls" / "localhost.pem"
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
     run(
@@ -114,9 +117,9 @@ def test_the_proxy_speaks_tls_with_the_certificate_that_it_is_given(stack: Stack
         "-out",
         str(certificate),
     )
-    both.write_text(certificate.read_text() + key.read_text())
-    both.chmod(0o644)
-    stack.choose(PROXY_TLS="on")
+    combined.write_text(certificate.read_text() + key.read_text())
+    combined.chmod(0o644)
+    stack.set_variables(PROXY_TLS="on")
     stack.compose("up", "--detach", "--wait", "proxy")
     port = next(line for line in stack.env_file.read_text().splitlines() if line.startswith("AGGREGATOR_TLS_PORT=")).split("=")[1]
     trusted = ssl.create_default_context(cafile=str(certificate))
