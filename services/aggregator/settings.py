@@ -1,4 +1,4 @@
-"""The aggregator's settings, read from the environment. Knows nothing of ours."""
+"""The aggregator's settings, read from the environment."""
 
 from __future__ import annotations
 
@@ -19,52 +19,55 @@ class Settings(BaseSettings):
 
     database_url: str = Field(
         "sqlite+aiosqlite:///ifed-aggregator.sqlite3",
-        description="where the truth is kept: a SQLite file or a Postgres database; postgres:// and postgresql:// are understood",
+        description="URL of the database, sqlite:// or postgresql://; postgres:// works too",
     )
     database_password_file: Path | None = Field(
-        None, description="a file that holds the database's password, put into DATABASE_URL, which then names the user alone"
+        None, description="file that contains the database's password; DATABASE_URL then names the user only"
     )
     redis_url: str | None = Field(
-        None, description="Redis for the cache and for wake-ups between replicas; without it both stay in the process"
+        None,
+        description="URL of the Redis for the cache and for notifications between replicas; without it both stay in the process",
     )
-    redis_password_file: Path | None = Field(None, description="a file that holds Redis' password, put into REDIS_URL")
-    redis_prefix: str = Field("ifed", description="begins every Redis key and channel, so that deployments can share a Redis")
-    admin_token: SecretStr = Field(description=f"the admins' bearer token, at least {MIN_TOKEN_LENGTH} characters; has no default")
-    admin_token_file: Path | None = Field(None, description="a file that holds the admin token, read instead of ADMIN_TOKEN")
+    redis_password_file: Path | None = Field(None, description="file that contains the password for REDIS_URL")
+    redis_prefix: str = Field("ifed", description="prefix of every Redis key and channel, so that deployments can share a Redis")
+    admin_token: SecretStr = Field(description=f"bearer token of the admins, at least {MIN_TOKEN_LENGTH} characters")
+    admin_token_file: Path | None = Field(None, description="file that contains the token, instead of ADMIN_TOKEN")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body, counted as it streams in")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body in bytes, counted while it arrives")
     requests_per_minute: int | None = Field(
-        600, ge=1, description="calls that one client or reader may make in a minute; more are refused with 429"
+        600, ge=1, description="calls that a client or reader may make in a minute; more are refused with 429"
     )
     tls_certificate_file: Path | None = Field(
-        None, description="a certificate chain in PEM form; with it and its key the service speaks HTTPS"
+        None, description="certificate chain in PEM format; with it and its key the service uses HTTPS"
     )
-    tls_key_file: Path | None = Field(None, description="the certificate's private key in PEM form")
-    max_wait_seconds: float = Field(60.0, gt=0, description="longest time a long poll is held")
-    recheck_seconds: float = Field(2.0, gt=0, description="how often a long poll looks at the database when nothing woke it")
-    tick_seconds: float = Field(0.5, gt=0, description="how often deadlines and rounds left half aggregated are looked for")
+    tls_key_file: Path | None = Field(None, description="private key of the certificate in PEM format")
+    max_wait_seconds: float = Field(60.0, gt=0, description="longest duration of a long poll")
+    recheck_seconds: float = Field(
+        2.0, gt=0, description="seconds after which a long poll reads the database without a notification"
+    )
+    tick_seconds: float = Field(
+        0.5, gt=0, description="seconds between two checks for deadlines, due webhooks and interrupted aggregations"
+    )
     claim_seconds: float = Field(
-        15.0, gt=0, description="how long a replica has a round to itself while it aggregates; then another may"
+        15.0, gt=0, description="seconds of the lease of a replica that aggregates; afterwards another one may take over"
     )
-    webhook_timeout_seconds: float = Field(10.0, gt=0, le=300, description="how long a webhook's receiver may take to answer")
+    webhook_timeout_seconds: float = Field(10.0, gt=0, le=300, description="seconds that a webhook's receiver may take to answer")
     webhook_retry_seconds: float = Field(
         5.0,
         gt=0,
-        description="wait after a webhook's first failed attempt; four times as long after each further one, a day at most",
+        description="seconds before a failed webhook delivery is retried; four times as long after each further failure, at most a day",
     )
-    webhook_attempts: int = Field(10, ge=1, le=100, description="attempts after which an event is given up for a webhook")
+    webhook_attempts: int = Field(10, ge=1, le=100, description="attempts after which a webhook delivery is given up")
     webhook_private_addresses: bool = Field(
-        False, description="let webhooks go to this machine and into private networks, where an admin could otherwise make calls"
+        False, description="allow webhooks to this machine and to private networks; admins can then send requests there"
     )
-    migrate_on_start: bool | None = Field(
-        None, description="bring the schema up to date at start; when not set, on SQLite yes and on Postgres no"
-    )
-    database_pool_size: int = Field(20, ge=1, description="Postgres connections at the most; once opened they stay open")
-    cache_bytes: int = Field(64 * 2**20, ge=0, description="size of the cache in the process, when there is no Redis")
-    shutdown_seconds: int = Field(10, ge=1, description="how long a stopping server lets requests end")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
-    log_json: bool | None = Field(None, description="JSON lines; when not set, everywhere but on a terminal")
+    migrate_on_start: bool | None = Field(None, description="migrate the schema at start; by default only on SQLite")
+    database_pool_size: int = Field(20, ge=1, description="largest number of Postgres connections; they stay open")
+    cache_bytes: int = Field(64 * 2**20, ge=0, description="size of the cache in the process, without Redis")
+    shutdown_seconds: int = Field(10, ge=1, description="seconds that open requests have when the service stops")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level of log record shown")
+    log_json: bool | None = Field(None, description="log one JSON object per line; by default when not on a terminal")
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +119,7 @@ class Settings(BaseSettings):
 
 
 def _with_password(url: str, password: str) -> str:
-    """`url` with the password after its user, whatever characters it has."""
+    """Return `url` with the password after its user, escaped."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
