@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.paper.methods import SETTINGS
-from tests.unit.modeling.builders import HIDDEN
-from tests.unit.modeling.conftest import one_thread as one_thread
+from testing.random_models import HIDDEN
+from testing.random_models import one_thread as one_thread
 
 AS_SET = dict(SETTINGS)
 

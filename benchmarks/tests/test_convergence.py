@@ -17,7 +17,7 @@ from benchmarks.convergence.settings import BASE, Cell, Plan, cells
 from benchmarks.federated.federation import Federation
 from benchmarks.tests.test_federated import SOURCE
 from ifed.modeling.language_model import LanguageModel
-from tests.unit.modeling.builders import TEXTS, build, examples
+from testing.random_models import TEXTS, build, examples
 
 PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, training=80, test=16)
 FITTING = [cell for cell in cells() if cell.groups is None or 32 % cell.groups == 0]

@@ -17,7 +17,7 @@ from benchmarks.federated.baselines import Corrected, FedLALR, FedProx, Scaffold
 from benchmarks.federated.federation import Federation
 from ifed.messages.tasks import Policy
 from ifed.tensors.values import Coefficients
-from tests.unit.modeling.builders import TEMPLATE, build, examples
+from testing.random_models import TEMPLATE, build, examples
 
 SOURCE = Source("subj", "SUBJ", TEMPLATE, ("positive", "negative"))
 NOTHING = Measured(np.zeros((2, 2), dtype=np.int64), None)

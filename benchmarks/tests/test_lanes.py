@@ -8,7 +8,7 @@ from benchmarks.lanes.injection_overhead import ONE, SEVERAL, compared
 from benchmarks.lanes.queue_simulation import Cost, fitted, waits
 from ifed.modeling.batching import Row
 from ifed.modeling.replicas import replicate
-from tests.unit.modeling.builders import build
+from testing.random_models import build
 
 
 def test_the_line_through_passes_that_lie_on_one() -> None:

@@ -17,7 +17,7 @@ from benchmarks.modeling.texts import SOURCES
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
-from tests.unit.modeling.builders import build, build_model, build_tokenizer, examples
+from testing.random_models import build, build_model, build_tokenizer, examples
 
 STEPS = ("extraction", "calibration", "classification")
 

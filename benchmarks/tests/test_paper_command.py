@@ -17,7 +17,7 @@ from benchmarks.paper.store import OtherRun, Store
 from benchmarks.tests.conftest import AS_SET
 from benchmarks.tests.sample_cells import RATES, run, wire
 from benchmarks.tests.test_convergence import folder_of_texts
-from tests.unit.modeling.builders import build_model, build_tokenizer
+from testing.random_models import build_model, build_tokenizer
 
 
 def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from ifed.modeling.calibration import LocalPlan
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
-from tests.unit.modeling.builders import build, examples
+from testing.random_models import build, examples
 
 PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_rank=2)
 LOCAL = LocalPlan(steps=3, batch_size=4, learning_rate=0.02, learning_rate_end=0.0, logit_adjustment=1.0, seed=1)

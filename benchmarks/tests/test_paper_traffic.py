@@ -21,7 +21,7 @@ from services.aggregator.settings import Settings as AggregatorSettings
 from services.client_agent.app import take_part
 from services.client_agent.settings import Settings as AgentSettings
 from services.client_agent.status import Status
-from tests.unit.modeling.builders import build_model, build_tokenizer, examples
+from testing.random_models import build_model, build_tokenizer, examples
 
 PLAN = Plan(clients=1, rounds=3, local_steps=1, batch_size=2)
 

@@ -76,7 +76,8 @@ class PackedLinear(nn.Module):
 
 
 def _packs_weights(model: PreTrainedModel) -> bool:
-    return model.device.type == "cpu" and model.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available()
+    on_cpu_in_bfloat16 = model.device.type == "cpu" and model.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available()
+    return on_cpu_in_bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public name
 
 
 def _pack_weights(model: PreTrainedModel, family: Family) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 
+from testing.random_models import build_model, build_tokenizer
 from testing.servers import free_port
 from tests.house.sources import ROOT
-from tests.unit.modeling.builders import build_model, build_tokenizer
 
 PROJECT = "ifed-test"
 TASK = "polarity"

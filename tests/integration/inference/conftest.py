@@ -16,7 +16,7 @@ from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
-from tests.unit.modeling.builders import HIDDEN, LAYERS, build_model, build_tokenizer, random_coefficients, random_context
+from testing.random_models import HIDDEN, LAYERS, build_model, build_tokenizer, random_coefficients, random_context
 
 KEY = "a-key-for-tests-only"
 LABELS = ["negative", "positive", "mixed"]

@@ -17,7 +17,7 @@ from ifed.messages.tasks import Layout
 from ifed.modeling.prompts import PromptTemplate
 from services.inference.demonstrations import Demonstration
 from services.inference.model import LoadedAdapter, PreparedText, Scorer
-from tests.unit.modeling.builders import HIDDEN, TEXTS, build, random_coefficients, random_context
+from testing.random_models import HIDDEN, TEXTS, build, random_coefficients, random_context
 
 
 def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:

@@ -1,13 +1,15 @@
-"""Calibration: the right gradient, a falling loss, and nothing touched but Λ."""
+"""Calibration: the right gradient, a falling loss, and nothing changed but Λ."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ifed.errors import LayoutMismatch, Malformed
 from ifed.modeling.calibration import Calibrator, LocalPlan, sample_batches
@@ -19,7 +21,17 @@ from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import Example
 from ifed.modeling.scoring import ScoringItem, evaluate, score
 from ifed.tensors.values import Coefficients
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, build, examples, random_coefficients, random_context, template
+from testing.random_models import (
+    ALL,
+    CODE_PATHS,
+    FAMILY_NAMES,
+    build,
+    build_fresh,
+    examples,
+    random_coefficients,
+    random_context,
+    template,
+)
 
 PLAN = LocalPlan(steps=10, batch_size=4, learning_rate=0.05, learning_rate_end=0.01, logit_adjustment=0.0, seed=3)
 SINGLE, TREE = ["positive", "negative"], ["topic sport", "positive", "topic science"]
@@ -38,9 +50,10 @@ def calibrator(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
-@pytest.mark.parametrize("tau", [0.0, 1.0])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(
+    ("family", "tau", "names"),
+    [*((family, 1.0, TREE) for family in FAMILY_NAMES), ("llama", 0.0, SINGLE), ("gpt2", 0.0, TREE)],
+)
 def test_the_gradient_equals_finite_differences(family: str, tau: float, names: list[str]) -> None:
     lm = build(family, dtype=torch.float64)
     client, values = calibrator(lm, layers=(1, 2), names=names), random_coefficients(2, 2).values
@@ -58,8 +71,7 @@ def test_the_gradient_equals_finite_differences(family: str, tau: float, names: 
         assert found.values[place] == pytest.approx(slope, rel=1e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize(("family", "names"), [*((family, SINGLE) for family in CODE_PATHS), ("llama", TREE)])
 def test_calibration_lowers_the_loss(family: str, names: list[str]) -> None:
     client = calibrator(build(family), names=names)
     start = Coefficients.identity(3, 4)
@@ -70,7 +82,7 @@ def test_calibration_lowers_the_loss(family: str, names: list[str]) -> None:
     assert math.isfinite(done.loss)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", CODE_PATHS)
 def test_calibration_changes_the_coefficients_and_nothing_of_the_model(family: str) -> None:
     lm = build(family)
     start = Coefficients.identity(3, 4)
@@ -219,7 +231,7 @@ def test_groups_that_do_not_divide_the_hidden_size_are_refused() -> None:
         calibrator(build()).run(Coefficients.identity(3, 5), PLAN)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", CODE_PATHS)
 def test_extraction_and_calibration_together_learn_a_separable_task(family: str) -> None:
     lm = build(family)
     prompts = template(lm)
@@ -229,3 +241,107 @@ def test_extraction_and_calibration_together_learn_a_separable_task(family: str)
     client = Calibrator(lm, prompts, labels, every, vector, ALL, held_out=every)
     done = client.run(Coefficients.identity(3, 8), replace(PLAN, steps=60, batch_size=8, learning_rate=0.1, learning_rate_end=0.1))
     assert client.evaluate(done.coefficients).tolist() == [[4, 0], [0, 4]]
+
+
+@pytest.mark.parametrize("family", CODE_PATHS)
+def test_the_gradient_of_every_coefficient_is_its_finite_difference(family: str) -> None:
+    work = calibrator(build(family, dtype=torch.float64), names=TREE, count=4)
+    start = random_coefficients(3, 2)
+
+    def at(values: np.ndarray) -> tuple[np.ndarray, float]:
+        found = work.mean_gradient(Coefficients(values), batch_size=4, seed=0)
+        return found.values, found.loss
+
+    gradient, _ = at(start.values)
+    step = np.float32(2**-7)
+    for place in np.ndindex(start.values.shape):
+        higher, lower = start.values.copy(), start.values.copy()
+        higher[place] += step
+        lower[place] -= step
+        distance = float(higher[place]) - float(lower[place])
+        numeric = (at(higher)[1] - at(lower)[1]) / distance
+        assert numeric == pytest.approx(gradient[place], rel=2e-2, abs=2e-3), place
+
+
+def test_a_calibration_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_gradient() -> None:
+    lm = build(dtype=torch.float64)
+    prompts = template(lm)
+    client = Calibrator(lm, prompts, prompts.labels(TREE), examples(labels=3), random_context(3), ALL, token_budget=10_000)
+    expected = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    sizes: list[int] = []
+
+    def too_much(_module: object, _arguments: object, keywords: dict[str, torch.Tensor]) -> None:
+        sizes.append(keywords["input_ids"].numel())
+        if sizes[-1] > 60:
+            raise torch.OutOfMemoryError
+
+    hook = lm.model.base_model.register_forward_pre_hook(too_much, with_kwargs=True)
+    found = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    hook.remove()
+    assert max(sizes) > 60 >= min(sizes)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-6)
+    assert found.loss == pytest.approx(expected.loss)
+
+
+def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice() -> None:
+    lm = build(dtype=torch.float64)
+    prompts = template(lm)
+    client = Calibrator(lm, prompts, prompts.labels(TREE), examples(labels=3), random_context(3), ALL, token_budget=10_000)
+    expected = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    left = [1]
+
+    def once(gradient: torch.Tensor) -> torch.Tensor:
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError
+        return gradient
+
+    def watch(_module: object, _given: object, taken: Any) -> None:
+        (taken[0] if isinstance(taken, tuple) else taken).register_hook(once)
+
+    hook = lm.family.layers(lm.model)[0].register_forward_hook(watch)
+    found = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    hook.remove()
+    assert not left
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-6)
+
+
+def test_backward_keeps_no_weights_gradient_and_records_no_layer_below_the_first_injected() -> None:
+    lm = build()
+    prompts = template(lm)
+    client = Calibrator(lm, prompts, prompts.labels(TREE), examples(labels=3), random_context(2), (1, 2), cache_bytes=0)
+    recorded: list[bool] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _module, _given, taken: recorded.append((taken[0] if isinstance(taken, tuple) else taken).requires_grad)
+        )
+        for layer in lm.family.layers(lm.model)
+    ]
+    client.mean_gradient(random_coefficients(2, 4), batch_size=8, seed=0)
+    for hook in hooks:
+        hook.remove()
+    assert recorded == [False, True, True]
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+def test_backward_keeps_no_input_of_a_frozen_projection() -> None:
+    lm = build_fresh()
+    prompts = template(lm)
+    client = Calibrator(lm, prompts, prompts.labels(TREE), examples(labels=3), random_context(3), ALL)
+    projections = [module for layer in lm.family.layers(lm.model) for module in layer.modules() if isinstance(module, nn.Linear)]
+
+    def inputs_kept() -> int:
+        entered: list[torch.Tensor] = []  # held, so that no memory is used a second time
+        saved: list[torch.Tensor] = []
+        hooks = [one.register_forward_pre_hook(lambda _module, given: entered.append(given[0])) for one in projections]
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+            client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+        for hook in hooks:
+            hook.remove()
+        assert len(entered) >= len(projections)
+        places = {tensor.untyped_storage().data_ptr() for tensor in saved}
+        return sum(tensor.untyped_storage().data_ptr() in places for tensor in entered)
+
+    assert inputs_kept() == 0
+    lm.family.layers(lm.model)[1].get_submodule("mlp.down_proj").weight.requires_grad_(True)
+    assert inputs_kept() == 1, "with a weight to train it would be"

@@ -13,8 +13,8 @@ from ifed.errors import LayoutMismatch, Malformed
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
 from ifed.tensors.values import ContextVector
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEMPLATE, build, examples, template
-from tests.unit.modeling.by_hand import gemma3_by_hand, gpt2_by_hand, llama_by_hand
+from testing.random_models import ALL, CODE_PATHS, TEMPLATE, build, examples, template
+from tests.unit.modeling.reference_forward import gemma3_by_hand, gpt2_by_hand, llama_by_hand
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}  # rotary angles and norms are float32 in the models
 
@@ -41,7 +41,7 @@ def test_a_demonstration_is_the_template_one_space_and_the_label() -> None:
     assert list(ids) == lm.tokenizer(TEMPLATE.replace("{text}", "good film") + " topic science").input_ids
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", CODE_PATHS)
 def test_the_mean_does_not_depend_on_batches_or_order(family: str) -> None:
     lm = build(family, dtype=torch.float64)
     prompts = template(lm)

@@ -10,7 +10,7 @@ from ifed.errors import UnsupportedFamily
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.families import FAMILIES, family_of
 from ifed.modeling.hooks import capture, final_hidden, layer_input
-from tests.unit.modeling.builders import FAMILY_NAMES, HIDDEN, build, build_model
+from testing.random_models import FAMILY_NAMES, HIDDEN, build, build_model
 
 
 def test_every_known_family_is_tested() -> None:

@@ -12,9 +12,11 @@ from ifed.modeling.batching import Batch, BatchLayout, Row
 from ifed.modeling.hooks import capture, final_hidden, inject, layer_input, replay
 from ifed.modeling.injection import ChannelAffine, Injection, InjectionBatch, SegmentedAffine, batch_injections, injection_of
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Coefficients
-from tests.unit.modeling.builders import (
+from testing.random_models import (
     ALL,
+    CODE_PATHS,
     FAMILY_NAMES,
     HIDDEN,
     ROUNDING,
@@ -26,8 +28,17 @@ from tests.unit.modeling.builders import (
 )
 
 families = pytest.mark.parametrize("family", FAMILY_NAMES)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-layouts = pytest.mark.parametrize("layout", ["packed", "padded"])
+code_paths = pytest.mark.parametrize("family", CODE_PATHS)
+# Every family once; dtype and layout vary where a code path differs.
+forward_cases = pytest.mark.parametrize(
+    ("family", "dtype", "layout"),
+    [
+        *((family, torch.float32, "packed") for family in FAMILY_NAMES),
+        ("llama", torch.bfloat16, "packed"),
+        ("gemma3_text", torch.bfloat16, "padded"),
+        ("gpt2", torch.float32, "padded"),
+    ],
+)
 
 
 def batch_of(lm: LanguageModel, layout: BatchLayout = "packed") -> Batch:
@@ -50,9 +61,7 @@ def hooks_on(model: nn.Module) -> int:
     )
 
 
-@layouts
-@dtypes
-@families
+@forward_cases
 def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_for_bit(
     family: str, dtype: torch.dtype, layout: BatchLayout
 ) -> None:
@@ -64,7 +73,7 @@ def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_f
         assert torch.equal(bits(final_hidden(lm, batch)), bits(bare))
 
 
-@families
+@code_paths
 def test_an_injected_layer_gives_exactly_the_equation(family: str) -> None:
     lm = build(family, dtype=torch.float64)
     batch, layer = batch_of(lm), 1
@@ -105,7 +114,7 @@ def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) 
         torch.testing.assert_close(entered[layer], stream, rtol=1e-12, atol=1e-12)
 
 
-@families
+@code_paths
 def test_after_the_block_the_model_is_the_bare_model(family: str) -> None:
     lm = build(family)
     batch = batch_of(lm)
@@ -116,7 +125,7 @@ def test_after_the_block_the_model_is_the_bare_model(family: str) -> None:
     assert torch.equal(final_hidden(lm, batch), bare)
 
 
-@families
+@code_paths
 def test_no_hook_survives_an_exception(family: str) -> None:
     lm = build(family)
     batch = batch_of(lm)
@@ -158,7 +167,7 @@ def test_a_second_injection_is_refused_and_the_first_stays_whole() -> None:
         assert torch.equal(final_hidden(lm, batch), once)
 
 
-@families
+@code_paths
 def test_nothing_is_written_in_place(family: str) -> None:
     lm = build(family)
     batch, given = batch_of(lm), injection(lm)
@@ -173,19 +182,25 @@ def test_nothing_is_written_in_place(family: str) -> None:
     assert torch.equal(given.shift, shift)
 
 
-@pytest.mark.parametrize(("pays", "kind"), [(1, SegmentedAffine), (10**6, ChannelAffine)])
-@layouts
-@families
+@pytest.mark.parametrize(
+    ("family", "layout", "min_tokens", "kind"),
+    [
+        *((family, "packed", 1, SegmentedAffine) for family in (*CODE_PATHS, "gemma2")),
+        ("llama", "packed", 10**6, ChannelAffine),
+        ("llama", "padded", 1, ChannelAffine),
+        ("gemma3_text", "padded", 1, ChannelAffine),
+    ],
+)
 def test_rows_with_injections_of_their_own_give_what_each_gives_alone(
-    family: str, layout: BatchLayout, pays: int, kind: type, monkeypatch: pytest.MonkeyPatch
+    family: str, layout: BatchLayout, min_tokens: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", pays)
+    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", min_tokens)
     lm = build(family)
     batch = batch_of(lm, layout)
     several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
     given = [several[index % len(several)] for index in range(len(TEXTS))]
     beside = InjectionBatch(given)
-    assert isinstance(beside.transforms(batch.row_of)[0], kind if layout == "packed" else ChannelAffine)
+    assert isinstance(beside.transforms(batch.row_of)[0], kind)
     with inject(lm, beside, rows=batch.row_of), torch.no_grad():
         together = batch.split(final_hidden(lm, batch))
     for text, one, states in zip(TEXTS, given, together, strict=True):
@@ -213,13 +228,19 @@ def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> N
         torch.testing.assert_close(final_hidden(lm, batch), implied)
 
 
-@pytest.mark.parametrize("pays", [1, 10**6])
-@dtypes
-@families
+@pytest.mark.parametrize(
+    ("family", "dtype", "min_tokens"),
+    [
+        *((family, torch.float32, 1) for family in FAMILY_NAMES),
+        ("llama", torch.bfloat16, 1),
+        ("llama", torch.float32, 10**6),
+        ("gemma3_text", torch.bfloat16, 10**6),
+    ],
+)
 def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
-    family: str, dtype: torch.dtype, pays: int, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: torch.dtype, min_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", pays)
+    monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", min_tokens)
     lm = build(family, dtype=dtype)
     batch = batch_of(lm)
     bare = batch.split(final_hidden(lm, batch))
@@ -227,12 +248,17 @@ def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
         assert torch.equal(bits(batch.split(final_hidden(lm, batch))[0]), bits(bare[0]))
 
 
-@layouts
-@dtypes
-@pytest.mark.parametrize("first_layer", [0, 1, 2])
-@families
-def test_replay_equals_the_full_forward_bit_for_bit(family: str, first_layer: int, dtype: torch.dtype, layout: BatchLayout) -> None:
-    lm = build(family, dtype=dtype)
+@forward_cases
+def test_replay_equals_the_full_forward_bit_for_bit(family: str, dtype: torch.dtype, layout: BatchLayout) -> None:
+    check_replay(build(family, dtype=dtype), layout, first_layer=1)
+
+
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_replay_may_start_at_any_layer(first_layer: int) -> None:
+    check_replay(build(), "packed", first_layer=first_layer)
+
+
+def check_replay(lm: LanguageModel, layout: BatchLayout, *, first_layer: int) -> None:
     batch, given = batch_of(lm, layout), injection(lm, tuple(range(first_layer, 3)))
     with inject(lm, given):
         full = final_hidden(lm, batch)
@@ -255,38 +281,43 @@ def test_a_replayed_layer_cannot_be_injected_into_or_replayed_again() -> None:
     assert hooks_on(lm.model) == 0
 
 
-def test_one_group_is_the_published_scalar_coefficient() -> None:
-    lm = build(dtype=torch.float64)
-    context, scalars = random_context(3), random_coefficients(3, 1)
-    spread = Coefficients(scalars.values.repeat(HIDDEN, axis=3))
-    one = injection_of(context, scalars, ALL, device="cpu", dtype=lm.dtype)
-    full = injection_of(context, spread, ALL, device="cpu", dtype=lm.dtype)
-    values, vector = torch.tensor(scalars.values, dtype=lm.dtype), torch.tensor(context.values, dtype=lm.dtype)
-    assert torch.equal(one.scale, full.scale)
-    assert torch.equal(one.shift, full.shift)
-    assert torch.equal(one.scale, values[:, :, 1].expand(3, 2, HIDDEN))
-    assert torch.equal(one.shift, values[:, :, 0] * vector)
+@pytest.mark.parametrize("family", [*CODE_PATHS, "mistral"])
+def test_the_side_that_is_padded_changes_no_state_beyond_rounding(family: str) -> None:
+    lm = build(family)
+    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    ids = [template(lm).prompt(text).ids for text in TEXTS]
+    width, found = max(map(len, ids)), []
+    for side in ("left", "right"):
+        rows, masks = [], []
+        for one in ids:
+            padding = [0] * (width - len(one))
+            rows.append([*padding, *one] if side == "left" else [*one, *padding])
+            masks.append([*padding, *[1] * len(one)] if side == "left" else [*[1] * len(one), *padding])
+        mask = torch.tensor(masks)
+        with torch.no_grad(), inject(lm, given):
+            states = lm.model.base_model(
+                input_ids=torch.tensor(rows), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False
+            ).last_hidden_state
+        found.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
+    torch.testing.assert_close(found[0], found[1], **ROUNDING)
+    packed = Batch.of([Row.for_last_token(one) for one in ids], layout="packed")
+    with torch.no_grad(), inject(lm, given):
+        torch.testing.assert_close(final_hidden(lm, packed)[0], found[0], **ROUNDING)
 
 
-def test_a_group_is_a_run_of_neighbouring_channels() -> None:
-    coefficients = random_coefficients(3, 4)
-    given = injection_of(random_context(3), coefficients, ALL, device="cpu", dtype=torch.float32)
-    for group in range(4):
-        channels = given.scale[1, 0, group * 8 : group * 8 + 8]
-        assert channels.tolist() == [coefficients.values[1, 0, 1, group]] * 8
-
-
-@pytest.mark.parametrize(
-    ("layers", "groups", "match"), [((0, 1, 2), 5, "do not divide"), ((0, 1), 4, "2 layers"), ((2, 1, 0), 4, "rise")]
-)
-def test_shapes_that_do_not_fit_are_refused(layers: tuple[int, ...], groups: int, match: str) -> None:
-    with pytest.raises(LayoutMismatch, match=match):
-        injection_of(random_context(3), random_coefficients(3, groups), layers, device="cpu", dtype=torch.float32)
-
-
-def test_coefficients_near_one_are_not_rounded_to_the_dtype_of_the_model() -> None:
-    values = Coefficients.identity(3, 1).values.copy()
-    values[:, :, 1] = 1.001  # bfloat16 knows 1.0 and 1.0078
-    given = injection_of(random_context(3), Coefficients(values), ALL, device="cpu", dtype=torch.bfloat16)
-    assert given.scale.dtype == torch.float32
-    assert given.scale.max().item() == pytest.approx(1.001)
+def test_the_mlp_of_the_last_layer_runs_at_the_output_positions_alone() -> None:
+    lm = build()
+    seen: list[int] = []
+    mlps = [layer.get_submodule("mlp") for layer in lm.family.layers(lm.model)]
+    hooks = [
+        mlp.get_submodule("down_proj").register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[-2]))
+        for mlp in (mlps[0], mlps[-1])
+    ]
+    prompts = template(lm)
+    given = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), None) for text in TEXTS]
+    score(lm, given, token_budget=10_000)
+    for hook in hooks:
+        hook.remove()
+    assert seen[0] > 5 * len(TEXTS)
+    assert seen[1] == len(TEXTS)
+    assert not any("forward" in mlp.__dict__ for mlp in mlps)

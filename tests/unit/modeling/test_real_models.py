@@ -25,7 +25,7 @@ from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.tensors.probes import TEXTS, Probe
 from ifed.tensors.values import Coefficients, ContextVector
-from tests.unit.modeling.by_hand import gemma3_by_hand, llama_by_hand
+from tests.unit.modeling.reference_forward import gemma3_by_hand, llama_by_hand
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 models = pytest.mark.parametrize("name", sorted(CATALOG))

@@ -13,7 +13,8 @@ from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example
 from ifed.modeling.scoring import ScoringItem, evaluate, score
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
+from ifed.tensors.values import Coefficients
+from testing.random_models import ALL, CODE_PATHS, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
 
 LABEL_SETS = (
     ["positive", "negative"],
@@ -21,6 +22,7 @@ LABEL_SETS = (
     ["topic sport", "positive", "topic science", "object of science", "mixed was good", "mixed was bad"],
 )
 families = pytest.mark.parametrize("family", FAMILY_NAMES)
+SINGLE, SHARED, TREE = LABEL_SETS
 label_sets = pytest.mark.parametrize("names", LABEL_SETS, ids=["single", "shared", "tree"])
 
 
@@ -41,8 +43,9 @@ def brute_force(lm: LanguageModel, text: str, names: list[str], given: Injection
     return [float(one) for one in torch.log_softmax(torch.tensor(totals, dtype=torch.float64), 0)]
 
 
-@label_sets
-@families
+@pytest.mark.parametrize(
+    ("family", "names"), [*((family, TREE) for family in FAMILY_NAMES), ("llama", SINGLE), ("llama", SHARED), ("gemma2", SHARED)]
+)
 def test_scores_equal_brute_force(family: str, names: list[str]) -> None:
     lm = build(family)
     prompts = template(lm)
@@ -61,8 +64,7 @@ def test_probabilities_sum_to_one(names: list[str]) -> None:
     assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@label_sets
+@pytest.mark.parametrize(("names", "dtype"), [(TREE, torch.float32), (TREE, torch.bfloat16), (SINGLE, torch.float32)])
 def test_the_order_of_the_labels_changes_no_score(names: list[str], dtype: torch.dtype) -> None:
     lm = build("gemma2", dtype=dtype)
     prompts = template(lm)
@@ -74,8 +76,9 @@ def test_the_order_of_the_labels_changes_no_score(names: list[str], dtype: torch
         assert dict(zip(order, found.tolist(), strict=True)) == by_name
 
 
-@pytest.mark.parametrize("budget", [1, 64, 10_000])
-@families
+@pytest.mark.parametrize(
+    ("family", "budget"), [*((family, 64) for family in (*CODE_PATHS, "gemma2")), ("llama", 1), ("llama", 10_000)]
+)
 def test_items_of_several_tasks_in_one_batch_score_what_they_score_alone(family: str, budget: int) -> None:
     lm = build(family)
     prompts = template(lm)
@@ -136,3 +139,28 @@ def test_scoring_survives_a_batch_that_does_not_fit_into_memory() -> None:
     hook.remove()
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CODE_PATHS)
+def test_bfloat16_scores_what_float32_scores_to_rounding(family: str) -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        lm = build(family, dtype=dtype)
+        given = injection_of(random_context(3), Coefficients.identity(3, 4, context_weight=0.05), ALL, device="cpu", dtype=dtype)
+        labels = template(lm).labels(["positive", "negative"])
+        found.append(np.stack(score(lm, [ScoringItem(template(lm).prompt(text), labels, given) for text in TEXTS])))
+    assert np.abs(np.exp(found[0]) - np.exp(found[1])).max() < 0.1
+    sure = np.abs(found[0][:, 0] - found[0][:, 1]) > 0.4
+    assert (found[0].argmax(1) == found[1].argmax(1))[sure].all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_order_company_and_budget_change_no_score_beyond_rounding(family: str) -> None:
+    lm = build(family)
+    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    labels = template(lm).labels(["positive", "topic sport"])
+    items = [ScoringItem(template(lm).prompt(text), labels, given) for text in TEXTS]
+    alone = np.stack([score(lm, [item])[0] for item in items])
+    for budget in (16, 64, 1024):
+        np.testing.assert_allclose(np.stack(score(lm, items, token_budget=budget)), alone, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.stack(score(lm, items[::-1]))[::-1], alone, rtol=1e-3, atol=1e-3)

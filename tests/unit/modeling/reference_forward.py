@@ -1,4 +1,4 @@
-"""Forward passes of three families written out from their papers, for one row of tokens. Uses no forward pass of transformers."""
+"""Forward passes of three families written out from their papers, for one row of tokens, without transformers' own."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def llama_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
     model, found = lm.model.model, []
     stream = model.embed_tokens.weight[ids]
     base = lm.model.config.rope_parameters["rope_theta"]
-    heads, kept = lm.model.config.num_attention_heads, lm.model.config.num_key_value_heads
+    heads, key_value_heads = lm.model.config.num_attention_heads, lm.model.config.num_key_value_heads
     for layer in model.layers:
         normed = rms(stream, layer.input_layernorm.weight, lm.model.config.rms_norm_eps)
         at = layer.self_attn
-        query, key = split(normed @ at.q_proj.weight.T, heads), split(normed @ at.k_proj.weight.T, kept)
-        value = split(normed @ at.v_proj.weight.T, kept)
+        query, key = split(normed @ at.q_proj.weight.T, heads), split(normed @ at.k_proj.weight.T, key_value_heads)
+        value = split(normed @ at.v_proj.weight.T, key_value_heads)
         mixed = attended(rotated(query, base), shared(rotated(key, base), heads), shared(value, heads), scale=key.shape[-1] ** -0.5)
         attention = mixed @ at.o_proj.weight.T
         stream = stream + attention
@@ -62,15 +62,15 @@ def llama_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
 def gemma3_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
     model, config, found = lm.model.model, lm.model.config, []
     stream = model.embed_tokens.weight[ids] * model.embed_tokens.embed_scale.double()
-    heads, kept = config.num_attention_heads, config.num_key_value_heads
+    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     for layer, kind in zip(model.layers, config.layer_types, strict=True):
         eps = config.rms_norm_eps
         base = config.rope_parameters[kind]["rope_theta"]
         normed = rms(stream, 1 + layer.input_layernorm.weight, eps)
         at = layer.self_attn
         query = rms(split(normed @ at.q_proj.weight.T, heads), 1 + at.q_norm.weight, eps)
-        key = rms(split(normed @ at.k_proj.weight.T, kept), 1 + at.k_norm.weight, eps)
-        value = split(normed @ at.v_proj.weight.T, kept)
+        key = rms(split(normed @ at.k_proj.weight.T, key_value_heads), 1 + at.k_norm.weight, eps)
+        value = split(normed @ at.v_proj.weight.T, key_value_heads)
         window = config.sliding_window if kind == "sliding_attention" else None
         mixed = attended(
             rotated(query, base),

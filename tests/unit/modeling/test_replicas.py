@@ -1,4 +1,4 @@
-"""Models that share one set of weights: what they have in common, what not, and that several threads may run them at once."""
+"""Replicas of a model: what they share, what not, and that several threads may run them at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixCache, PrefixSharing
 from ifed.modeling.replicas import divide_threads, replica, replicate
 from ifed.modeling.scoring import ScoringItem, score
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
+from testing.random_models import ALL, CODE_PATHS, TEXTS, build, random_coefficients, random_context, template
 
 LABELS = ["positive", "topic sport"]
 
@@ -37,8 +37,8 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_twins_have_their_tensors_in_common_and_no_module(family: str) -> None:
+@pytest.mark.parametrize("family", CODE_PATHS)
+def test_replicas_share_their_tensors_and_no_module(family: str) -> None:
     lm = build(family)
     other = replica(lm)
     for one, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
@@ -61,8 +61,8 @@ def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
                 assert not torch.equal(final_hidden(other, batch), bare)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_replicas_in_threads_of_their_own_give_what_one_gives_alone(family: str) -> None:
     lm = build(family)
     kept = PrefixCache(2**20)
     asked = [items(lm, given) for given in (injection(lm, 1), injection(lm, 2), None)]
@@ -83,9 +83,9 @@ def test_twins_in_threads_of_their_own_give_what_one_gives_alone(family: str) ->
 
 
 @pytest.mark.usefixtures("threads")
-def test_lanes_share_the_threads_there_are() -> None:
+def test_replicas_divide_the_threads_there_are() -> None:
     lm = build()
-    for lanes, whole, expected in ((None, 1, (1, 1)), (None, 2, (2, 1)), (None, 16, (4, 4)), (2, 8, (2, 4)), (3, 1, (3, 1))):
-        assert (divide_threads(lm, lanes, whole), torch.get_num_threads()) == expected
+    for replicas, threads, expected in ((None, 1, (1, 1)), (None, 2, (2, 1)), (None, 16, (4, 4)), (2, 8, (2, 4)), (3, 1, (3, 1))):
+        assert (divide_threads(lm, replicas, threads), torch.get_num_threads()) == expected
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 1

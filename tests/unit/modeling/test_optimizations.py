@@ -1,4 +1,4 @@
-"""Models compiled, or with weights in eight bits: what they compute, what the probe says of it, and what is refused."""
+"""Compiled, packed and eight-bit models: their scores, their probe, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from ifed.modeling.calibration import Calibrator
 from ifed.modeling.export import fold
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, Options
-from ifed.modeling.loading import DType, load
+from ifed.modeling.loading import load
 from ifed.modeling.optimizations import PackedLinear
 from ifed.modeling.probing import probe_of
 from ifed.modeling.replicas import replica
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.probes import Probe
-from tests.unit.modeling.builders import (
+from testing.random_models import (
     ALL,
-    FAMILY_NAMES,
     TEXTS,
     build_model,
     build_tokenizer,
@@ -117,7 +116,8 @@ def test_compiling_without_a_compiler_is_refused_before_the_first_text(folder: P
         opened(folder, Options(compiled=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2"])
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU packs no bfloat16 weights")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
     folder = saved(family, tmp_path / family)
     plain, packed = (
@@ -134,42 +134,3 @@ def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
 def test_weights_in_float32_are_left_as_they_are(folder: Path) -> None:
     lm = opened(folder, Options(packed_weights=True))
     assert not any(isinstance(module, PackedLinear) for module in lm.model.modules())
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_traced_sublayers_give_the_same_bits(family: str, dtype: DType, tmp_path: Path) -> None:
-    folder = saved(family, tmp_path / family)
-    plain = load(str(folder), cache=folder, dtype=dtype)
-    traced = load(str(folder), cache=folder, dtype=dtype, options=Options(traced=True, packed_weights=True))
-    for _ in range(3):  # TorchScript rewrites a piece after its first runs
-        np.testing.assert_array_equal(scores(traced), scores(plain))
-        np.testing.assert_array_equal(scores(replica(traced)), scores(plain))
-    assert traced.fingerprint == plain.fingerprint
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_layer_of_traced_sublayers_runs_in_few_pieces(family: str, tmp_path: Path) -> None:
-    folder = saved(family, tmp_path / family)
-    for traced, names in ((False, set()), (True, {"mlp", "norm", "attention"})):
-        lm = load(str(folder), cache=folder, dtype="float32", options=Options(traced=traced))
-        found = {
-            "norm" if "norm" in type(module).__name__.lower() else {"mlp": "mlp"}.get(name, "attention")
-            for layer in lm.family.layers(lm.model)
-            for name, module in layer.named_children()
-            if "forward" in module.__dict__
-        }
-        # GPT-2 projects under other names, and Gemma 2 bends its scores: their attention runs as before. On some processors the trace of
-        # GPT-2's activation, which Python writes out, has other bits in float32 too, and stays out.
-        wanted = names - ({"attention"} if family in ("gpt2", "gemma2") else set())
-        assert found in ((wanted, wanted - {"mlp"}) if family == "gpt2" else (wanted,))
-
-
-def test_coefficients_are_learned_through_traced_sublayers(folder: Path) -> None:
-    gradients = []
-    for traced in (False, True):
-        lm = opened(folder, Options(traced=traced))
-        calibrator = Calibrator(lm, template(lm), template(lm).labels(LABELS), examples(), random_context(3), ALL)
-        gradients.append(calibrator.gradient_of(random_coefficients(3, 4), [0, 1, 2]).values)
-    assert np.abs(gradients[0]).max() > 0
-    np.testing.assert_array_equal(gradients[1], gradients[0])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ifed.modeling.gguf import convert
 from ifed.modeling.loading import load
-from tests.unit.modeling.builders import build_tokenizer
+from testing.random_models import build_tokenizer
 
 WIDTH, INNER, HEADS = 32, 64, 4
 

@@ -1,11 +1,13 @@
-"""Random three-layer models of every family and a small tokenizer, built in code. Downloads nothing."""
+"""Random three-layer models of every family and a small tokenizer, built in code without a download."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -17,6 +19,7 @@ from ifed.tensors.values import Coefficients, ContextVector
 
 LAYERS, HIDDEN, POSITIONS = 3, 32, 256
 FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2")
+CODE_PATHS = ("llama", "gemma3_text", "gpt2")  # norms before a sub-layer; norms after it too, and windows; fused projections
 ALL = tuple(range(LAYERS))
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # norms and eager attention compute in float32 even in a float64 model
 TEMPLATE = "Review: {text}\nSentiment:"
@@ -50,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @cache
-def _trained() -> str:
+def _trained_tokenizer() -> str:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -66,12 +69,12 @@ def _trained() -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a few words, with a beginning-of-text token and no pad token of its own choosing."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained()), bos_token="<bos>", eos_token="<eos>")
+    """Return a byte-level BPE tokenizer over a few words, with a beginning-of-text token and no pad token of its own choosing."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), bos_token="<bos>", eos_token="<eos>")  # noqa: S106  # tokens of a vocabulary
 
 
 def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> PreTrainedModel:
-    """A random model of three layers, every parameter different from its initial value; `shape` goes into its configuration."""
+    """Return a random model of three layers, every parameter different from its initial value; `shape` goes into its configuration."""
     size = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if family == "gpt2":
         size |= {"n_layer": LAYERS, "n_embd": HIDDEN, "n_head": 4, "n_positions": POSITIONS}
@@ -91,25 +94,47 @@ def build_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 
 
 
 def build(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> LanguageModel:
-    """A `LanguageModel` around a random model."""
+    """Return a `LanguageModel` around a random model; without `shape` the same object each time, for tests that do not change it."""
+    return build_fresh(family, dtype=dtype, seed=seed, **shape) if shape else _shared(family, dtype, seed)
+
+
+def build_fresh(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **shape: Any) -> LanguageModel:
+    """Return a `LanguageModel` around a random model that a test may change."""
     return wrap(build_model(family, dtype=dtype, seed=seed, **shape), build_tokenizer(), name=f"random-{family}")
 
 
+@cache
+def _shared(family: str, dtype: torch.dtype, seed: int) -> LanguageModel:
+    return build_fresh(family, dtype=dtype, seed=seed)
+
+
 def template(lm: LanguageModel, text: str = TEMPLATE) -> PromptTemplate:
+    """Return a template for a model."""
     return PromptTemplate.of(lm, text)
 
 
 def examples(count: int = len(TEXTS), labels: int = 2) -> list[Example]:
+    """Return `count` distinct texts, their labels in turn."""
     return [Example(TEXTS[index % len(TEXTS)] + " good" * (index // len(TEXTS)), index % labels) for index in range(count)]
 
 
 def random_context(layers: int, *, seed: int = 1) -> ContextVector:
+    """Return a context vector from a standard normal distribution."""
     return ContextVector(np.random.default_rng(seed).normal(size=(layers, 2, HIDDEN)).astype(np.float32))
 
 
 def random_coefficients(layers: int, groups: int, *, seed: int = 2) -> Coefficients:
-    """λ around 0.3 and β around 1."""
+    """Return coefficients with λ around 0.3 and β around 1."""
     values = np.random.default_rng(seed).normal(scale=0.3, size=(layers, 2, 2, groups))
     values[:, :, 0] += 0.3
     values[:, :, 1] += 1.0
     return Coefficients(values.astype(np.float32))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give torch one thread: with models this small, more would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,21 +1,39 @@
-"""Folded checkpoints of every family, loaded by stock code, against the model under its hooks."""
+"""Folded checkpoints, loaded by stock code, against the model under its hooks; and the model card of an exported adapter."""
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ifed.errors import LayoutMismatch, UnsupportedFamily
+from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, UnsupportedFamily
+from ifed.messages.bodies import AdapterBody
+from ifed.messages.rounds import AdapterMeta, Evaluation
+from ifed.messages.tasks import Layout
 from ifed.modeling.batching import Batch, Row
-from ifed.modeling.export import FOLDING, UNFOLDABLE, fold, write
+from ifed.modeling.export import FOLDING, UNFOLDABLE, export, fold, write
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, POSITIONS, TEXTS, build, random_coefficients, random_context, template
+from ifed.modeling.scoring import ScoringItem, score
+from testing.random_models import (
+    ALL,
+    FAMILY_NAMES,
+    HIDDEN,
+    POSITIONS,
+    TEMPLATE,
+    TEXTS,
+    build,
+    random_coefficients,
+    random_context,
+    template,
+)
 
 WIDE: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": POSITIONS}, "phi3": {"sliding_window": POSITIONS}}
 foldable = pytest.mark.parametrize("family", sorted(FOLDING))
@@ -47,9 +65,14 @@ def stock_logits(folder: Path, lm: LanguageModel, dtype: torch.dtype) -> list[to
         return [stock(torch.tensor([template(lm).prompt(text).ids])).logits[0] for text in TEXTS]
 
 
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
-@pytest.mark.parametrize("layers", [ALL, (1, 2)])
-@foldable
+@pytest.mark.parametrize(
+    ("family", "layers", "dtype", "close"),
+    [
+        *((family, ALL, torch.float64, 1e-6) for family in sorted(FOLDING)),
+        ("llama", (1, 2), torch.float64, 1e-6),
+        ("gpt2", (1, 2), torch.float32, 1e-3),
+    ],
+)
 def test_stock_code_gives_the_injected_models_logits(
     family: str, layers: tuple[int, ...], dtype: torch.dtype, close: float, tmp_path: Path
 ) -> None:
@@ -67,7 +90,7 @@ def test_families_without_both_biases_are_written_as_llama(family: str) -> None:
     assert family == "gpt2" or (config.attention_bias, config.mlp_bias) == (True, True)
 
 
-@foldable
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
 def test_an_untouched_layer_keeps_its_bytes(family: str) -> None:
     lm = wide(family)
     _, weights = fold(lm, injection(lm, (2,)))
@@ -136,3 +159,61 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
         fold(lm, Injection((0,), *torch.ones(2, 3, 1, 2, lm.hidden_size)))
     with pytest.raises(LayoutMismatch, match=r"layers \[0, 7\]"):
         fold(lm, injection(lm, (0, 7)))
+
+
+LABELS = ["positive", "topic sport", "topic science"]
+
+
+def adapter(lm: LanguageModel) -> AdapterBody:
+    meta = AdapterMeta(
+        task="reviews",
+        version=3,
+        labels=LABELS,
+        template=TEMPLATE,
+        identity=lm.identity,
+        layout=Layout(layers=[1, 2], hidden_size=HIDDEN, groups=4),
+        evaluation=Evaluation(version=3, accuracy=0.875, macro_f1=0.87, examples=80),
+        created_at=datetime(2026, 3, 1, 12, tzinfo=UTC),
+    )
+    return AdapterBody(random_context(2), random_coefficients(2, 4), meta)
+
+
+def test_the_code_on_the_card_gives_the_services_probabilities(tmp_path: Path) -> None:
+    lm, folder = build(), tmp_path / "out"
+    given = adapter(lm)
+    export(lm, given, folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    room: dict[str, object] = {}
+    with quiet():
+        exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), room)
+    injection = injection_of(given.context, given.coefficients, [1, 2], device="cpu", dtype=lm.dtype)
+    prompts, labels = template(lm), template(lm).labels(LABELS)
+    scores = score(lm, [ScoringItem(prompts.prompt(text), labels, injection) for text in TEXTS])
+    for text, expected in zip(TEXTS, scores, strict=True):
+        found = room["classify"](text)  # type: ignore[operator]
+        assert list(found) == LABELS
+        np.testing.assert_allclose(list(found.values()), np.exp(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_the_card_says_what_was_trained_from_what_and_how_well_it_did(tmp_path: Path) -> None:
+    lm = build()
+    export(lm, adapter(lm), tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    for told in ("reviews", "`topic sport`", r"Review: {text}\nSentiment:", lm.name, lm.fingerprint, "| calibration rounds | 3 |"):
+        assert told in card
+    assert "87.5%, macro-F1 0.870, on 80 held-out examples" in card
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FingerprintMismatch, match="name the task's own model"):
+        export(build(seed=1), adapter(build()), tmp_path)
+
+
+def test_nothing_is_written_over_or_left_behind_by_a_refusal(tmp_path: Path) -> None:
+    lm = build("gemma2")
+    with pytest.raises(UnsupportedFamily, match="norm has no bias"):
+        export(lm, adapter(lm), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(AlreadyExists):
+        export(lm, adapter(lm), tmp_path)

@@ -13,10 +13,10 @@ from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import injection_of
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Coefficients, ContextVector
-from tests.unit.modeling.builders import ALL, FAMILY_NAMES, TEMPLATE, TEXTS, build, examples, template
+from testing.random_models import ALL, CODE_PATHS, TEMPLATE, TEXTS, build, examples, template
 
 NAMES = ["positive", "negative"]
-families = pytest.mark.parametrize("family", FAMILY_NAMES)
+families = pytest.mark.parametrize("family", CODE_PATHS)
 
 
 @families

@@ -1,0 +1,73 @@
+"""Each option of a language model against the plain way of running it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ifed.modeling.calibration import Calibrator
+from ifed.modeling.extraction import context_vector
+from ifed.modeling.injection import Injection, injection_of
+from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.scoring import ScoringItem, score
+from testing.random_models import (
+    ALL,
+    CODE_PATHS,
+    TEXTS,
+    build,
+    examples,
+    random_coefficients,
+    random_context,
+    template,
+)
+
+PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
+LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
+LABELS = ["positive", "topic sport", "topic science"]
+
+
+def plain(lm: LanguageModel) -> LanguageModel:
+    return replace(lm, options=PLAIN)
+
+
+def injection(lm: LanguageModel, seed: int = 2) -> Injection:
+    return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
+
+
+def items(lm: LanguageModel, given: Injection | None, words: str = LONG) -> list[ScoringItem]:
+    prompts = template(lm, words)
+    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("family", "chosen"),
+    [
+        *((family, chosen) for family in CODE_PATHS for chosen in ("row_attention", "share_prefix", "sparse_last_mlp")),
+        ("gemma2", "share_prefix"),
+        ("mistral", "row_attention"),
+        ("phi3", "share_prefix"),
+    ],
+)
+def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) -> None:
+    lm = build(family)
+    given = [*items(lm, injection(lm)), *items(lm, None), *items(lm, injection(lm, seed=7), "Review: {text}\nSentiment:")]
+    on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
+    for budget in (1, 200, 10_000):
+        found, expected = (np.stack(score(one, given, token_budget=budget)) for one in (on, plain(lm)))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", CODE_PATHS)
+def test_the_options_together_change_neither_vector_nor_gradient_beyond_rounding(family: str) -> None:
+    lm = build(family, dtype=torch.float64)
+    prompts = template(lm, LONG)
+    labels, vectors, gradients = prompts.labels(LABELS), [], []
+    for one in (lm, plain(lm)):
+        vectors.append(context_vector(one, prompts, labels, examples(labels=3), layers=[0, 1]).values)
+        client = Calibrator(one, prompts, labels, examples(labels=3), random_context(3), ALL)
+        gradients.append(client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0).values)
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,90 @@
+"""Traced modules against the plain ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ifed.modeling.calibration import Calibrator
+from ifed.modeling.injection import injection_of
+from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.loading import DType, load
+from ifed.modeling.replicas import replica
+from ifed.modeling.scoring import ScoringItem, score
+from testing.random_models import (
+    ALL,
+    CODE_PATHS,
+    FAMILY_NAMES,
+    TEXTS,
+    build_model,
+    build_tokenizer,
+    examples,
+    random_coefficients,
+    random_context,
+    template,
+)
+
+LABELS = ["positive", "topic sport"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved("llama", tmp_path / "llama")
+
+
+def saved(family: str, folder: Path) -> Path:
+    build_model(family).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def opened(folder: Path, options: Options) -> LanguageModel:
+    return load(str(folder), cache=folder, dtype="float32", options=options)
+
+
+def scores(lm: LanguageModel) -> np.ndarray:
+    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    prompts = template(lm)
+    return np.stack(score(lm, [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS]))
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, "float32") for family in FAMILY_NAMES), *((family, "bfloat16") for family in CODE_PATHS)]
+)
+def test_traced_sublayers_give_the_same_bits(family: str, dtype: DType, tmp_path: Path) -> None:
+    folder = saved(family, tmp_path / family)
+    plain = load(str(folder), cache=folder, dtype=dtype)
+    traced = load(str(folder), cache=folder, dtype=dtype, options=Options(traced=True, packed_weights=True))
+    for _ in range(3):  # TorchScript rewrites a piece after its first runs
+        np.testing.assert_array_equal(scores(traced), scores(plain))
+        np.testing.assert_array_equal(scores(replica(traced)), scores(plain))
+    assert traced.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("family", [*CODE_PATHS, "gemma2"])
+def test_a_layer_of_traced_sublayers_runs_in_few_pieces(family: str, tmp_path: Path) -> None:
+    folder = saved(family, tmp_path / family)
+    for traced, names in ((False, set()), (True, {"mlp", "norm", "attention"})):
+        lm = load(str(folder), cache=folder, dtype="float32", options=Options(traced=traced))
+        found = {
+            "norm" if "norm" in type(module).__name__.lower() else {"mlp": "mlp"}.get(name, "attention")
+            for layer in lm.family.layers(lm.model)
+            for name, module in layer.named_children()
+            if "forward" in module.__dict__
+        }
+        # GPT-2 projects under other names, and Gemma 2 bends its scores: their attention runs as before. On some processors the trace of
+        # GPT-2's activation, which Python writes out, has other bits in float32 too, and stays out.
+        wanted = names - ({"attention"} if family in ("gpt2", "gemma2") else set())
+        assert found in ((wanted, wanted - {"mlp"}) if family == "gpt2" else (wanted,))
+
+
+def test_coefficients_are_learned_through_traced_sublayers(folder: Path) -> None:
+    gradients = []
+    for traced in (False, True):
+        lm = opened(folder, Options(traced=traced))
+        calibrator = Calibrator(lm, template(lm), template(lm).labels(LABELS), examples(), random_context(3), ALL)
+        gradients.append(calibrator.gradient_of(random_coefficients(3, 4), [0, 1, 2]).values)
+    assert np.abs(gradients[0]).max() > 0
+    np.testing.assert_array_equal(gradients[1], gradients[0])
