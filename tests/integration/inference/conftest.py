@@ -1,10 +1,13 @@
-"""One inference service as a process of its own, with a random three-layer model, adapters from a folder and a key file."""
+"""One inference service for all tests: a process with a random three-layer model, a folder of adapters, a key file and tracing."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +26,7 @@ LABELS = ["negative", "positive", "mixed"]
 
 
 def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, labels: list[str] | None = None) -> AdapterBody:
-    """An adapter with random tensors for a random model."""
+    """Return an adapter with random tensors for a random model."""
     layers = list(range(1, LAYERS))
     meta = AdapterMeta(
         task=task,
@@ -38,25 +41,54 @@ def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, label
 
 
 def put(folder: Path, body: AdapterBody) -> None:
-    """What `ifed export --adapter` leaves in a folder."""
+    """Write an adapter to a folder as `ifed export --adapter` does."""
     for name in (f"{body.meta.task}@{body.meta.version}", body.meta.task):
-        fresh = folder / f".{name}.new"
-        fresh.write_bytes(body.to_bytes())
-        fresh.replace(folder / f"{name}.safetensors")
+        partial = folder / f".{name}.new"
+        partial.write_bytes(body.to_bytes())
+        partial.replace(folder / f"{name}.safetensors")
+
+
+class TraceCollector(ThreadingHTTPServer):
+    """An OpenTelemetry collector that keeps the bytes of every span it receives over OTLP with HTTP."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.received = b""
+        super().__init__(("127.0.0.1", 0), _TraceHandler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _TraceHandler(BaseHTTPRequestHandler):
+    server: TraceCollector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received += gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
+        """Log nothing."""
 
 
 class Running(NamedTuple):
-    """The service under test."""
+    """The service under test, its folder of adapters, its model, and the collector of its traces."""
 
     url: str
     folder: Path
     lm: LanguageModel
     service: Service
+    traces: TraceCollector
 
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random three-layer model."""
+    """The folder of a random three-layer model."""
     folder = tmp_path_factory.mktemp("small-model")
     build_model("llama").save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
@@ -64,7 +96,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Running]:
+def traces() -> Iterator[TraceCollector]:
+    """A collector of traces, which the service exports to."""
+    with TraceCollector() as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        yield collector
+        collector.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, small_model: Path, traces: TraceCollector) -> Iterator[Running]:
     """The service, ready, with the tasks `sentiment` (versions 1 and 2) and `topic`, and four demonstrations."""
     folder = tmp_path_factory.mktemp("inference")
     adapters, demonstrations = folder / "adapters", folder / "demonstrations"
@@ -89,8 +132,11 @@ def running(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iter
         "MAX_TEXT_TOKENS": "64",
         "MAX_REQUEST_TOKENS": "2000",
         "MAX_BODY_BYTES": "100000",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": traces.url,
+        "OTEL_SERVICE_NAME": "traced-inference",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
     with Stack(folder / "logs") as stack:
         service = stack.start("inference", "services.inference.app", settings)
         stack.wait_ready(service, seconds=120)
-        yield Running(service.url, adapters, lm, service)
+        yield Running(service.url, adapters, lm, service, traces)

@@ -1,4 +1,4 @@
-"""`ifed classify` as a user runs it: every way in, a progress bar on a terminal, and a killed run that goes on."""
+"""`ifed classify`: every kind of input, a progress bar on a terminal, and a killed run that resumes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from ifed.cli.main import app
 from tests.integration.inference.conftest import KEY, LABELS, Running
 
 TEXTS = [f"{'good' if n % 3 else 'bad'} film number {n}" for n in range(70)]
 
 
+def words(running: Running, *arguments: str) -> list[str]:
+    return ["classify", "sentiment", *arguments, "--inference", running.url, "--token", KEY]
+
+
+def run(running: Running, *arguments: str, stdin: str | None = None) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, words(running, *arguments), input=stdin)
+
+
 def command(running: Running, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ifed.cli", "classify", "sentiment", *arguments, "--inference", running.url, "--token", KEY]
-
-
-def run(running: Running, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(running, *arguments), input=given, capture_output=True, text=True, check=False, timeout=120)
+    """Return the command line of a process of its own."""
+    return [sys.executable, "-m", "ifed.cli", *words(running, *arguments)]
 
 
 def rows(lines: str) -> list[dict[str, Any]]:
@@ -46,8 +55,8 @@ def written(folder: Path, kind: str) -> Path:
     return path
 
 
-def test_words_are_shown_as_a_table(running: Running) -> None:
-    done = run(running, "I liked it", "bad")
+def test_texts_on_the_command_line_are_shown_as_a_table(running: Running) -> None:
+    done = subprocess.run(command(running, "I liked it", "bad"), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "I liked it" in done.stdout
     assert any(label in done.stdout for label in LABELS)
@@ -55,42 +64,41 @@ def test_words_are_shown_as_a_table(running: Running) -> None:
 
 def test_a_text_that_cannot_be_classified_fails_no_other_and_ends_the_command_with_1(running: Running) -> None:
     done = run(running, "--json", "good", "")
-    assert (done.returncode, "1 could not be classified; the rows say why" in done.stderr) == (1, True)
+    assert (done.exit_code, "1 could not be classified" in done.stderr) == (1, True)
     good, empty = rows(done.stdout)
     assert (good["label"] in LABELS, empty["label"], "error" in empty) == (True, None, True)
 
 
 def test_a_finished_file_with_a_text_that_was_refused_ends_with_1_again(running: Running, tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text('text\ngood\n" "\n', encoding="utf-8")
-    given = ("--file", str(tmp_path / "texts.csv"), "--out", str(tmp_path / "rows"))
     for _ in range(2):
-        done = run(running, *given)
-        assert done.returncode == 1, done.stderr
+        done = run(running, "--file", str(tmp_path / "texts.csv"), "--out", str(tmp_path / "rows"))
+        assert done.exit_code == 1, done.stderr
         assert "1 text classified, in" in done.stderr
         assert "1 could not be classified" in done.stderr
 
 
 def test_standard_input_has_a_text_on_each_line_and_gives_json_lines(running: Running) -> None:
-    found = rows(run(running, "--json", given="good\n\nbad film\n").stdout)
-    assert [(one["row"], one["text"], one["task"], one["version"]) for one in found] == [
+    answers = rows(run(running, "--json", stdin="good\n\nbad film\n").stdout)
+    assert [(row["row"], row["text"], row["task"], row["version"]) for row in answers] == [
         (0, "good", "sentiment", 2),
         (1, "bad film", "sentiment", 2),
     ]
-    assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-4) for one in found)
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in answers)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_column_of_a_file_comes_out_in_its_order(running: Running, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "labels.jsonl"
     done = run(running, "--file", str(written(tmp_path, kind)), "--column", "review", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "70 texts classified" in " ".join(done.stderr.split())
-    found = rows(out.read_text())
-    assert [one["text"] for one in found] == TEXTS
-    assert [one["row"] for one in found] == list(range(70))
+    answers = rows(out.read_text())
+    assert [row["text"] for row in answers] == TEXTS
+    assert [row["row"] for row in answers] == list(range(70))
 
 
-def test_a_killed_run_goes_on_where_it_was(running: Running, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_was(running: Running, tmp_path: Path) -> None:
     """The texts come through a pipe that is held open, so that the first run is killed in the middle, whatever the machine's speed."""
     out, texts = tmp_path / "labels.jsonl", [f"{text} again {n}" for n in range(4) for text in TEXTS]
     first = subprocess.Popen(command(running, "--out", str(out)), stdin=subprocess.PIPE, text=True)
@@ -109,13 +117,13 @@ def test_a_killed_run_goes_on_where_it_was(running: Running, tmp_path: Path) -> 
     before = out.read_text()
     assert 0 < before.count("\n") < len(texts)
     out.write_text(before + '{"row": 1')  # what a kill in the middle of a line leaves
-    done = run(running, "--out", str(out), given="".join(f"{text}\n" for text in texts))
-    assert done.returncode == 0, done.stderr
+    done = run(running, "--out", str(out), stdin="".join(f"{text}\n" for text in texts))
+    assert done.exit_code == 0, done.stderr
     assert out.read_text().startswith(before)
-    assert [(one["row"], one["text"]) for one in rows(out.read_text())] == list(enumerate(texts))
+    assert [(row["row"], row["text"]) for row in rows(out.read_text())] == list(enumerate(texts))
 
 
-def test_a_terminal_shows_how_far_it_is(running: Running, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_progress(running: Running, tmp_path: Path) -> None:
     file, out = written(tmp_path, "parquet"), tmp_path / "labels.jsonl"
     arguments = command(running, "--file", str(file), "--column", "review", "--out", str(out))
     ours, theirs = pty.openpty()
@@ -131,12 +139,12 @@ def test_a_terminal_shows_how_far_it_is(running: Running, tmp_path: Path) -> Non
     assert "70/70" in shown
 
 
-def test_an_unknown_column_and_another_tasks_file_are_refused_in_words(running: Running, tmp_path: Path) -> None:
+def test_an_unknown_column_and_the_output_of_another_task_are_refused(running: Running, tmp_path: Path) -> None:
     refused = run(running, "--file", str(written(tmp_path, "csv")), "--column", "words")
-    assert refused.returncode != 0
-    assert "has no column 'words'; it has id, review" in " ".join((refused.stdout + refused.stderr).split())
+    assert refused.exit_code != 0
+    assert "has no column 'words'; it has id, review" in " ".join(f"{refused.output} {refused.exception}".split())
     out = tmp_path / "labels.jsonl"
     out.write_text('{"row": 0, "task": "another"}\n')
     refused = run(running, "good", "--out", str(out))
-    assert refused.returncode != 0
+    assert refused.exit_code != 0
     assert out.read_text() == '{"row": 0, "task": "another"}\n'

@@ -1,4 +1,4 @@
-"""What a caller of the whole service can rely on: limits, access, versions, overload, hang-ups, a live event loop, draining."""
+"""What a caller can rely on: versions, limits, access, overload, disconnects, deadlines, a responsive event loop, and draining."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ifed.cli.demo.stack import Service, Stack
 from ifed.clients import BlockingInferenceClient, InferenceClient
 from ifed.errors import (
     DeadlineExceeded,
+    NotFound,
     Overloaded,
     QueueFull,
     TooLarge,
@@ -27,7 +28,6 @@ from ifed.errors import (
     UnknownTask,
     UnknownVersion,
 )
-from ifed.errors import NotFound as Missing
 from tests.integration.inference.conftest import KEY, Running, adapter_body, put
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -35,8 +35,8 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 @contextmanager
 def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[Service]:
-    """A second service, open to all, that reads one short text at a time from a short queue."""
-    given = {
+    """Start a second service, open to all, that runs one short text at a time."""
+    defaults = {
         "ADAPTER_FOLDER": str(running.folder),
         "OPEN_ACCESS": "true",
         "MODEL": running.lm.name,
@@ -46,8 +46,15 @@ def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[Se
         "GATHER_SECONDS": "0",
     }
     with Stack(folder) as stack:
-        service = stack.start("slow", "services.inference.app", given | settings)
+        service = stack.start("slow", "services.inference.app", defaults | settings)
         stack.wait_ready(service, seconds=120)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def busy(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A slow service whose queue takes four texts, or one request of any size while it is empty."""
+    with slow_service(running, tmp_path_factory.mktemp("busy"), MAX_QUEUE="4") as service:
         yield service
 
 
@@ -58,7 +65,7 @@ async def metric(url: str, name: str) -> float:
 
 
 class TestAnswers:
-    """What every answer says, and what it refuses."""
+    """What every answer names, and what is refused."""
 
     async def test_every_answer_names_task_version_and_digest(self, running: Running) -> None:
         async with httpx.AsyncClient(base_url=running.url, headers=BEARER) as http:
@@ -82,7 +89,7 @@ class TestAnswers:
             ),
         ],
     )
-    async def test_so_does_every_other_way_in(self, running: Running, path: str, message: dict[str, Any]) -> None:
+    async def test_every_other_route_names_them_too(self, running: Running, path: str, message: dict[str, Any]) -> None:
         async with httpx.AsyncClient(base_url=running.url, headers=BEARER) as http:
             answer = await http.post(path, json=message)
             known = await http.post("/v1/classify", json={"model": "sentiment", "input": "good"})
@@ -101,7 +108,7 @@ class TestAnswers:
                 await client.classify("sentiment@9", "good")
             with pytest.raises(UnknownTask):
                 await client.classify("nothing", "good")
-            with pytest.raises(Missing, match="12 demonstrations were asked for and task 'sentiment' has 4"):
+            with pytest.raises(NotFound, match="12 demonstrations were asked for and task 'sentiment' has 4"):
                 await client.classify("sentiment@few-shot", "good")
         probabilities = {name: tuple(answer.data[0].probs) for name, answer in found.items()}
         assert probabilities["sentiment"] == probabilities["sentiment@2"]
@@ -142,7 +149,7 @@ class TestAnswers:
         for pair, answer in zip(pairs, found, strict=True):
             assert answer.data[0].probs == pytest.approx(alone[pair], abs=1e-5)
 
-    async def test_what_is_too_large_is_refused_by_name(self, running: Running) -> None:
+    async def test_a_request_beyond_a_limit_is_refused(self, running: Running) -> None:
         async with InferenceClient(running.url, KEY) as client:
             with pytest.raises(TooManyItems):
                 await client.classify("sentiment", ["good"] * 65)
@@ -160,7 +167,7 @@ class TestAnswers:
         for n, probs in some.items():
             assert together[n] == pytest.approx(probs, abs=1e-5)
 
-    def test_the_client_for_programs_without_an_event_loop_is_the_same(self, running: Running) -> None:
+    def test_the_blocking_client_gives_the_same_answers(self, running: Running) -> None:
         with BlockingInferenceClient(running.url, KEY) as client:
             assert client.classify("sentiment", "good").adapter_version == 2
             assert next(one.label for one, _ in client.classify_all("sentiment", ["good", "good"])) is not None
@@ -168,7 +175,7 @@ class TestAnswers:
             with pytest.raises(UnknownTask):
                 client.classify("nothing", "good")
 
-    async def test_nobody_is_let_in_without_a_key(self, running: Running) -> None:
+    async def test_a_caller_without_a_valid_key_is_refused(self, running: Running) -> None:
         for key in (None, "another-key-of-some-length"):
             async with InferenceClient(running.url, key) as client:
                 with pytest.raises(Unauthenticated):
@@ -176,7 +183,7 @@ class TestAnswers:
                 with pytest.raises(Unauthenticated):
                     await client.models()
 
-    async def test_the_log_and_the_metrics_tell_the_request_and_never_the_text(self, running: Running) -> None:
+    async def test_log_and_metrics_show_the_request_but_not_its_text(self, running: Running) -> None:
         def accesses() -> list[str]:
             lines = running.service.log.read_text().splitlines()
             return [line for line in lines if '"logger": "access"' in line and "/v1/classify" in line and '"task"' in line]
@@ -198,7 +205,7 @@ class TestAnswers:
         assert "ifed_inference_batch_fill_count" in shown
         assert 'ifed_inference_label_share{label="positive",task="sentiment"}' in shown
 
-    async def test_openapi_tells_every_message(self, running: Running) -> None:
+    async def test_openapi_describes_every_message(self, running: Running) -> None:
         async with httpx.AsyncClient() as http:
             paths = (await http.get(f"{running.url}/openapi.json")).json()["paths"]
         assert "/v2/models/{model}/infer" in paths
@@ -209,22 +216,48 @@ class TestAnswers:
 
 
 class TestUnderLoad:
-    """A service with a short queue and a slow lane."""
+    """A service with a short queue and a slow model."""
 
-    async def test_overload_is_refused_with_a_time_to_come_back(self, running: Running, tmp_path: Path) -> None:
-        with slow_service(running, tmp_path, MAX_QUEUE="4") as service:
-            async with InferenceClient(service.url) as client:
-                found = await asyncio.gather(
-                    *(client.classify("sentiment", ["good film"] * 4) for _ in range(40)), return_exceptions=True
-                )
-        refused = [one for one in found if isinstance(one, QueueFull)]
+    async def test_overload_is_refused_with_a_time_to_retry(self, busy: Service) -> None:
+        async with InferenceClient(busy.url) as client:
+            answers = await asyncio.gather(
+                *(client.classify("sentiment", ["good film"] * 4) for _ in range(40)), return_exceptions=True
+            )
+        refused = [answer for answer in answers if isinstance(answer, QueueFull)]
         assert refused
-        assert all(isinstance(one, Overloaded) and one.retry_after for one in refused)
+        assert all(isinstance(refusal, Overloaded) and refusal.retry_after for refusal in refused)
         assert len(refused) < 40
-        assert not [one for one in found if isinstance(one, BaseException) and not isinstance(one, QueueFull)]
+        assert not [answer for answer in answers if isinstance(answer, BaseException) and not isinstance(answer, QueueFull)]
+
+    async def test_a_caller_that_disconnects_leaves_the_queue(self, busy: Service) -> None:
+        disconnects = await metric(busy.url, "ifed_inference_hung_up_total")
+        texts = await metric(busy.url, "ifed_inference_batch_items_sum")
+        body = json.dumps({"model": "sentiment", "input": ["good film"] * 500})
+        _reader, writer = await asyncio.open_connection("127.0.0.1", int(busy.url.rsplit(":", 1)[1]))
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write((head + body).encode())
+        async with asyncio.timeout(30):
+            while not await metric(busy.url, "ifed_inference_queue_items"):
+                await asyncio.sleep(0.01)
+            writer.close()
+            while await metric(busy.url, "ifed_inference_queue_items"):
+                await asyncio.sleep(0.01)
+        assert await metric(busy.url, "ifed_inference_hung_up_total") == disconnects + 1
+        assert await metric(busy.url, "ifed_inference_batch_items_sum") < texts + 500
+
+    async def test_a_deadline_is_honoured(self, busy: Service) -> None:
+        async with InferenceClient(busy.url) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.classify("sentiment", ["good film"] * 500, deadline=0.05)
+            assert await metric(busy.url, "ifed_inference_queue_items") == 0
+            answer = await client.classify("sentiment", "good", deadline=60)
+            assert answer.data[0].label
+        async with httpx.AsyncClient(base_url=busy.url, headers={"X-Request-Timeout": "soon"}) as http:
+            refused = await http.post("/v1/classify", json={"model": "sentiment", "input": "x"})
+        assert (refused.status_code, refused.json()["error"]) == (422, "Malformed")
 
     async def test_the_event_loop_answers_while_the_model_is_busy(self, running: Running, tmp_path: Path) -> None:
-        """Forward passes are made so long that an event loop which waited for them would be seen at once, on any machine."""
+        """Forward passes are long enough to show an event loop that waits for them, on any machine."""
         with slow_service(running, tmp_path, MAX_QUEUE="100000", TOKEN_BUDGET="4096") as service:
             async with InferenceClient(service.url, timeout=240) as client, httpx.AsyncClient(base_url=service.url) as http:
                 load = [asyncio.create_task(client.classify("sentiment", ["good film " * 10] * 400)) for _ in range(60)]
@@ -236,45 +269,18 @@ class TestUnderLoad:
                     assert (await http.get("/livez")).is_success
                     times.append(perf_counter() - began)
                     await asyncio.sleep(0.01)
-                busy = await metric(service.url, "ifed_inference_queue_items")
+                waiting = await metric(service.url, "ifed_inference_queue_items")
                 passes = await metric(service.url, "ifed_inference_batch_seconds_sum")
                 passes /= await metric(service.url, "ifed_inference_batch_seconds_count")
                 for task in load:
                     task.cancel()
                 await asyncio.gather(*load, return_exceptions=True)
         times.sort()
-        assert busy > 0, "the load was over before it was measured"
-        assert times[len(times) // 4] < 0.05, "milliseconds; what takes longer met another process on a busy machine"
-        assert times[len(times) // 2] < passes / 2, "nothing waits for the model"
+        assert waiting > 0, "the load must outlast the measurement"
+        assert times[len(times) // 4] < 0.05, "milliseconds; the slower quarters may have met another process"
+        assert times[len(times) // 2] < passes / 2, "no answer waits for the model"
 
-    async def test_a_caller_that_hangs_up_frees_its_place(self, running: Running, tmp_path: Path) -> None:
-        with slow_service(running, tmp_path, MAX_QUEUE="100000") as service:
-            body = json.dumps({"model": "sentiment", "input": ["good film"] * 500})
-            _reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rsplit(":", 1)[1]))
-            head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write((head + body).encode())
-            async with asyncio.timeout(30):
-                while not await metric(service.url, "ifed_inference_queue_items"):
-                    await asyncio.sleep(0.01)
-                writer.close()
-                while await metric(service.url, "ifed_inference_queue_items"):
-                    await asyncio.sleep(0.01)
-            assert await metric(service.url, "ifed_inference_hung_up_total") == 1
-            assert await metric(service.url, "ifed_inference_batch_items_sum") < 500
-
-    async def test_a_deadline_is_honoured(self, running: Running, tmp_path: Path) -> None:
-        with slow_service(running, tmp_path) as service:
-            async with InferenceClient(service.url) as client:
-                with pytest.raises(DeadlineExceeded):
-                    await client.classify("sentiment", ["good film"] * 500, deadline=0.05)
-                assert await metric(service.url, "ifed_inference_queue_items") == 0
-                answer = await client.classify("sentiment", "good", deadline=60)
-                assert answer.data[0].label
-            async with httpx.AsyncClient(base_url=service.url, headers={"X-Request-Timeout": "soon"}) as http:
-                refused = await http.post("/v1/classify", json={"model": "sentiment", "input": "x"})
-            assert (refused.status_code, refused.json()["error"]) == (422, "Malformed")
-
-    async def test_a_service_that_is_told_to_stop_answers_what_it_has_taken(self, running: Running, tmp_path: Path) -> None:
+    async def test_a_stopping_service_finishes_its_requests(self, running: Running, tmp_path: Path) -> None:
         with slow_service(running, tmp_path) as service:
             async with InferenceClient(service.url, timeout=60) as client:
                 waiting = [asyncio.create_task(client.classify("sentiment", ["good film"] * 60)) for _ in range(4)]
@@ -283,5 +289,5 @@ class TestUnderLoad:
                 service.process.send_signal(signal.SIGTERM)
                 answers = await asyncio.gather(*waiting)
             assert [len(answer.data) for answer in answers] == [60] * 4
-            # uvicorn ends in order and then gives the signal back to itself, so that whoever sent it sees it was heeded.
+            # After a graceful shutdown uvicorn raises the signal again, so the exit status may be that of the signal.
             assert await asyncio.to_thread(service.process.wait, 30) in (0, -signal.SIGTERM)
