@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ifed.errors import BadData
+from ifed.messages.texts import LabelledText
 
 Row = tuple[str, Mapping[str, object]]
 
@@ -26,19 +27,11 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
-    """One labelled text; `label` is an index into the task's labels."""
-
-    text: str
-    label: int
-
-
-@dataclass(frozen=True, slots=True)
 class Split:
     """One organisation's examples, split into those to train on and those to evaluate with."""
 
-    training: tuple[Demonstration, ...]
-    holdout: tuple[Demonstration, ...]
+    training: tuple[LabelledText[int], ...]
+    holdout: tuple[LabelledText[int], ...]
 
     def label_counts(self, labels: Sequence[str]) -> dict[str, int]:
         """Return the number of training examples of each label, 0 included."""
@@ -46,7 +39,7 @@ class Split:
         return {label: counts[index] for index, label in enumerate(labels)}
 
 
-def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[Demonstration]:
+def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[LabelledText[int]]:
     """Return all examples of a JSONL, CSV or Parquet file, in its order.
 
     Raises:
@@ -64,11 +57,11 @@ def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[
 
 
 def split_holdout(
-    examples: Sequence[Demonstration],
+    examples: Sequence[LabelledText[int]],
     *,
     holdout: float,
     max_holdout: int,
-    learned: Callable[[Demonstration], bool] = lambda _: False,
+    learned: Callable[[LabelledText[int]], bool] = lambda _: False,
 ) -> Split:
     """Hold out a share of each label's examples, chosen by the sha256 of the text.
 
@@ -84,7 +77,7 @@ def split_holdout(
     Raises:
         BadData: no training example or no held-out example is left.
     """
-    by_label: dict[int, dict[str, list[Demonstration]]] = {}
+    by_label: dict[int, dict[str, list[LabelledText[int]]]] = {}
     for example in examples:
         by_label.setdefault(example.label, {}).setdefault(_text_hash(example.text), []).append(example)
     share = min(holdout, max_holdout / len(examples))
@@ -122,7 +115,9 @@ def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _demonstration(file: str, where: str, row: Mapping[str, object], columns: Columns, index: Mapping[str, int]) -> Demonstration:
+def _demonstration(
+    file: str, where: str, row: Mapping[str, object], columns: Columns, index: Mapping[str, int]
+) -> LabelledText[int]:
     """Return a row as an example; a refusal never repeats what the row holds."""
     for column in (columns.text, columns.label):
         if row.get(column) is None:
@@ -138,7 +133,7 @@ def _demonstration(file: str, where: str, row: Mapping[str, object], columns: Co
         raise BadData(f"{file}, {where}: the text holds a lone surrogate at position {reason.start}") from reason
     if label not in index:
         raise BadData(f"{file}, {where}: the label is none of {', '.join(map(repr, index))}; LABEL_MAP can map it")
-    return Demonstration(text, index[label])
+    return LabelledText(text, index[label])
 
 
 def _jsonl(path: Path) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from typing import Self
 from ifed.downloads import cache_folder
 from ifed.messages.rounds import Assignment, LocalWork, TaskBrief
 from ifed.messages.tasks import ModelIdentity, resolve_layers
+from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import Calibrator, LocalPlan
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
@@ -17,7 +18,7 @@ from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.tensors.probes import Probe
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64
-from services.client_agent.demonstrations import Demonstration, Split
+from services.client_agent.demonstrations import Split
 
 Progress = Callable[[int, int], None]
 
@@ -77,7 +78,7 @@ class LocalModel:
         template = PromptTemplate.of(self._model, task.template, chat=task.chat)
         return probe_of(self._model, template, template.labels(task.labels))
 
-    def condense(self, task: TaskBrief, examples: Sequence[Demonstration], progress: Progress) -> ContextVector:
+    def condense(self, task: TaskBrief, examples: Sequence[LabelledText[int]], progress: Progress) -> ContextVector:
         """Return this client's context vector, the mean of the demonstrations' activations, shape (layer, site, d).
 
         Raises:
@@ -157,5 +158,5 @@ class LocalModel:
         return self._calibrator
 
 
-def _examples(demonstrations: Sequence[Demonstration]) -> list[Example]:
+def _examples(demonstrations: Sequence[LabelledText[int]]) -> list[Example]:
     return [Example(demonstration.text, demonstration.label) for demonstration in demonstrations]

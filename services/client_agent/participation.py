@@ -15,8 +15,9 @@ from ifed.errors import AlreadyContributed, RoundClosed, StaleUpdate, WrongState
 from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, TaskBrief
+from ifed.messages.texts import LabelledText
 from ifed.tensors.values import Gradient
-from services.client_agent.demonstrations import Demonstration, Split
+from services.client_agent.demonstrations import Split
 from services.client_agent.state import AgentState
 from services.client_agent.status import Activity, Status
 
@@ -140,12 +141,13 @@ class Participant:
                 log.info("received", digest=receipt.digest, bytes=len(body))
         return received
 
-    def _demonstrations(self, task: TaskBrief) -> Sequence[Demonstration]:
+    def _demonstrations(self, task: TaskBrief) -> Sequence[LabelledText[int]]:
         return self._split.training[: task.policy.max_demonstrations]
 
     def _key(self, assignment: Assignment) -> str:
         """Return what identifies a contribution: a hash of the assignment, the model and the examples."""
-        examples = hashlib.sha256(repr((self._split.training, self._split.holdout)).encode("utf-8", "surrogatepass")).hexdigest()
+        split = f"({_spelled(self._split.training)}, {_spelled(self._split.holdout)})"
+        examples = hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest()
         request = assignment.model_dump_json(exclude={"deadline", "state", "reason"})
         return hashlib.sha256(f"{request}\n{self._model.identity.fingerprint}\n{examples}".encode()).hexdigest()
 
@@ -226,3 +228,9 @@ class Participant:
         receipt = await submit(assignment.task.name, round_, body)
         self._status.contributions += 1
         log.info("received", round=round_, digest=receipt.digest, bytes=len(body))
+
+
+def _spelled(examples: Sequence[LabelledText[int]]) -> str:
+    """Spell examples as release 0.1 did, so that an upgraded agent finds the work it finished before."""
+    spelled = ", ".join(f"Demonstration(text={example.text!r}, label={example.label!r})" for example in examples)
+    return f"({spelled}{',' if len(examples) == 1 else ''})"

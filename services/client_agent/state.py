@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ifed.errors import IFedError
+from ifed.messages.texts import LabelledText
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
 from ifed.tensors.values import Float32, TensorBody, digest_of
-from services.client_agent.demonstrations import Demonstration
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class AgentState:
         return path.read_bytes() if path.is_file() else None
 
     def begin(
-        self, round_: int | None, body: bytes, *, key: str = "", demonstrations: Sequence[Demonstration] | None = None
+        self, round_: int | None, body: bytes, *, key: str = "", demonstrations: Sequence[LabelledText[int]] | None = None
     ) -> None:
         """Write down a contribution that is about to be sent.
 
@@ -133,7 +133,7 @@ class AgentState:
         """Number of demonstrations that were sent."""
         return sum(len(context.demonstrations) for context in self._sent.values())
 
-    def unsent(self, demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
+    def unsent(self, demonstrations: Sequence[LabelledText[int]]) -> list[LabelledText[int]]:
         """Return those that were not sent yet, in their order; a text that stands in the data file twice counts twice."""
         remaining = Counter(digest for context in self._sent.values() for digest in context.demonstrations)
         new = []
@@ -250,7 +250,7 @@ class DataFileWatcher:
         return state.may_have_more(signature)
 
 
-def hash_of(demonstration: Demonstration) -> str:
+def hash_of(demonstration: LabelledText[int]) -> str:
     """Return the sha256 of a demonstration and its label, which is all that the state directory keeps of it."""
     return hashlib.sha256(f"{demonstration.label}\n{demonstration.text}".encode("utf-8", "surrogatepass")).hexdigest()
 

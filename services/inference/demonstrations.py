@@ -9,15 +9,8 @@ from pathlib import Path
 
 from ifed.errors import BadData, NoDemonstrations
 from ifed.messages.tasks import TEXT_SLOT
+from ifed.messages.texts import LabelledText
 from ifed.tensors.values import digest_of
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """A text and its label."""
-
-    text: str
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +27,7 @@ class DemonstrationFile:
     digest: str
     content: bytes
 
-    def first(self, count: int, labels: list[str]) -> list[Demonstration]:
+    def first(self, count: int, labels: list[str]) -> list[LabelledText[str]]:
         """Return the first `count` demonstrations.
 
         Raises:
@@ -76,7 +69,7 @@ class DemonstrationFolder:
         return self._files[task][1]
 
 
-def _parse(line: str, number: int, labels: list[str]) -> Demonstration:
+def _parse(line: str, number: int, labels: list[str]) -> LabelledText[str]:
     try:
         row = json.loads(line)
         text, label = row["text"], row["label"]
@@ -84,4 +77,4 @@ def _parse(line: str, number: int, labels: list[str]) -> Demonstration:
         raise BadData(f"line {number} of the demonstrations is not a JSON object with text and label") from reason
     if not isinstance(text, str) or label not in labels or TEXT_SLOT in text:
         raise BadData(f"line {number} of the demonstrations has no label of the task, or a text that contains {TEXT_SLOT}")
-    return Demonstration(text, label)
+    return LabelledText(text, label)

@@ -12,6 +12,7 @@ from ifed.downloads import cache_folder
 from ifed.errors import EmptyText, IFedError, TextTooLong
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.tasks import TEXT_SLOT, ModelIdentity
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Row, layout_for
 from ifed.modeling.forward import run_rows
 from ifed.modeling.injection import Injection, injection_of
@@ -23,7 +24,6 @@ from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.replicas import divide_threads, replicate
 from ifed.modeling.scoring import ScoringItem, score, scoring_rows
 from ifed.tensors.values import Float32
-from services.inference.demonstrations import Demonstration
 
 Item = ScoringItem
 PACKED_BUDGETS = 2  # times the budget of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
@@ -164,7 +164,7 @@ class Scorer:
         """Return the adapter's template and labels without its injection."""
         return replace(adapter, injection=None)
 
-    def few_shot(self, adapter: LoadedAdapter, demonstrations: Sequence[Demonstration]) -> LoadedAdapter:
+    def few_shot(self, adapter: LoadedAdapter, demonstrations: Sequence[LabelledText[str]]) -> LoadedAdapter:
         """Return the bare model with demonstrations in front of every prompt.
 
         Each demonstration stands in the adapter's template with its label, followed by a blank line.

@@ -11,10 +11,11 @@ import numpy as np
 from ifed.messages.enums import AssignmentKind, TaskState
 from ifed.messages.rounds import Assignment, JoinRequest, LocalWork, Member, Receipt, TaskBrief
 from ifed.messages.tasks import Layout, ModelIdentity, Policy
+from ifed.messages.texts import LabelledText
 from ifed.tensors.probes import Probe
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, digest_of
 from services.client_agent.agent import Agent
-from services.client_agent.demonstrations import Demonstration, Split
+from services.client_agent.demonstrations import Split
 from services.client_agent.participation import Participant
 from services.client_agent.state import AgentState, DataFileWatcher
 from services.client_agent.status import Status
@@ -22,7 +23,7 @@ from testing.factories import probe
 
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 LAYOUT = Layout(layers=[0, 1], hidden_size=4, groups=2)
-SPLIT = Split(tuple(Demonstration(f"t{n}", n % 2) for n in range(6)), (Demonstration("h", 1),))
+SPLIT = Split(tuple(LabelledText(f"t{n}", n % 2) for n in range(6)), (LabelledText("h", 1),))
 WORK = LocalWork(steps=2, batch_size=2, learning_rate=0.1, learning_rate_end=0.05, weight_decay=0, logit_adjustment=1, seed=7)
 
 
@@ -148,7 +149,9 @@ class FakeModel:
     def probe(self, task: TaskBrief) -> Probe:
         return probe()
 
-    def condense(self, task: TaskBrief, examples: Sequence[Demonstration], progress: Callable[[int, int], None]) -> ContextVector:
+    def condense(
+        self, task: TaskBrief, examples: Sequence[LabelledText[int]], progress: Callable[[int, int], None]
+    ) -> ContextVector:
         self.condensed.append(len(examples))
         progress(len(examples), len(examples))
         return ContextVector(np.full(LAYOUT.context_shape, len(self.condensed), np.float32))
@@ -215,4 +218,4 @@ class FakeFederation:
     def append_to_data_file(self, *texts: str) -> None:
         """Add rows to the data file, which the next reading gives as training examples."""
         self.data_file.write_text("\n".join(texts))
-        self.split = Split(SPLIT.training + tuple(Demonstration(text, 0) for text in texts), SPLIT.holdout)
+        self.split = Split(SPLIT.training + tuple(LabelledText(text, 0) for text in texts), SPLIT.holdout)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ifed.errors import BadData
-from services.client_agent.demonstrations import Columns, Demonstration, read_data_file, split_holdout
+from ifed.messages.texts import LabelledText
+from services.client_agent.demonstrations import Columns, read_data_file, split_holdout
 
 LABELS = ("negative", "positive")
 
@@ -34,19 +35,19 @@ def file_with(folder: Path, name: str, content: str, encoding: str = "utf-8") ->
 )
 def test_a_file_is_read_in_its_order(tmp_path: Path, name: str, content: str) -> None:
     examples = read_data_file(file_with(tmp_path, name, content), LABELS, Columns())
-    assert examples == [Demonstration("so, so\nand so", 0), Demonstration("fine ☕", 1)]
+    assert examples == [LabelledText("so, so\nand so", 0), LabelledText("fine ☕", 1)]
 
 
 def test_a_parquet_file_is_read_in_its_order(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", "poor"], "label": ["positive", "negative"]}), path)
-    assert read_data_file(path, LABELS, Columns()) == [Demonstration("fine", 1), Demonstration("poor", 0)]
+    assert read_data_file(path, LABELS, Columns()) == [LabelledText("fine", 1), LabelledText("poor", 0)]
 
 
 def test_columns_and_labels_can_have_other_names(tmp_path: Path) -> None:
     path = file_with(tmp_path, "a.csv", "body,stars\nfine,1\npoor,0\n")
     examples = read_data_file(path, LABELS, Columns("body", "stars", {"1": "positive", "0": "negative"}))
-    assert examples == [Demonstration("fine", 1), Demonstration("poor", 0)]
+    assert examples == [LabelledText("fine", 1), LabelledText("poor", 0)]
 
 
 def test_a_long_cell_is_read_whole(tmp_path: Path) -> None:
@@ -117,17 +118,17 @@ def test_a_refusal_never_repeats_what_the_file_holds(tmp_path: Path, name: str, 
     assert "JANE" not in refusal.value.detail
 
 
-def rows(count: int, more: str = "text") -> list[Demonstration]:
+def rows(count: int, more: str = "text") -> list[LabelledText[int]]:
     """Examples of two labels with different texts."""
-    return [Demonstration(f"{more} {number}", number % 2) for number in range(count)]
+    return [LabelledText(f"{more} {number}", number % 2) for number in range(count)]
 
 
-any_rows = st.lists(st.builds(Demonstration, st.text(min_size=1), st.integers(0, 40)), min_size=2)
+any_rows = st.lists(st.builds(LabelledText, st.text(min_size=1), st.integers(0, 40)), min_size=2)
 
 
 @given(any_rows, st.floats(0.05, 0.9), st.integers(1, 20))
 def test_a_split_loses_no_row_puts_no_text_on_both_sides_and_stays_below_its_maximum(
-    examples: list[Demonstration], share: float, max_holdout: int
+    examples: list[LabelledText[int]], share: float, max_holdout: int
 ) -> None:
     with suppress(BadData):
         split = split_holdout(examples, holdout=share, max_holdout=max_holdout)
@@ -143,7 +144,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_file() -> None:
 
 
 def test_the_same_share_of_every_label_is_held_out() -> None:
-    examples = [Demonstration(f"text {number}", int(number < 90)) for number in range(100)]
+    examples = [LabelledText(f"text {number}", int(number < 90)) for number in range(100)]
     holdout = split_holdout(examples, holdout=0.2, max_holdout=100).holdout
     assert [sum(example.label == label for example in holdout) for label in (0, 1)] == [2, 18]
 
@@ -162,7 +163,7 @@ def test_a_learned_example_is_never_held_out_later() -> None:
 
 def test_rows_of_a_single_text_are_too_few() -> None:
     with pytest.raises(BadData, match="too few"):
-        split_holdout([Demonstration("a", 0), Demonstration("a", 0)], holdout=0.5, max_holdout=10)
+        split_holdout([LabelledText("a", 0), LabelledText("a", 0)], holdout=0.5, max_holdout=10)
 
 
 def test_label_counts_are_those_of_the_training_examples() -> None:

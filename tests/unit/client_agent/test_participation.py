@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind, TaskState
 from ifed.messages.rounds import Assignment, JoinRequest
 from testing.factories import probe
-from tests.unit.client_agent.fakes import IDENTITY, WORK, FakeFederation, assignment, brief, whole_task
+from tests.unit.client_agent.fakes import IDENTITY, SPLIT, WORK, FakeFederation, assignment, brief, whole_task
 
 
 async def test_a_join_carries_the_model_its_probe_and_counts_but_no_text(tmp_path: Path) -> None:
@@ -89,6 +91,26 @@ async def test_finished_work_is_not_sent_for_another_assignment(tmp_path: Path) 
     restarted = FakeFederation(tmp_path, [changed, whole_task()[-1]])
     await restarted.agent.run()
     assert restarted.model.condensed == [3]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An example as release 0.1 had it, whose repr went into the names of files."""
+
+    text: str
+    label: int
+
+
+async def test_an_agent_upgraded_in_the_middle_of_a_round_finds_its_finished_work(tmp_path: Path) -> None:
+    federation = FakeFederation(tmp_path, [whole_task()[1], whole_task()[-1]])
+    assignment = whole_task()[1].model_copy(update={"client": "me"})
+    old = [tuple(Demonstration(example.text, example.label) for example in part) for part in (SPLIT.training, SPLIT.holdout)]
+    examples = hashlib.sha256(repr((old[0], old[1])).encode()).hexdigest()
+    request = assignment.model_dump_json(exclude={"deadline", "state", "reason"})
+    key = hashlib.sha256(f"{request}\n{IDENTITY.fingerprint}\n{examples}".encode()).hexdigest()
+    federation.state.begin(1, b"finished before the upgrade", key=key)
+    await federation.agent.run()
+    assert federation.aggregator.submissions == [(1, b"finished before the upgrade")]
 
 
 async def test_the_quantisation_error_is_sent_with_the_next_update_also_after_a_restart(tmp_path: Path) -> None:

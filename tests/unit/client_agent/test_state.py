@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.client_agent.demonstrations import Demonstration
+from ifed.messages.texts import LabelledText
 from services.client_agent.state import AgentState, DataFileWatcher, ErrorFeedback, hash_of
 
-ONE, TWO = Demonstration("first text", 0), Demonstration("second text", 1)
+ONE, TWO = LabelledText("first text", 0), LabelledText("second text", 1)
 
 
 def state_in(folder: Path) -> AgentState:
@@ -86,7 +86,7 @@ def test_a_text_that_stands_twice_in_the_data_file_counts_twice(tmp_path: Path) 
 
 
 def test_the_state_directory_holds_hashes_and_no_text(tmp_path: Path) -> None:
-    state_in(tmp_path).begin(None, b"body", demonstrations=[Demonstration("PATIENT JANE DOE", 0)])
+    state_in(tmp_path).begin(None, b"body", demonstrations=[LabelledText("PATIENT JANE DOE", 0)])
     assert "JANE" not in "".join(path.read_text() for path in (tmp_path / "sentiment--me").iterdir())
 
 

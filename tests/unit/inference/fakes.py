@@ -15,9 +15,9 @@ from ifed.errors import EmptyText, IFedError, UnknownTask, UnknownVersion
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout, ModelIdentity
+from ifed.messages.texts import LabelledText
 from ifed.tensors.values import Coefficients, ContextVector, Float32
 from services.inference.adapters import AdapterCache
-from services.inference.demonstrations import Demonstration
 from services.inference.metrics import Metrics
 from services.inference.model import PreparedText, Scorer
 
@@ -97,7 +97,7 @@ class FakeScorer(Scorer):
     def bare(self, adapter: Any) -> Any:
         return "bare"
 
-    def few_shot(self, adapter: Any, demonstrations: Sequence[Demonstration]) -> Any:
+    def few_shot(self, adapter: Any, demonstrations: Sequence[LabelledText[str]]) -> Any:
         self.few_shot_prompts.append([demonstration.text for demonstration in demonstrations])
         return " ".join(self.few_shot_prompts[-1])
 

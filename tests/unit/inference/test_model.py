@@ -14,8 +14,8 @@ from ifed.errors import BadTemplate, EmptyText, TextTooLong
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout
+from ifed.messages.texts import LabelledText
 from ifed.modeling.prompts import PromptTemplate
-from services.inference.demonstrations import Demonstration
 from services.inference.model import LoadedAdapter, PreparedText, Scorer
 from testing.random_models import HIDDEN, TEXTS, build, random_coefficients, random_context
 
@@ -48,7 +48,7 @@ def prepared(scorer: Scorer, adapter: LoadedAdapter, text: str) -> PreparedText:
 
 
 def few_shot(scorer: Scorer, adapter: LoadedAdapter) -> LoadedAdapter:
-    return scorer.few_shot(adapter, [Demonstration(text, "good") for text in TEXTS if text])
+    return scorer.few_shot(adapter, [LabelledText(text, "good") for text in TEXTS if text])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -87,21 +87,21 @@ def test_blank_and_long_texts_are_refused_one_by_one() -> None:
 
 def test_few_shot_prompts_show_the_demonstrations_to_the_bare_model() -> None:
     scorer, (task, *_) = scorer_of()
-    shots = scorer.few_shot(task, [Demonstration("the film was good", "good"), Demonstration("bad", "bad")])
+    shots = scorer.few_shot(task, [LabelledText("the film was good", "good"), LabelledText("bad", "bad")])
     assert shots.injection is None
     assert shots.template.template == (
         "Review: the film was good\nSentiment: good\n\nReview: bad\nSentiment: bad\n\nReview: {text}\nSentiment:"
     )
     assert prepared(scorer, shots, "a lot").tokens > prepared(scorer, task, "a lot").tokens
     with pytest.raises(BadTemplate):
-        scorer.few_shot(task, [Demonstration("good film " * 100, "good")])
+        scorer.few_shot(task, [LabelledText("good film " * 100, "good")])
 
 
 def test_few_shot_prompts_keep_the_chat_template_around_each_demonstration() -> None:
     scorer, (task, *_) = scorer_of()
     tokenizer = task.template.tokenizer
     chat = replace(task, template=PromptTemplate("<|user|>Review: {text}\n<|assistant|>\n", tokenizer, chat=True))
-    shots = scorer.few_shot(chat, [Demonstration("fine", "good")])
+    shots = scorer.few_shot(chat, [LabelledText("fine", "good")])
     assert shots.template.template == ("<|user|>Review: fine\n<|assistant|>\ngood\n\n<|user|>Review: {text}\n<|assistant|>\n")
     assert prepared(scorer, shots, "a lot").tokens > prepared(scorer, chat, "a lot").tokens
 
