@@ -131,6 +131,19 @@ def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores(replica(packed)), scores(plain))
 
 
+def test_a_packed_linear_module_computes_the_product_of_the_plain_one() -> None:
+    linear = nn.Linear(8, 6).requires_grad_(False)
+    hidden = torch.randn(1, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear(linear)(hidden), linear(hidden))
+
+
+@pytest.mark.skipif(torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU packs bfloat16 weights")
+def test_a_cpu_without_bfloat16_kernels_leaves_the_weights_as_they_are(folder: Path) -> None:
+    lm = load(str(folder), cache=folder, dtype="bfloat16", options=Options(packed_weights=True))
+    assert not any(isinstance(module, PackedLinear) for module in lm.model.modules())
+
+
 def test_weights_in_float32_are_left_as_they_are(folder: Path) -> None:
     lm = opened(folder, Options(packed_weights=True))
     assert not any(isinstance(module, PackedLinear) for module in lm.model.modules())
