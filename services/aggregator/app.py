@@ -1,4 +1,4 @@
-"""The aggregator's process: settings in, application out. Builds every implementation and hands it down; nothing happens on import."""
+"""The aggregator: `python -m services.aggregator.app`. Builds the application from its settings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ifed.server.startup import settings_or_exit
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
-from services.aggregator.application.dependencies import EVERYTHING, Dependencies
-from services.aggregator.application.services import Services
+from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
+from services.aggregator.application.services import Services, build_services
 from services.aggregator.application.webhook_delivery import RetryPolicy, WebhookDispatcher
 from services.aggregator.domain.events import DomainEvent
 from services.aggregator.metrics import Metrics
@@ -34,25 +34,25 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings, *, storage: Callable[..., Database] = connect) -> FastAPI:
-    """The application; it connects to its database and its cache when it starts.
+    """Return the application, which connects to its database and its cache when it starts.
 
     Args:
-        settings: everything a deployment chooses.
-        storage: makes the store of a URL; tests hand in one that dies at a chosen commit.
+        settings: of the deployment.
+        storage: makes the database of a URL; tests pass one that fails at a chosen commit.
     """
     metrics = Metrics(CollectorRegistry())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            service = await _build(settings, metrics, storage, stack)
-            app.state.aggregator = service
+            services = await _start(settings, metrics, storage, stack)
+            app.state.services = services
             yield
-            await service.release()
+            await services.dependencies.long_poll.close()
 
     async def readiness() -> dict[str, str]:
-        service: Services = app.state.aggregator
-        return await service.readiness()
+        dependencies = app.state.services.dependencies
+        return {"database": await dependencies.database.state(), "cache": await dependencies.cache.state()}
 
     app = FastAPI(
         title="IFed-ICL aggregator",
@@ -65,16 +65,16 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
     return app
 
 
-async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Database], stack: AsyncExitStack) -> Services:
-    """Connect everything; `stack` closes it in reverse."""
+async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Database], stack: AsyncExitStack) -> Services:
+    """Connect to everything and start the background tasks; `stack` stops and closes them in reverse order."""
     cache = _cache(settings, metrics)
-    ticker, rounds_of_post = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
+    aggregation, delivery = PeriodicTask(seconds=settings.tick_seconds), PeriodicTask(seconds=settings.tick_seconds)
 
     async def on_events(events: Sequence[DomainEvent]) -> None:
         for event in events:
             metrics.events.labels(event.kind.value).inc()
-        rounds_of_post.wake()
-        await cache.publish(EVERYTHING)
+        delivery.wake()
+        await cache.publish(ALL_EVENTS)
 
     database = storage(settings.database_url, pool_size=settings.database_pool_size, clock=utc_now, listener=on_events)
     stack.push_async_callback(database.close)
@@ -85,22 +85,27 @@ async def _build(settings: Settings, metrics: Metrics, storage: Callable[..., Da
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
     stack.push_async_callback(caller.close)
     long_poll = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
-    dependencies = Dependencies(database, cache, metrics, long_poll, ticker.wake)
-    patience = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
-    courier = WebhookDispatcher(dependencies, caller, patience)
-    service = Services(
+    dependencies = Dependencies(database, cache, metrics, long_poll, aggregation.wake)
+    services = build_services(
         dependencies,
         RateLimiter(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
         claim_seconds=settings.claim_seconds,
         private_webhooks=settings.webhook_private_addresses,
     )
-    ticker.start(service.run_due)
-    stack.push_async_callback(ticker.stop)
-    rounds_of_post.start(courier.run_due)
-    stack.push_async_callback(courier.stop)
-    stack.push_async_callback(rounds_of_post.stop)
-    return service
+    retry = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
+    dispatcher = WebhookDispatcher(dependencies, caller, retry)
+
+    async def aggregate() -> None:
+        await services.worker.run_due()
+        await services.access.last_seen.flush()
+
+    aggregation.start(aggregate)
+    stack.push_async_callback(aggregation.stop)
+    delivery.start(dispatcher.run_due)
+    stack.push_async_callback(dispatcher.stop)
+    stack.push_async_callback(delivery.stop)
+    return services
 
 
 def _cache(settings: Settings, metrics: Metrics) -> ProcessCache | RedisCache:
@@ -110,21 +115,21 @@ def _cache(settings: Settings, metrics: Metrics) -> ProcessCache | RedisCache:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which answers held requests when it is told to stop, so that it need not wait for them."""
+    """Uvicorn that answers long polls when it stops, so that it need not wait for them."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, let requests end, run the lifespan's end."""
-        service: Services = self._app.state.aggregator
-        await service.release()
+        """Stop listening, let requests end, then end the lifespan."""
+        services: Services = self._app.state.services
+        await services.dependencies.long_poll.close()
         await super().shutdown(sockets)
 
 
 def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> Server:
-    """The server of a process, ready to run."""
+    """Return the server of a process, ready to run."""
     app = create_app(settings, storage=storage)
     config = uvicorn.Config(
         app,
@@ -140,7 +145,7 @@ def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> 
 
 
 def main() -> None:
-    """Serve until a signal comes."""
+    """Serve until the process gets a signal to stop."""
     settings = settings_or_exit(Settings, service="the aggregator")
     logs.configure(settings.log_level, json_lines=settings.log_json)
     serve(settings).run()

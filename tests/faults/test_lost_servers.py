@@ -11,6 +11,8 @@ from ifed.errors import Unavailable
 from ifed.messages.enums import RoundState
 from ifed.messages.rounds import Receipt
 from services.aggregator.application.services import Services
+from services.aggregator.application.worker import RoundClosing
+from services.aggregator.domain.round import Round
 from testing.servers import PostgresServer, RedisServer
 from tests.faults.conftest import Launch
 from tests.faults.federation import Federation, body_of, federation
@@ -78,9 +80,13 @@ async def test_redis_killed_in_a_round_loses_nothing(launch: Launch, postgres_da
 
 
 def service(replica: Deployment) -> Services:
-    found = replica.app.state.aggregator
-    assert isinstance(found, Services)
-    return found
+    services = replica.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+async def close(services: Services, claimed: Round) -> None:
+    await services.worker.run(RoundClosing(services.dependencies, claimed))
 
 
 async def test_two_replicas_that_sum_one_round_up_at_once_close_it_once(postgres_database: str) -> None:
@@ -90,14 +96,14 @@ async def test_two_replicas_that_sum_one_round_up_at_once_close_it_once(postgres
         a, _ = await one.clients("a", "b")
         await a.contribute(await a.assignment(TASK))
         now = datetime.now(UTC)
-        async with service(one)._dependencies.database.unit_of_work() as work:
+        async with service(one).dependencies.database.unit_of_work() as work:
             round_ = await work.rounds.get(TASK, 1, for_update=True)
             round_.close_now()
             await work.rounds.save(round_)
             claimed = await work.rounds.claim(now, now + timedelta(hours=1))  # nobody else takes it meanwhile
             await work.commit()
         assert claimed is not None
-        await asyncio.gather(*(service(replica).closing._aggregate(claimed) for replica in (one, two, one, two)))
+        await asyncio.gather(*(close(service(replica), claimed) for replica in (one, two, one, two)))
         rounds = await one.admin.rounds(TASK)
         assert [(round_.number, round_.state) for round_ in rounds] == [(1, RoundState.CLOSED), (2, RoundState.OPEN)]
         assert (await two.admin.task(TASK)).version == 0

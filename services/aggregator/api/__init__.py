@@ -1,4 +1,4 @@
-"""The HTTP API of the aggregator, one router."""
+"""The HTTP API of the aggregator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from services.aggregator.api import adapters, clients, events, participation, ro
 
 
 def all_routes() -> APIRouter:
-    """Return the routes for admins, for clients and for everyone who fetches aggregates."""
+    """Return one router with all routes."""
     router = APIRouter()
-    for part in (tasks.router, rounds.router, clients.router, clients.access, events.router, participation.router, adapters.router):
+    for part in (tasks.router, rounds.router, clients.router, clients.public, events.router, participation.router, adapters.router):
         router.include_router(part)
     return router

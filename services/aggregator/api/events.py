@@ -1,4 +1,4 @@
-"""Routes for admins about what happens: the stream of events, and webhooks. Each parses, calls, returns."""
+"""Admin routes for the event stream and for webhooks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ from ifed.messages.events import DeliveryInfo, NewWebhook, WebhookInfo, WebhookS
 from ifed.messages.rounds import Page
 from ifed.messages.tasks import NAME_PATTERN
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import LARGEST, AdminOnly, After, AfterNumber, AggregatorDep, Limit, NamePath
+from services.aggregator.api.dependencies import (
+    LARGEST,
+    AdminOnly,
+    After,
+    AfterNumber,
+    EventStreamDep,
+    Limit,
+    NamePath,
+    WebhooksDep,
+)
 
 router = APIRouter(
     prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
 )
-OneTask = Annotated[str | None, Query(pattern=NAME_PATTERN, description="tell of this task alone")]
-Since = Annotated[int | None, Query(ge=0, le=LARGEST, description="tell what came after this number; when not set, what comes now")]
-LastEventId = Annotated[int | None, Header(ge=0, le=LARGEST, description="the number of the last event seen; goes before `after`")]
+TaskFilter = Annotated[str | None, Query(pattern=NAME_PATTERN, description="only events of this task")]
+Since = Annotated[int | None, Query(ge=0, le=LARGEST, description="only events after this number; when not set, those from now on")]
+LastEventId = Annotated[
+    int | None, Header(ge=0, le=LARGEST, description="the number of the last event seen; takes precedence over `after`")
+]
 
 
-async def read_start(service: AggregatorDep, after: Since = None, last_event_id: LastEventId = None) -> int:
-    """The number after which a stream begins."""
-    told = after if last_event_id is None else last_event_id
-    return await service.watching.newest() if told is None else told
+async def read_start(event_stream: EventStreamDep, after: Since = None, last_event_id: LastEventId = None) -> int:
+    """Return the number after which a stream begins."""
+    number = after if last_event_id is None else last_event_id
+    return await event_stream.newest() if number is None else number
 
 
 STREAM: dict[int | str, dict[str, Any]] = {
@@ -43,38 +54,38 @@ StartDep = Annotated[int, Depends(read_start)]
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=STREAM)
-async def stream_events(service: AggregatorDep, start: StartDep, task: OneTask = None) -> AsyncIterator[ServerSentEvent]:
-    """What happens to tasks and rounds, as server-sent events: opened, closed, failed, cancelled, promoted, finished.
+async def stream_events(event_stream: EventStreamDep, start: StartDep, task: TaskFilter = None) -> AsyncIterator[ServerSentEvent]:
+    """Stream what happens to tasks and rounds as server-sent events: opened, closed, failed, cancelled, promoted, finished.
 
-    The `id` of each is its number. A connection that broke goes on where it was with `Last-Event-ID`, on any replica, also after a
-    restart. A comment comes every 15 seconds while nothing happens.
+    The `id` of an event is its number. With `Last-Event-ID` a stream continues where it broke off, on any replica, also after a
+    restart. While nothing happens a comment is sent every 15 seconds.
     """
     yield ServerSentEvent(id=str(start), comment="following")
-    async for event in service.watching.follow(start, task):
+    async for event in event_stream.follow(start, task):
         yield ServerSentEvent(data=event, event=event.kind.value, id=str(event.number))
 
 
 @router.post("/webhooks", status_code=status.HTTP_201_CREATED, responses=refusals(AlreadyExists, Malformed, BadUrl))
-async def register_webhook(request: NewWebhook, service: AggregatorDep) -> WebhookSecret:
-    """Have events posted to an address, signed as the Standard Webhooks specification says. The secret is shown this once."""
-    return await service.webhooks.register(request)
+async def register_webhook(request: NewWebhook, webhooks: WebhooksDep) -> WebhookSecret:
+    """Register an address that events are posted to, signed according to Standard Webhooks. The secret is shown only here."""
+    return await webhooks.register(request)
 
 
 @router.get("/webhooks")
-async def list_webhooks(service: AggregatorDep, after: After = None, limit: Limit = 100) -> Page[WebhookInfo]:
-    """Webhooks by name, without their secrets."""
-    return await service.webhooks.page(after, limit)
+async def list_webhooks(webhooks: WebhooksDep, after: After = None, limit: Limit = 100) -> Page[WebhookInfo]:
+    """List webhooks by name, without their secrets."""
+    return await webhooks.page(after, limit)
 
 
 @router.delete("/webhooks/{webhook}", status_code=status.HTTP_204_NO_CONTENT, responses=refusals(UnknownWebhook))
-async def remove_webhook(webhook: NamePath, service: AggregatorDep) -> None:
-    """Send it nothing any more; what was on its way is forgotten with it."""
-    await service.webhooks.remove(webhook)
+async def remove_webhook(webhook: NamePath, webhooks: WebhooksDep) -> None:
+    """Remove a webhook with its pending deliveries."""
+    await webhooks.remove(webhook)
 
 
 @router.get("/webhooks/{webhook}/deliveries", responses=refusals(UnknownWebhook))
 async def list_deliveries(
-    webhook: NamePath, service: AggregatorDep, after: AfterNumber = 0, limit: Limit = 100
+    webhook: NamePath, webhooks: WebhooksDep, after: AfterNumber = 0, limit: Limit = 100
 ) -> Page[DeliveryInfo]:
-    """What became of each event that this webhook was to be told, the oldest first."""
-    return await service.webhooks.deliveries(webhook, after, limit)
+    """List the deliveries of events to a webhook, the oldest first."""
+    return await webhooks.deliveries(webhook, after, limit)

@@ -1,4 +1,4 @@
-"""An example of every message of the HTTP API, one story: the task `sentiment` of the clients `north` and `south`. Values alone."""
+"""An example of every message of the HTTP API: the task `sentiment` of the clients `north` and `south`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ EVENT = {
     "round_kind": "calibration",
     "version": 2,
 }
-HOOK = {"name": "pager", "url": "https://hooks.example.org/ifed", "events": ["round.failed", "task.failed"]}
+WEBHOOK = {"name": "pager", "url": "https://hooks.example.org/ifed", "events": ["round.failed", "task.failed"]}
 BRIEF = {name: SPEC[name] for name in ("name", "labels", "template", "model", "groups", "policy")}
 WORK = {
     "mode": "coefficients",
@@ -136,9 +136,9 @@ EXAMPLES: dict[str, Any] = {
         "state": "running",
     },
     "Receipt": {"task": "sentiment", "round": 3, "client": "north", "digest": DIGEST, "received_at": CLOSED},
-    "NewWebhook": HOOK,
-    "WebhookInfo": HOOK | {"created_at": OPENED, "pending": 0},
-    "WebhookSecret": HOOK | {"created_at": OPENED, "pending": 0, "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},
+    "NewWebhook": WEBHOOK,
+    "WebhookInfo": WEBHOOK | {"created_at": OPENED, "pending": 0},
+    "WebhookSecret": WEBHOOK | {"created_at": OPENED, "pending": 0, "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},
     "DeliveryInfo": {"event": EVENT, "state": "delivered", "attempts": 1, "status": 204, "delivered_at": CLOSED},
     "Readiness": {"ready": True, "checks": {"database": "ok", "cache": "ok"}},
 }

@@ -29,10 +29,11 @@ from ifed.server.web import refusals
 from services.aggregator.api.dependencies import (
     AdminOnly,
     AfterNumber,
-    AggregatorDep,
+    LedgerDep,
     Limit,
     NamePath,
     NumberPath,
+    RoundsDep,
 )
 
 router = APIRouter(
@@ -49,55 +50,54 @@ AfterEntry = Annotated[
 
 
 @router.get("/tasks/{task}/rounds", responses=refusals(UnknownTask))
-async def list_rounds(task: NamePath, service: AggregatorDep, after: AfterNumber = 0, limit: Limit = 100) -> Page[RoundInfo]:
-    """Rounds by number, failed and cancelled ones too."""
-    return await service.administration.rounds(task, after, limit)
+async def list_rounds(task: NamePath, rounds: RoundsDep, after: AfterNumber = 0, limit: Limit = 100) -> Page[RoundInfo]:
+    """List rounds by number, failed and cancelled ones included."""
+    return await rounds.page(task, after, limit)
 
 
 @router.get("/tasks/{task}/rounds/{number}", responses=refusals(UnknownTask, UnknownRound))
-async def get_round(task: NamePath, number: NumberPath, service: AggregatorDep) -> RoundInfo:
-    """One round: who contributed, who is missing."""
-    return await service.administration.round(task, number)
+async def get_round(task: NamePath, number: NumberPath, rounds: RoundsDep) -> RoundInfo:
+    """Return a round: who has contributed and who is missing."""
+    return await rounds.get(task, number)
 
 
 @router.post("/tasks/{task}/rounds/{number}/close", responses=refusals(UnknownTask, UnknownRound, WrongState))
-async def close_round(task: NamePath, number: NumberPath, service: AggregatorDep) -> RoundInfo:
-    """End an open round now with those who came, quorum or not."""
-    return await service.administration.close(task, number)
+async def close_round(task: NamePath, number: NumberPath, rounds: RoundsDep) -> RoundInfo:
+    """End an open round now, with or without a quorum."""
+    return await rounds.close(task, number)
 
 
 @router.post("/tasks/{task}/rounds/{number}/cancel", responses=refusals(UnknownTask, UnknownRound, WrongState))
-async def cancel_round(task: NamePath, number: NumberPath, service: AggregatorDep) -> RoundInfo:
-    """Give an open round up; the task pauses, and resume opens a new round."""
-    return await service.administration.cancel(task, number)
+async def cancel_round(task: NamePath, number: NumberPath, rounds: RoundsDep) -> RoundInfo:
+    """Cancel an open round; the task pauses, and resuming it opens a new round."""
+    return await rounds.cancel(task, number)
 
 
 @router.post("/tasks/{task}/rounds/{number}/extend", responses=refusals(UnknownTask, UnknownRound, WrongState))
-async def extend_round(task: NamePath, number: NumberPath, extension: Extension, service: AggregatorDep) -> RoundInfo:
-    """Give an open round more time."""
-    return await service.administration.extend(task, number, extension.seconds)
+async def extend_round(task: NamePath, number: NumberPath, extension: Extension, rounds: RoundsDep) -> RoundInfo:
+    """Move the deadline of an open round."""
+    return await rounds.extend(task, number, extension.seconds)
 
 
 @router.get("/tasks/{task}/ledger", responses=refusals(UnknownTask))
-async def get_ledger(task: NamePath, service: AggregatorDep, after: AfterEntry = "0/", limit: Limit = 100) -> Page[LedgerEntry]:
-    """Every contribution that was answered 2xx, by round, client and change: digest, weight, time; never what it holds."""
-    number, client, change = f"{after}/0".split("/")[:3]
-    return await service.history.ledger(task, (int(number), client, int(change)), limit)
+async def get_ledger(task: NamePath, ledger: LedgerDep, after: AfterEntry = "0/", limit: Limit = 100) -> Page[LedgerEntry]:
+    """List every stored contribution by round, client and change: digest, weight and time, without its content."""
+    return await ledger.page(task, after, limit)
 
 
 @router.get("/tasks/{task}/rounds/{number}/replay", responses=refusals(UnknownTask, UnknownRound, NothingYet, WrongState))
-async def replay_round(task: NamePath, number: NumberPath, service: AggregatorDep) -> Replay:
-    """Sum a closed round up again from the ledger and hold the result against what is kept, byte for byte."""
-    return await service.history.replay(task, number)
+async def replay_round(task: NamePath, number: NumberPath, ledger: LedgerDep) -> Replay:
+    """Aggregate a closed round again from its contributions and compare the result with the stored one, byte for byte."""
+    return await ledger.replay(task, number)
 
 
 @router.get("/tasks/{task}/contexts", responses=refusals(UnknownTask))
-async def list_contexts(task: NamePath, service: AggregatorDep, after: AfterNumber = 0, limit: Limit = 100) -> Page[ContextInfo]:
-    """The versions of the context vector: the context round's, and one for what was added and withdrawn since the version before."""
-    return await service.history.contexts(task, after, limit)
+async def list_contexts(task: NamePath, ledger: LedgerDep, after: AfterNumber = 0, limit: Limit = 100) -> Page[ContextInfo]:
+    """List the versions of the context vector: that of the context round, and one after each set of additions and withdrawals."""
+    return await ledger.contexts(task, after, limit)
 
 
 @router.get("/tasks/{task}/contexts/{version}/replay", responses=refusals(UnknownTask, NothingYet, UnknownVersion))
-async def replay_context(task: NamePath, version: NumberPath, service: AggregatorDep) -> Replay:
-    """Sum one version of the context vector up again from the ledger as it stood then, and compare, byte for byte."""
-    return await service.history.replay_context(task, version)
+async def replay_context(task: NamePath, version: NumberPath, ledger: LedgerDep) -> Replay:
+    """Aggregate one version of the context vector again from the ledger as it was then, and compare, byte for byte."""
+    return await ledger.replay_context(task, version)

@@ -26,7 +26,7 @@ from ifed.messages.rounds import (
 )
 from ifed.messages.tasks import TaskSpec
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import AdminOnly, After, AggregatorDep, Limit, NamePath
+from services.aggregator.api.dependencies import AdminOnly, After, Limit, NamePath, SimilarityDep, TasksDep
 
 router = APIRouter(
     prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
@@ -34,60 +34,60 @@ router = APIRouter(
 
 
 @router.post("/tasks", status_code=status.HTTP_201_CREATED, responses=refusals(AlreadyExists, Malformed))
-async def create_task(spec: TaskSpec, service: AggregatorDep) -> TaskInfo:
-    """Define a task. It stays a draft until it is started; clients may join a draft."""
-    return await service.administration.create(spec)
+async def create_task(spec: TaskSpec, tasks: TasksDep) -> TaskInfo:
+    """Create a task. It is a draft until it is started; clients may join a draft."""
+    return await tasks.create(spec)
 
 
 @router.get("/tasks")
-async def list_tasks(service: AggregatorDep, after: After = None, limit: Limit = 100) -> Page[TaskInfo]:
-    """Tasks by name."""
-    return await service.administration.tasks(after, limit)
+async def list_tasks(tasks: TasksDep, after: After = None, limit: Limit = 100) -> Page[TaskInfo]:
+    """List tasks by name."""
+    return await tasks.page(after, limit)
 
 
 @router.get("/tasks/{task}", responses=refusals(UnknownTask))
-async def get_task(task: NamePath, service: AggregatorDep) -> TaskInfo:
-    """One task: its members, its newest round, its evaluations, the version it serves."""
-    return await service.administration.task(task)
+async def get_task(task: NamePath, tasks: TasksDep) -> TaskInfo:
+    """Return a task: its members, its newest round, its evaluations and the version it serves."""
+    return await tasks.get(task)
 
 
 @router.patch("/tasks/{task}", responses=refusals(UnknownTask, WrongState, Malformed))
-async def change_task(task: NamePath, changes: TaskChanges, service: AggregatorDep) -> TaskInfo:
-    """Change a draft. After a change of labels or model, clients that joined must join again."""
-    return await service.administration.change(task, changes)
+async def change_task(task: NamePath, changes: TaskChanges, tasks: TasksDep) -> TaskInfo:
+    """Change a draft. After a change of labels, model or template, clients that joined must join again."""
+    return await tasks.change(task, changes)
 
 
 @router.delete("/tasks/{task}", status_code=status.HTTP_204_NO_CONTENT, responses=refusals(UnknownTask, WrongState))
-async def delete_task(task: NamePath, service: AggregatorDep) -> None:
-    """Remove a task that does not run, with its rounds and aggregates."""
-    await service.administration.delete(task)
+async def delete_task(task: NamePath, tasks: TasksDep) -> None:
+    """Delete a task that is not running, with its rounds and aggregates."""
+    await tasks.delete(task)
 
 
 @router.post("/tasks/{task}/start", responses=refusals(UnknownTask, WrongState))
-async def start_task(task: NamePath, service: AggregatorDep, how: Start | None = None) -> TaskInfo:
-    """Run a draft, or try the failed round of a failed task again; from a finished task's coefficients, if the body says so."""
-    return await service.administration.start(task, how)
+async def start_task(task: NamePath, tasks: TasksDep, how: Start | None = None) -> TaskInfo:
+    """Run a draft, or retry the failed round of a failed task. The body can ask for a warm start."""
+    return await tasks.start(task, how)
 
 
 @router.post("/tasks/{task}/pause", responses=refusals(UnknownTask, WrongState))
-async def pause_task(task: NamePath, service: AggregatorDep) -> TaskInfo:
-    """Give out no more work; an open round still takes what comes, until its deadline."""
-    return await service.administration.pause(task)
+async def pause_task(task: NamePath, tasks: TasksDep) -> TaskInfo:
+    """Give out no more work; an open round accepts contributions until its deadline."""
+    return await tasks.pause(task)
 
 
 @router.post("/tasks/{task}/resume", responses=refusals(UnknownTask, WrongState))
-async def resume_task(task: NamePath, service: AggregatorDep) -> TaskInfo:
-    """Go on after a pause or a cancelled round."""
-    return await service.administration.resume(task)
+async def resume_task(task: NamePath, tasks: TasksDep) -> TaskInfo:
+    """Continue after a pause or a cancelled round."""
+    return await tasks.resume(task)
 
 
 @router.post("/tasks/{task}/rollback", responses=refusals(UnknownTask, UnknownVersion, WrongState))
-async def roll_back(task: NamePath, rollback: Rollback, service: AggregatorDep) -> TaskInfo:
-    """Serve an earlier version now; a running task pauses, and goes on from that version when it is resumed."""
-    return await service.history.rollback(task, rollback.version)
+async def roll_back(task: NamePath, rollback: Rollback, tasks: TasksDep) -> TaskInfo:
+    """Serve an earlier version at once; a running task pauses, and continues from that version when it is resumed."""
+    return await tasks.rollback(task, rollback.version)
 
 
 @router.post("/tasks/match", responses=refusals(UnknownTask, NothingYet))
-async def match_tasks(request: MatchRequest, service: AggregatorDep) -> Matches:
-    """The finished tasks whose context vectors are most like this task's, on the same model: where a warm start could come from."""
-    return await service.matching.match(request)
+async def match_tasks(request: MatchRequest, similarity: SimilarityDep) -> Matches:
+    """List the finished tasks on the same model whose context vectors are most similar: where a warm start could begin."""
+    return await similarity.match(request)

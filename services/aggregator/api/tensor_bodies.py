@@ -1,4 +1,4 @@
-"""Tensor bodies over HTTP: the body of a request with its digest checked, and answers with ETag and Content-Digest."""
+"""Tensor bodies over HTTP: request bodies with a checked digest, and responses with ETag and Content-Digest."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from ifed.tensors.values import check_content_digest, content_digest
 from services.aggregator.application.adapters import TensorResponse
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-REQUEST: dict[str, Any] = {"requestBody": {"required": True, "content": {TENSORS: BINARY}}}
-ANSWER: dict[int | str, dict[str, Any]] = {
+TENSOR_REQUEST: dict[str, Any] = {"requestBody": {"required": True, "content": {TENSORS: BINARY}}}
+TENSOR_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {TENSORS: BINARY}, "description": "a safetensors file; ETag is its sha256"},
-    304: {"description": "still the body whose sha256 If-None-Match gives"},
+    304: {"description": "unchanged: If-None-Match gives its sha256"},
 }
 
 
 async def read_body(request: Request, content_digest: Annotated[str | None, Header()] = None) -> bytes:
-    """The whole body, refused when it is not what its Content-Digest says."""
+    """Return the body.
+
+    Raises:
+        DigestMismatch: it does not match its Content-Digest header.
+    """
     body = await request.body()
     check_content_digest(body, content_digest)
     return body
 
 
 async def read_known(if_none_match: Annotated[str | None, Header()] = None) -> frozenset[str]:
-    """The digests a caller has already."""
+    """Return the digests that the caller has, from If-None-Match."""
     tags = (if_none_match or "").split(",")
     return frozenset(tag.strip().removeprefix("W/").strip('"') for tag in tags) - {""}
 
 
-def answer(tensors: TensorResponse, known: frozenset[str]) -> Response:
-    """The body, or 304 when the caller has it."""
+def tensor_response(tensors: TensorResponse, known: frozenset[str]) -> Response:
+    """Return the body, or 304 when the caller has it."""
     headers = {"ETag": f'"{tensors.digest}"', "Cache-Control": "no-cache"}
     if tensors.digest in known:
         return Response(status_code=304, headers=headers)

@@ -1,4 +1,4 @@
-"""Who may call: parties and their bearer tokens, of which only hashes are kept. Knows no HTTP and no SQL."""
+"""Parties, their bearer tokens and enrolment codes, of which only hashes are stored, and the audit log."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from services.aggregator.storage.database import Database, UnitOfWork
 
 log = structlog.get_logger(__name__)
 ADMIN = "admin"
+LONGEST_TARGET, LONGEST_ID = 300, 100
+LAST_SEEN_RESOLUTION = timedelta(seconds=30)
 
 
 class Access:
-    """Enrols, recognises and revokes."""
+    """Enrol parties, authenticate them, and rotate and revoke their tokens."""
 
     def __init__(self, dependencies: Dependencies, *, admin_token: str) -> None:
         self._dependencies, self._admin_hash = dependencies, hash_of(admin_token)
-        self.presence = LastSeen(dependencies.database)
+        self.last_seen = LastSeen(dependencies.database)
 
     async def authenticate(self, token: str | None, *roles: Role) -> str:
-        """The name of the party that holds `token`.
+        """Return the name of the party that holds `token`.
 
         Raises:
             Unauthenticated: no token, an unknown or a revoked one.
@@ -44,7 +46,7 @@ class Access:
         return holder.name
 
     async def holder(self, token: str | None) -> TokenHolder:
-        """Who `token` speaks for.
+        """Return name and role of the party that holds `token`.
 
         Raises:
             Unauthenticated: no token, an unknown or a revoked one.
@@ -61,20 +63,24 @@ class Access:
             party = await work.parties.by_token(token_hash)
         if party is None or party.revoked_at is not None:
             raise Unauthenticated("the bearer token is not known here, or it was revoked")
-        self.presence.note(party, self._dependencies.clock())
+        self.last_seen.record(party, self._dependencies.clock())
         return party.role, party.name
 
     async def enrol(self, request: NewClient) -> Enrolment:
-        """Add a party; its token is in the answer and nowhere else."""
+        """Enrol a party. Its token is in the answer and is not stored.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
         token = new_token()
         async with self._dependencies.database.unit_of_work() as work:
             await work.parties.add(Party(request.name, request.role, hash_of(token), self._dependencies.clock()))
             await work.commit()
-        await log.ainfo("enrolled", client=request.name, role=request.role.value)
+        await log.ainfo("client enrolled", client=request.name, role=request.role.value)
         return Enrolment(name=request.name, role=request.role, token=token)
 
     async def invite(self, request: NewEnrolment) -> EnrolmentCodeInfo:
-        """A code that its party trades for a token: once, and before it expires."""
+        """Create a code that its receiver trades for a token, once and before it expires."""
         code, now = f"enrol_{secrets.token_urlsafe(24)}", self._dependencies.clock()
         expires_at = now + timedelta(seconds=request.valid_seconds)
         async with self._dependencies.database.unit_of_work() as work:
@@ -84,25 +90,30 @@ class Access:
         return EnrolmentCodeInfo(name=request.name, role=request.role, code=code, expires_at=expires_at)
 
     async def redeem(self, code: str, request_id: str | None = None) -> Enrolment:
-        """Enrol whom a code is for, and write that into the audit; its token is in the answer and nowhere else.
+        """Enrol the party that a code was created for, and write an audit entry. Its token is in the answer and is not stored.
 
         Raises:
             Unauthenticated: the code is unknown, expired or used.
-            AlreadyExists: the name was enrolled meanwhile; the code stays good.
+            AlreadyExists: the name was enrolled meanwhile; the code stays valid.
         """
         token, now = new_token(), self._dependencies.clock()
         async with self._dependencies.database.unit_of_work() as work:
-            found = await work.enrolments.take(hash_of(code), now)
-            if found is None:
+            enrolment = await work.enrolments.take(hash_of(code), now)
+            if enrolment is None:
                 raise Unauthenticated("the enrolment code is not known here, has expired, or was used")
-            await work.parties.add(Party(found.name, found.role, hash_of(token), now))
-            await work.audit.add(line(now, found.name, "POST /v1/enrol", "/v1/enrol", request_id))
+            await work.parties.add(Party(enrolment.name, enrolment.role, hash_of(token), now))
+            await work.audit.add(audit_entry(now, enrolment.name, "POST /v1/enrol", "/v1/enrol", request_id))
             await work.commit()
-        await log.ainfo("enrolled by code", client=found.name, role=found.role.value)
-        return Enrolment(name=found.name, role=found.role, token=token)
+        await log.ainfo("enrolment code redeemed", client=enrolment.name, role=enrolment.role.value)
+        return Enrolment(name=enrolment.name, role=enrolment.role, token=token)
 
     async def rotate(self, name: str) -> Enrolment:
-        """A new token; the old one ends at once."""
+        """Give a party a new token; the old one becomes invalid at once.
+
+        Raises:
+            UnknownClient: there is no party of this name.
+            WrongState: the party was revoked.
+        """
         token = new_token()
         async with self._dependencies.database.unit_of_work() as work:
             party = await work.parties.get(name, for_update=True)
@@ -115,7 +126,11 @@ class Access:
         return Enrolment(name=name, role=party.role, token=token)
 
     async def revoke(self, name: str) -> None:
-        """End a party's token for good and stop waiting for it; what it contributed stays. A second time changes nothing."""
+        """Revoke a party permanently, and stop waiting for it in open rounds; its contributions remain. Revoking again changes nothing.
+
+        Raises:
+            UnknownClient: there is no party of this name.
+        """
         now = self._dependencies.clock()
         async with self._dependencies.database.unit_of_work() as work:
             tasks = await work.memberships.tasks_of(name)
@@ -124,12 +139,12 @@ class Access:
             party.revoked_at = party.revoked_at or now
             await work.parties.save(party)
             await work.commit()
-        await log.ainfo("revoked", client=name)
+        await log.ainfo("client revoked", client=name)
         for task, round_ in zip(tasks, changed, strict=True):
             await self._dependencies.publish(task, round_)
 
     async def _leave(self, work: UnitOfWork, name: str, client: str) -> Round | None:
-        """Drop a membership; the round that changed state because it waited for this client alone."""
+        """Remove a membership; return the round that changed state because it waited only for this client."""
         task = await work.tasks.get(name, for_update=True)
         await work.memberships.remove(name, client)
         changed = await remove_from_open_round(work, task, client, self._dependencies.clock())
@@ -137,76 +152,70 @@ class Access:
         return changed
 
     async def page(self, after: str | None, limit: int) -> Page[ClientInfo]:
-        """Parties by name."""
+        """Return up to `limit` parties by name, those after `after`."""
         async with self._dependencies.database.read_only() as work:
-            found = await work.parties.page(after, limit + 1)
-        return messages.page([messages.client_info(party) for party in found], limit, lambda party: party.name)
+            parties = await work.parties.page(after, limit + 1)
+        return messages.page([messages.client_info(party) for party in parties], limit, lambda info: info.name)
 
 
 def hash_of(token: str) -> str:
-    """What is kept of a token. Tokens are random and long, so a plain sha256 cannot be searched back."""
+    """Return the sha256 of a token or a code. They are long and random, so a salt would add nothing."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def new_token() -> str:
-    """A fresh bearer token of 256 random bits."""
+    """Return a new bearer token of 256 random bits."""
     return f"ifed_{secrets.token_urlsafe(32)}"
 
 
-LONGEST_TARGET, LONGEST_ID = 300, 100
-
-
 class AuditLog:
-    """Writes lines, and shows them."""
+    """The log of what admins requested."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
-    async def note(self, actor: str, action: str, target: str, request_id: str | None) -> None:
-        """Write a line. When that fails the request fails, so nothing is done that is not in the audit."""
+    async def record(self, actor: str, action: str, target: str, request_id: str | None) -> None:
+        """Write an entry before the request is carried out. When that fails the request fails, so nothing is missing from the log."""
         async with self._dependencies.database.unit_of_work() as work:
-            await work.audit.add(line(self._dependencies.clock(), actor, action, target, request_id))
+            await work.audit.add(audit_entry(self._dependencies.clock(), actor, action, target, request_id))
             await work.commit()
 
     async def page(self, after: int, limit: int) -> Page[AuditLine]:
-        """Lines by number."""
+        """Return up to `limit` entries by number, those after `after`."""
         async with self._dependencies.database.read_only() as work:
-            found = await work.audit.page(after, limit + 1)
-        return messages.page([_line(entry) for entry in found], limit, lambda line: str(line.number))
+            entries = await work.audit.page(after, limit + 1)
+        return messages.page([_audit_line(entry) for entry in entries], limit, lambda line: str(line.number))
 
 
-def line(at: datetime, actor: str, action: str, target: str, request_id: str | None) -> AuditEntry:
-    """A line that fits into the table."""
+def audit_entry(at: datetime, actor: str, action: str, target: str, request_id: str | None) -> AuditEntry:
+    """Return an audit entry, with the target and the request id cut to the width of their columns."""
     return AuditEntry(at, actor, action, target[:LONGEST_TARGET], None if request_id is None else request_id[:LONGEST_ID])
 
 
-def _line(entry: AuditEntry) -> AuditLine:
-    assert entry.number is not None, "it was read from the audit"
+def _audit_line(entry: AuditEntry) -> AuditLine:
+    assert entry.number is not None, "it was read from the database"
     return AuditLine(
         number=entry.number, at=entry.at, actor=entry.actor, action=entry.action, target=entry.target, request_id=entry.request_id
     )
 
 
-SEEN_EVERY = timedelta(seconds=30)
-
-
 class LastSeen:
-    """Notes parties that were not seen for a while; one transaction a tick writes them, instead of one for every call."""
+    """Buffer last-seen times, so that one transaction a tick writes them instead of one a request; losing some is harmless."""
 
     def __init__(self, database: Database) -> None:
-        self._store = database
-        self._noted: dict[str, datetime] = {}
+        self._database = database
+        self._pending: dict[str, datetime] = {}
 
-    def note(self, party: Party, now: datetime) -> None:
-        """Remember that the party calls now, unless that is known."""
-        if party.last_seen_at is None or now - party.last_seen_at > SEEN_EVERY:
-            self._noted[party.name] = now
+    def record(self, party: Party, now: datetime) -> None:
+        """Buffer that the party made a request now, unless the stored time is recent enough."""
+        if party.last_seen_at is None or now - party.last_seen_at > LAST_SEEN_RESOLUTION:
+            self._pending[party.name] = now
 
-    async def write(self) -> None:
-        """Keep what was noted since."""
-        if not self._noted:
+    async def flush(self) -> None:
+        """Write the buffered times."""
+        if not self._pending:
             return
-        noted, self._noted = self._noted, {}
-        async with self._store.unit_of_work() as work:
-            await work.parties.saw(noted)
+        pending, self._pending = self._pending, {}
+        async with self._database.unit_of_work() as work:
+            await work.parties.saw(pending)
             await work.commit()

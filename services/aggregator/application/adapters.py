@@ -1,4 +1,4 @@
-"""Gives out aggregates: the context vector, coefficients, and the adapter made of both. Knows no HTTP and no SQL."""
+"""Serve aggregates: the context vector, the coefficients, and the adapter made of both."""
 
 from __future__ import annotations
 
@@ -19,71 +19,82 @@ from services.aggregator.storage.database import UnitOfWork
 
 @dataclass(frozen=True, slots=True)
 class TensorResponse:
-    """A body that carries tensors, and the sha256 that identifies it."""
+    """A safetensors body, and its sha256 in hexadecimal."""
 
     body: bytes
     digest: str
 
 
 class AdapterStore:
-    """What readers, clients and admins fetch. Bodies come from the cache under keys that name their digest, else from the truth."""
+    """Read aggregates from the cache, whose keys contain their digests, or else from the database."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def context(self, name: str, version: int | None = None) -> TensorResponse:
-        """One version of the global context vector, the newest when none is named; NothingYet, UnknownVersion."""
+        """Return one version of the global context vector, the newest by default.
+
+        Raises:
+            NothingYet: the task has no context vector.
+            UnknownVersion: it has no such version.
+        """
         async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             head = await work.aggregates.context(name, version)
-        return await self._kept(name, f"context:{head.digest}", partial(self._context_body, head))
+        return await self._cached(name, f"context:{head.digest}", partial(self._context_body, head))
 
     async def coefficients(self, name: str, version: int | None) -> TensorResponse:
-        """One version of the coefficients, the newest when none is named; NothingYet, UnknownVersion."""
-        async with self._dependencies.database.read_only() as work:
-            task = await work.tasks.get(name)
-            head = await _coefficients_body_of(work, task, task.version if version is None else version)
-        return await self._kept(name, f"coefficients:{head.digest}", partial(self._coefficients_body, head))
-
-    async def adapter(self, name: str, version: int | None, *, known: frozenset[str], wait: float) -> TensorResponse:
-        """The adapter the policy serves, or of one version, held back up to `wait` seconds while its digest is among `known`.
+        """Return one version of the coefficients, the newest by default.
 
         Raises:
-            NothingYet: after `wait` seconds there is still none.
-            UnknownVersion: the version named does not exist.
+            NothingYet: the task has no coefficients.
+            UnknownVersion: it has no such version.
+        """
+        async with self._dependencies.database.read_only() as work:
+            task = await work.tasks.get(name)
+            head = await _coefficients(work, task, task.version if version is None else version)
+        return await self._cached(name, f"coefficients:{head.digest}", partial(self._coefficients_body, head))
+
+    async def adapter(self, name: str, version: int | None, *, known: frozenset[str], wait: float) -> TensorResponse:
+        """Return the adapter of one version, by default of the one that the policy serves.
+
+        Args:
+            known: digests that the caller has; while the adapter is one of them, wait up to `wait` seconds for another.
+
+        Raises:
+            NothingYet: no version is served, even after `wait` seconds.
+            UnknownVersion: the task has no such version.
         """
 
-        def settled(seen: TensorResponse | None) -> bool:
-            return seen is not None and seen.digest not in known
+        def is_new(adapter: TensorResponse | None) -> bool:
+            return adapter is not None and adapter.digest not in known
 
-        seen = await self._dependencies.long_poll.until(name, partial(self._adapter, name, version), settled, wait=wait)
-        if seen is None:
+        adapter = await self._dependencies.long_poll.until(name, partial(self._adapter, name, version), is_new, wait=wait)
+        if adapter is None:
             raise NothingYet(f"task {name!r} has no adapter to serve yet; a version is served once it is evaluated")
-        return seen
+        return adapter
 
     async def _adapter(self, name: str, version: int | None) -> TensorResponse | None:
         async with self._dependencies.database.read_only() as work:
             task = await work.tasks.get(name)
-            wanted = task.served if version is None else version
-            if wanted is None:
+            number = task.served if version is None else version
+            if number is None:
                 return None
-            coefficients = await _coefficients_body_of(work, task, wanted)
-            # What is served carries the newest context vector; a version that is named never changes, so it keeps its own.
+            coefficients = await _coefficients(work, task, number)
+            # The served adapter has the newest context vector; a version that is named never changes, so it keeps its own.
             context = await work.aggregates.context(name, None if version is None else coefficients.context)
             meta = await _meta(work, task, coefficients, context)
-            # On Postgres each read sees its own moment: what is put together must not be half of before and half of after a change.
-            if version is None and (await work.tasks.get(name)).served != wanted:
+            # On Postgres each read sees its own snapshot: an adapter must not be half of before and half of after a change.
+            if version is None and (await work.tasks.get(name)).served != number:
                 return await self._adapter(name, version)
-        # The key is the content: what the adapter says of itself, and the digests of its parts.
-        said = digest_of(meta.model_dump_json().encode())
-        key = f"adapter:{context.digest}:{coefficients.digest}:{said}"
-        return await self._kept(name, key, partial(self._adapter_body, context, coefficients, meta))
+        key = f"adapter:{context.digest}:{coefficients.digest}:{digest_of(meta.model_dump_json().encode())}"
+        return await self._cached(name, key, partial(self._adapter_body, context, coefficients, meta))
 
-    async def _kept(self, task: str, key: str, make: Callable[[], Awaitable[bytes]]) -> TensorResponse:
+    async def _cached(self, task: str, key: str, load: Callable[[], Awaitable[bytes]]) -> TensorResponse:
         body = await self._dependencies.cache.get(key)
         self._dependencies.metrics.cache_read(task, hit=body is not None)
         if body is None:
-            body = await make()
+            body = await load()
             await self._dependencies.cache.put(key, body)
         return TensorResponse(body, digest_of(body))
 
@@ -101,7 +112,7 @@ class AdapterStore:
         return AdapterBody(vector, values, meta).to_bytes()
 
 
-async def _coefficients_body_of(work: UnitOfWork, task: Task, version: int | None) -> Aggregate:
+async def _coefficients(work: UnitOfWork, task: Task, version: int | None) -> Aggregate:
     if version is None:
         raise NothingYet(f"task {task.name!r} has no coefficients before its first round closes")
     return await work.aggregates.coefficients(task.name, version)
@@ -109,8 +120,7 @@ async def _coefficients_body_of(work: UnitOfWork, task: Task, version: int | Non
 
 async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
     assert task.spec.identity is not None, "a version exists, so a client joined"
-    measures = dict(await work.rounds.evaluations(task.name))
-    measure = measures.get(coefficients.version)
+    result = dict(await work.rounds.evaluations(task.name)).get(coefficients.version)
     return AdapterMeta(
         task=task.name,
         version=coefficients.version,
@@ -120,7 +130,7 @@ async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: 
         chat=task.spec.chat,
         identity=task.spec.identity,
         layout=task.spec.layout(task.spec.identity),
-        evaluation=None if measure is None else messages.evaluation(coefficients.version, measure),
-        label_bias=list(measure.label_bias) if measure is not None and measure.label_bias is not None else None,
+        evaluation=None if result is None else messages.evaluation(coefficients.version, result),
+        label_bias=list(result.label_bias) if result is not None and result.label_bias is not None else None,
         created_at=max(coefficients.created_at, context.created_at),
     )

@@ -1,4 +1,4 @@
-"""What every part of the service works with: store, cache, clock, metrics, and requests held until something is worth telling."""
+"""What every use case works with: database, cache, metrics, long polls and a clock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from services.aggregator.runtime.cache import Cache
 from services.aggregator.runtime.long_poll import LongPoll
 from services.aggregator.storage.database import Database, utc_now
 
-EVERYTHING = "*"  # the topic of whatever happens to any task; no task can have this name
+ALL_EVENTS = "*"  # the topic of every event of every task; no task can have this name
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """Built once by the app and handed to every part of the service.
+    """Built once by the application and passed to every use case.
 
     Attributes:
-        nudge: wakes the background work that closes rounds, now instead of at its next tick.
+        wake_worker: runs the aggregation worker now instead of at its next tick.
     """
 
     database: Database
@@ -31,7 +31,7 @@ class Dependencies:
     clock: Callable[[], datetime] = utc_now
 
     async def publish(self, task: str, *changed: Round | None) -> None:
-        """After a commit: count the rounds that changed state, wake the background work and everyone who waits."""
+        """After a commit, count the rounds that changed state, and wake the worker and the long polls of the task."""
         for round_ in changed:
             if round_ is not None:
                 self.metrics.rounds.labels(task, round_.kind.value, round_.state.value).inc()

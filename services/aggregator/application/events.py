@@ -1,4 +1,4 @@
-"""What happens, told to whoever follows it: from the database, woken by the cache. Knows no HTTP and no SQL."""
+"""The stream of domain events, and the webhooks that receive them."""
 
 from __future__ import annotations
 
@@ -14,66 +14,67 @@ from ifed.errors import Unavailable
 from ifed.messages.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
 from ifed.messages.rounds import Page
 from services.aggregator.application import messages
-from services.aggregator.application.dependencies import EVERYTHING, Dependencies
+from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 
+log = structlog.get_logger(__name__)
 EVENTS_AT_ONCE = 200
-PATIENCE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 
 class EventStream:
-    """Streams of events. A stream holds no connection to the database while nothing happens."""
+    """Streams of domain events. A stream holds no database connection while it waits."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def newest(self) -> int:
-        """The number after which everything is still to come."""
+        """Return the number of the newest event."""
         async with self._dependencies.database.read_only() as work:
             return await work.events.newest()
 
     async def follow(self, after: int, task: str | None) -> AsyncIterator[Event]:
-        """Every event after that number, of one task where it is named, until the process stops. Waits for a database that is away."""
+        """Yield every event after the number `after`, of one task where it is named, until the process stops.
 
-        async def look() -> list[DomainEvent]:
+        While the database cannot be reached, wait for it.
+        """
+
+        async def read() -> list[DomainEvent]:
             async with self._dependencies.database.read_only() as work:
                 return await work.events.page(after, EVENTS_AT_ONCE, task)
 
         long_poll = self._dependencies.long_poll
         while True:
             try:
-                found = await long_poll.until(EVERYTHING, look, bool, wait=long_poll.longest)
+                events = await long_poll.until(ALL_EVENTS, read, bool, wait=long_poll.longest)
             except Unavailable:
-                await asyncio.sleep(PATIENCE_SECONDS)
-                found = []
-            for one in found:
-                yield event_info(one)
-                assert one.number is not None, "it was read from the store"
-                after = one.number
-            if long_poll.closing and not found:
+                await asyncio.sleep(RETRY_SECONDS)
+                events = []
+            for event in events:
+                info = event_info(event)
+                yield info
+                after = info.number
+            if long_poll.closing and not events:
                 return
 
 
-def event_info(one: DomainEvent) -> Event:
-    """An event as those who follow see it."""
-    assert one.number is not None, "it was read from the store"
+def event_info(event: DomainEvent) -> Event:
+    """Return a stored domain event as streams and webhooks send it."""
+    assert event.number is not None, "it was read from the database"
     return Event(
-        number=one.number,
-        at=one.at,
-        kind=one.kind,
-        task=one.task,
-        round=one.round,
-        round_kind=one.round_kind,
-        version=one.version,
-        reason=one.reason,
+        number=event.number,
+        at=event.at,
+        kind=event.kind,
+        task=event.task,
+        round=event.round,
+        round_kind=event.round_kind,
+        version=event.version,
+        reason=event.reason,
     )
 
 
-log = structlog.get_logger(__name__)
-
-
 class Webhooks:
-    """Registers receivers. Delivering is the courier's work.
+    """Register and remove webhooks. `WebhookDispatcher` delivers to them.
 
     Args:
         private: whether receivers may be on this machine or in a private network.
@@ -83,7 +84,12 @@ class Webhooks:
         self._dependencies, self._private = dependencies, private
 
     async def register(self, request: NewWebhook) -> WebhookSecret:
-        """A new receiver of what happens from now on; its secret is in the answer and nowhere else; BadUrl, AlreadyExists."""
+        """Register a webhook for events from now on. Its secret is returned only here.
+
+        Raises:
+            BadUrl: the address is not allowed.
+            AlreadyExists: the name is taken.
+        """
         check_url(request.url, private=self._private)
         kinds = None if request.events is None else tuple(dict.fromkeys(request.events))
         webhook = Webhook(request.name, request.url, new_secret(), self._dependencies.clock(), kinds, request.task)
@@ -94,28 +100,38 @@ class Webhooks:
         return WebhookSecret(**_info(webhook, 0).model_dump(), secret=webhook.secret)
 
     async def page(self, after: str | None, limit: int) -> Page[WebhookInfo]:
-        """Webhooks by name, without their secrets."""
+        """Return up to `limit` webhooks by name, those after `after`, without their secrets."""
         async with self._dependencies.database.read_only() as work:
-            found = await work.webhooks.page(after, limit + 1)
-        return messages.page([_info(*one) for one in found], limit, lambda webhook: webhook.name)
+            rows = await work.webhooks.page(after, limit + 1)
+        infos = [_info(webhook, pending) for webhook, pending in rows]
+        return messages.page(infos, limit, lambda info: info.name)
 
     async def remove(self, name: str) -> None:
-        """Send it nothing any more and forget what was on its way; UnknownWebhook."""
+        """Remove a webhook with its pending deliveries.
+
+        Raises:
+            UnknownWebhook: there is no webhook of this name.
+        """
         async with self._dependencies.database.unit_of_work() as work:
             await work.webhooks.delete(name)
             await work.commit()
         await log.ainfo("webhook removed", webhook=name)
 
     async def deliveries(self, name: str, after: int, limit: int) -> Page[DeliveryInfo]:
-        """What became of each event, the oldest first; UnknownWebhook."""
+        """Return up to `limit` deliveries to a webhook by the number of the event, those after `after`.
+
+        Raises:
+            UnknownWebhook: there is no webhook of this name.
+        """
         async with self._dependencies.database.read_only() as work:
             await work.webhooks.get(name)
-            found = await work.webhooks.deliveries(name, after, limit + 1)
-        return messages.page([_delivery_info(one) for one in found], limit, lambda one: str(one.event.number))
+            deliveries = await work.webhooks.deliveries(name, after, limit + 1)
+        infos = [_delivery_info(delivery) for delivery in deliveries]
+        return messages.page(infos, limit, lambda info: str(info.event.number))
 
 
 def new_secret() -> str:
-    """256 random bits in the form that Standard Webhooks libraries take."""
+    """Return a signing secret of 256 random bits in the format of Standard Webhooks."""
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Opens the next round of a running task, if there is one to open; inside the caller's transaction, which locks the task."""
+"""What happens between rounds, inside a transaction that has locked the task: opening, promoting, leaving."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from services.aggregator.domain.schedule import (
 from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import UnitOfWork
 
+# No other reason of a task contains these words: what stands before them is kept.
+CONTEXT_UNAVAILABLE = "its context vector cannot be made without those who withdrew"
+
 
 async def open_next_round(work: UnitOfWork, task: Task, now: datetime) -> Round | None:
-    """The round that opened; None when the task does not run, has one going, waits for clients, or has now finished.
+    """Open the next round of a task, and save the task, which must have been read `for_update`.
 
-    The task must have been read `for_update`; it is saved here.
+    Return the round; None when the task does not run, has a live round, waits for clients, or has now finished.
     """
     opened = None
     newest = await work.rounds.newest(task.name)
@@ -41,7 +44,7 @@ async def _open(work: UnitOfWork, task: Task, newest: Round | None, now: datetim
         await promote(work, task)
         return None
     if task.version is not None and not await may_serve(work, task):
-        task.hold(f"{VOID}; resume it when others have brought theirs")
+        task.hold(f"{CONTEXT_UNAVAILABLE}; resume it when others have brought theirs")
         return None
     members = [member.client for member in await work.memberships.of_task(task.name)]
     if len(members) < clients_needed(task.spec.policy, newest):
@@ -55,35 +58,31 @@ async def _open(work: UnitOfWork, task: Task, newest: Round | None, now: datetim
     return round_
 
 
-# No other reason of a task holds these words: what stands before them is kept.
-VOID = "its context vector cannot be made without those who withdrew"
-
-
 async def promote(work: UnitOfWork, task: Task) -> None:
-    """Serve the version that the policy names, or nothing."""
+    """Serve the version that the policy chooses, or none when the context vector is unavailable."""
     task.served = promoted(task, await work.rounds.evaluations(task.name)) if await may_serve(work, task) else None
 
 
 async def may_serve(work: UnitOfWork, task: Task) -> bool:
-    """Whether the newest context vector reflects every change that is settled.
+    """Return whether the newest context vector reflects every settled change.
 
-    It does not when no vector could be made of those who are left: the newest one then holds what somebody took back.
+    It does not when no vector could be made from the remaining clients: the newest one then contains what somebody has withdrawn.
     """
     return (await work.aggregates.context(task.name)).changes >= task.context_settled
 
 
-def besides_void(reason: str | None) -> str | None:
-    """What a task's reason says beside `VOID`, as why it failed; None for nothing."""
-    return (reason or "").partition(VOID)[0].removesuffix("; ") or None
+def other_reason(reason: str | None) -> str | None:
+    """Return the part of a task's reason that is not about an unavailable context vector, or None."""
+    return (reason or "").partition(CONTEXT_UNAVAILABLE)[0].removesuffix("; ") or None
 
 
 async def remove_from_open_round(
-    work: UnitOfWork, task: Task, client: str, now: datetime, *, takes_back: bool = False
+    work: UnitOfWork, task: Task, client: str, now: datetime, *, drop_contribution: bool = False
 ) -> Round | None:
-    """Wait for the client no longer in the open round; the round, if that changed its state.
+    """Stop waiting for a client in the open round; return the round if that changed its state.
 
     Args:
-        takes_back: what it sent to an open context round counts no more.
+        drop_contribution: what the client sent to an open context round no longer counts.
     """
     round_ = await work.rounds.newest(task.name, for_update=True)
     if round_ is None or round_.state is not RoundState.OPEN:
@@ -92,11 +91,11 @@ async def remove_from_open_round(
     if seat is None:
         return None
     contributed = seat.entry is not None
-    if contributed and not (takes_back and round_.kind is RoundKind.CONTEXT):
+    if contributed and not (drop_contribution and round_.kind is RoundKind.CONTEXT):
         return None
     await work.rounds.unseat(task.name, round_.number, client)
-    after = round_.excuse(now, contributed=contributed)
+    state = round_.excuse(now, contributed=contributed)
     await work.rounds.save(round_)
-    if after is RoundState.FAILED:
+    if state is RoundState.FAILED:
         task.fail(f"round {round_.number} ({round_.kind}) failed: {round_.reason}")
-    return None if after is RoundState.OPEN else round_
+    return None if state is RoundState.OPEN else round_

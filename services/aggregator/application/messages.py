@@ -1,4 +1,4 @@
-"""Domain objects as the messages of the HTTP API. Decides nothing."""
+"""Convert domain objects to messages of the HTTP API."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from services.aggregator.domain.schedule import NEAREST, Evaluated, seed_of
 from services.aggregator.domain.task import Membership, Task
 
 Item = TypeVar("Item")
+_WORK = (AssignmentKind.CONTEXT, AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
 
 
 def task_info(
     task: Task, members: Iterable[Membership], newest: RoundInfo | None, evaluations: Evaluated, context: int | None
 ) -> TaskInfo:
-    """A task as its admins see it."""
+    """Return a task as admins see it."""
     return TaskInfo(
         spec=task.spec,
         state=task.state,
@@ -47,14 +48,14 @@ def task_info(
         version=task.version,
         served=task.served,
         context=context,
-        evaluations=[evaluation(version, measure) for version, measure in evaluations],
+        evaluations=[evaluation(version, result) for version, result in evaluations],
         reason=task.reason,
         warm_start=None if task.warm_start == NEAREST else task.warm_start,
     )
 
 
 def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
-    """A round as its admins see it."""
+    """Return a round as admins see it."""
     entries = [seat.entry for seat in seats if seat.entry is not None]
     return RoundInfo(
         task=round_.task,
@@ -78,10 +79,10 @@ def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
 
 
 def mean_loss(entries: Iterable[ContributionRecord]) -> float | None:
-    """The mean of the losses that clients told, weighted by their examples; None when no weight stands behind any."""
-    told = [(entry.loss, entry.weight) for entry in entries if entry.loss is not None]
-    weight = sum(weight for _, weight in told)
-    return sum(loss * weight for loss, weight in told) / weight if weight else None
+    """Return the mean of the losses that clients reported, weighted by their examples; None when the weights sum to 0."""
+    losses = [(entry.loss, entry.weight) for entry in entries if entry.loss is not None]
+    weight = sum(weight for _, weight in losses)
+    return sum(loss * weight for loss, weight in losses) / weight if weight else None
 
 
 def _progress(seat: Seat) -> ClientProgress:
@@ -98,18 +99,18 @@ def _progress(seat: Seat) -> ClientProgress:
     )
 
 
-def evaluation(version: int, measure: EvaluationResult) -> Evaluation:
-    """How a version did."""
-    return Evaluation(version=version, accuracy=measure.accuracy, macro_f1=measure.macro_f1, examples=measure.examples)
+def evaluation(version: int, result: EvaluationResult) -> Evaluation:
+    """Return the evaluation of a version."""
+    return Evaluation(version=version, accuracy=result.accuracy, macro_f1=result.macro_f1, examples=result.examples)
 
 
 def member_info(member: Membership) -> Member:
-    """A client that joined a task."""
+    """Return a client that has joined a task."""
     return Member(client=member.client, joined_at=member.joined_at, label_counts=dict(member.label_counts), holdout=member.holdout)
 
 
 def client_info(party: Party) -> ClientInfo:
-    """An enrolled party, without its token's hash."""
+    """Return an enrolled party, without the hash of its token."""
     return ClientInfo(
         name=party.name,
         role=party.role,
@@ -119,25 +120,29 @@ def client_info(party: Party) -> ClientInfo:
     )
 
 
-def context_info(head: Aggregate) -> ContextInfo:
-    """One version of the context vector."""
+def context_info(aggregate: Aggregate) -> ContextInfo:
+    """Return a version of the context vector."""
     return ContextInfo(
-        version=head.version, digest=head.digest, created_at=head.created_at, examples=head.weight, changes=head.changes
+        version=aggregate.version,
+        digest=aggregate.digest,
+        created_at=aggregate.created_at,
+        examples=aggregate.weight,
+        changes=aggregate.changes,
     )
 
 
 def receipt(task: str, number: int, entry: ContributionRecord) -> Receipt:
-    """That a contribution was stored."""
+    """Return the receipt of a stored contribution."""
     return Receipt(task=task, round=number, client=entry.client, digest=entry.digest, received_at=entry.received_at)
 
 
 def layout(task: Task) -> Layout | None:
-    """The shapes of a task's tensors, once its model is known."""
+    """Return the shapes of a task's tensors; None before its model is known."""
     return None if task.spec.identity is None else task.spec.layout(task.spec.identity)
 
 
 def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: Aggregate | None, client: str) -> Assignment:
-    """What a client should do next; round, version and work only when there is work."""
+    """Return an assignment of this kind; round, version and work are set only when there is work."""
     spec = task.spec
     brief = TaskBrief(
         name=spec.name,
@@ -167,9 +172,6 @@ def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: 
     )
 
 
-_WORK = (AssignmentKind.CONTEXT, AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
-
-
 def _local_work(task: Task, round_: Round) -> LocalWork:
     policy = task.spec.policy
     first, last = policy.learning_rate_at(task.calibrated)
@@ -186,14 +188,19 @@ def _local_work(task: Task, round_: Round) -> LocalWork:
 
 
 def in_words(current: Assignment) -> str:
-    """An assignment in words, for the refusal of a late contribution."""
+    """Return an assignment as a part of a sentence, for the refusal of a late contribution."""
     if current.round is None:
         return f"the client's assignment is now {current.kind} (the task is {current.state})"
     start = "" if current.version is None else f" from version {current.version}"
     return f"the client's assignment is now {current.kind} in round {current.round}{start}"
 
 
-def page(found: Sequence[Item], limit: int, name: Callable[[Item], str]) -> Page[Item]:
-    """One page out of up to `limit + 1` items that were found; the one too many only says that there are more."""
-    shown = list(found[:limit])
-    return Page(items=shown, next=name(shown[-1]) if len(found) > limit else None)
+def page(items: Sequence[Item], limit: int, key: Callable[[Item], str]) -> Page[Item]:
+    """Return a page of up to `limit` items.
+
+    Args:
+        items: up to `limit + 1` of them; the last one only shows that there are more.
+        key: the value of `after` that continues behind an item.
+    """
+    shown = list(items[:limit])
+    return Page(items=shown, next=key(shown[-1]) if len(items) > limit else None)

@@ -1,152 +1,217 @@
-"""What a task went through: its ledger, the proof of an aggregate, the way back to an earlier version. Knows no HTTP and no SQL."""
+"""Rounds and their ledger: what admins see, when they intervene, and the proof that an aggregate is what its contributions give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
 
 from ifed.errors import WrongState
 from ifed.messages.enums import RoundKind, RoundState
-from ifed.messages.rounds import ContextInfo, LedgerEntry, Page, Replay, TaskInfo
+from ifed.messages.rounds import ContextInfo, LedgerEntry, Page, Replay, RoundInfo
 from ifed.tensors.values import digest_of
 from services.aggregator.aggregation.accumulators import AggregationResult
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
-from services.aggregator.application.lifecycle import may_serve
-from services.aggregator.application.tasks import task_info
-from services.aggregator.application.worker import sum_context, sum_up
+from services.aggregator.application.worker import aggregate_context, aggregate_round
 from services.aggregator.domain.aggregates import Aggregate, ContextPart, LedgerLine
 from services.aggregator.domain.round import Round
+from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
 
 
-class Ledger:
-    """For admins who want to know what an aggregate was made of, or undo one."""
+class RoundService:
+    """List rounds, and close, extend or cancel an open one."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
-    async def rollback(self, name: str, version: int) -> TaskInfo:
-        """Serve an earlier version now and go on from it; the versions after it stay to be read and count no more.
-
-        A round that is open starts from what is gone back from, so it is cancelled, and a running task pauses.
+    async def page(self, task: str, after: int, limit: int) -> Page[RoundInfo]:
+        """Return up to `limit` rounds by number, those after `after`.
 
         Raises:
-            UnknownVersion: no such version.
-            WrongState: a round is being aggregated right now; try again.
+            UnknownTask: there is no task of this name.
         """
-        now = self._dependencies.clock()
+        async with self._dependencies.database.read_only() as work:
+            await work.tasks.get(task)
+            rounds = await work.rounds.page(task, after, limit + 1)
+            seats = await work.rounds.seats(task, [round_.number for round_ in rounds])
+        infos = [messages.round_info(round_, seats[round_.number]) for round_ in rounds]
+        return messages.page(infos, limit, lambda info: str(info.number))
+
+    async def get(self, task: str, number: int) -> RoundInfo:
+        """Return a round.
+
+        Raises:
+            UnknownTask: there is no task of this name.
+            UnknownRound: the task has no such round.
+        """
+        async with self._dependencies.database.read_only() as work:
+            await work.tasks.get(task)
+            return await round_info(work, await work.rounds.get(task, number))
+
+    async def close(self, task: str, number: int) -> RoundInfo:
+        """End an open round now, with or without a quorum.
+
+        Raises:
+            WrongState: the round is not open, or has no contributions.
+        """
+        return await self._change(task, number, lambda _task, round_: round_.close_now())
+
+    async def extend(self, task: str, number: int, seconds: float) -> RoundInfo:
+        """Move the deadline of an open round.
+
+        Raises:
+            WrongState: the round is not open.
+        """
+        return await self._change(task, number, lambda _task, round_: round_.extend(seconds))
+
+    async def cancel(self, task: str, number: int) -> RoundInfo:
+        """Cancel an open round. The task pauses; resuming it opens a new round for the same step.
+
+        Raises:
+            WrongState: the round is not open.
+        """
+
+        def cancel(task: Task, round_: Round) -> None:
+            round_.cancel(self._dependencies.clock())
+            task.hold(f"{round_} was cancelled; resume opens a new one")
+
+        return await self._change(task, number, cancel)
+
+    async def _change(self, name: str, number: int, change: Callable[[Task, Round], None]) -> RoundInfo:
         async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
-            head = await work.aggregates.coefficients(name, version)
-            newest = await work.rounds.newest(name, for_update=True)
-            cancelled = newest if newest is not None and newest.live else None
-            if cancelled is not None:
-                cancelled.cancel(now)
-                await work.rounds.save(cancelled)
-            await work.aggregates.withdraw_after(name, version, now)
-            task.roll_back(version, head.calibrated)
-            if not await may_serve(work, task):
-                task.served = None
+            round_ = await work.rounds.get(name, number, for_update=True)
+            state = round_.state
+            change(task, round_)
+            await work.rounds.save(round_)
             await work.tasks.save(task)
             await work.commit()
-        await log.ainfo("rolled back", task=name, version=version)
-        await self._dependencies.publish(name, cancelled)
-        async with self._dependencies.database.read_only() as work:
-            return await task_info(work, await work.tasks.get(name))
+        await log.ainfo("round changed", task=name, round=number, state=round_.state.value)
+        await self._dependencies.publish(name, round_ if round_.state is not state else None)
+        return await self.get(name, number)
 
-    async def ledger(self, name: str, after: tuple[int, str, int], limit: int) -> Page[LedgerEntry]:
-        """Every contribution by round, client and change."""
+
+async def round_info(work: UnitOfWork, round_: Round) -> RoundInfo:
+    """Return a round with its participants, as admins see it."""
+    seats = await work.rounds.seats(round_.task, [round_.number])
+    return messages.round_info(round_, seats[round_.number])
+
+
+class Ledger:
+    """The record of every contribution, from which each aggregate can be computed again."""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+
+    async def page(self, task: str, after: str, limit: int) -> Page[LedgerEntry]:
+        """Return up to `limit` contributions in the order of round, client and change.
+
+        Args:
+            after: `round/client/change` of the last entry of the page before; `0/` for the first page.
+        """
+        number, client, change = f"{after}/0".split("/")[:3]
         async with self._dependencies.database.read_only() as work:
-            await work.tasks.get(name)
-            found = await work.rounds.ledger(name, after, limit + 1)
-        entries = [_entry(line) for line in found]
+            await work.tasks.get(task)
+            lines = await work.rounds.ledger(task, (int(number), client, int(change)), limit + 1)
+        entries = [_entry(line) for line in lines]
         return messages.page(entries, limit, lambda entry: f"{entry.round}/{entry.client}/{entry.change}")
 
-    async def replay(self, name: str, number: int) -> Replay:
-        """Sum a closed round up again from the stored contributions; UnknownRound, WrongState while it has not closed."""
+    async def contexts(self, task: str, after: int, limit: int) -> Page[ContextInfo]:
+        """Return up to `limit` versions of the context vector, those after `after`."""
         async with self._dependencies.database.read_only() as work:
-            await work.tasks.get(name)
-            round_ = await work.rounds.get(name, number)
+            await work.tasks.get(task)
+            aggregates = await work.aggregates.contexts(task, after, limit + 1)
+        infos = [messages.context_info(aggregate) for aggregate in aggregates]
+        return messages.page(infos, limit, lambda info: str(info.version))
+
+    async def replay(self, task: str, number: int) -> Replay:
+        """Aggregate the contributions to a closed round again and compare the result with the stored one.
+
+        Raises:
+            UnknownRound: the task has no such round.
+            WrongState: the round has not closed.
+        """
+        async with self._dependencies.database.read_only() as work:
+            await work.tasks.get(task)
+            round_ = await work.rounds.get(task, number)
             if round_.state is not RoundState.CLOSED:
                 raise WrongState(f"{round_} is {round_.state}; only what a closed round made can be replayed")
             if round_.kind is RoundKind.CONTEXT:
-                return await self.replay_context(name, 1)
-            seats = (await work.rounds.seats(name, [number]))[number]
-            head = await _made(work, round_)
+                return await self.replay_context(task, 1)
+            seats = (await work.rounds.seats(task, [number]))[number]
+            stored = await _stored_aggregate(work, round_)
         digests: list[str] = []
-        summed = await sum_up(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
-        kept = [seat.entry for seat in seats if seat.entry is not None]
-        altered = [entry.client for entry, digest in zip(kept, digests, strict=True) if entry.digest != digest]
-        return _replay(round_, head, summed, altered, contributions=len(kept))
+        result = await aggregate_round(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
+        entries = [seat.entry for seat in seats if seat.entry is not None]
+        altered = [entry.client for entry, digest in zip(entries, digests, strict=True) if entry.digest != digest]
+        return _replay(round_, stored, result, altered, contributions=len(entries))
 
-    async def contexts(self, name: str, after: int, limit: int) -> Page[ContextInfo]:
-        """The versions of the context vector."""
+    async def replay_context(self, task: str, version: int) -> Replay:
+        """Aggregate one version of the context vector again, from the ledger as it was then, and compare.
+
+        Raises:
+            NothingYet: the task has no context vector.
+            UnknownVersion: it has no such version.
+        """
         async with self._dependencies.database.read_only() as work:
-            await work.tasks.get(name)
-            found = await work.aggregates.contexts(name, after, limit + 1)
-        return messages.page([messages.context_info(head) for head in found], limit, lambda one: str(one.version))
+            await work.tasks.get(task)
+            await work.aggregates.context(task)
+            stored = await work.aggregates.context(task, version)
+            stored = _with_actual_digest(stored, await work.aggregates.context_body(task, version))
+        intact: list[tuple[str, bool]] = []
 
-    async def replay_context(self, name: str, version: int) -> Replay:
-        """Sum one version of the context vector up again from the ledger, as it stood for it; NothingYet, UnknownVersion."""
-        async with self._dependencies.database.read_only() as work:
-            await work.tasks.get(name)
-            await work.aggregates.context(name)
-            head = await work.aggregates.context(name, version)
-            head = _as_kept(head, await work.aggregates.context_body(name, version))
-        parts: list[tuple[str, bool]] = []
+        def compare(part: ContextPart) -> None:
+            intact.append((part.client, part.digest == digest_of(part.body)))
 
-        def seen(part: ContextPart) -> None:
-            parts.append((part.client, part.digest == digest_of(part.body)))
-
-        summed = await sum_context(self._dependencies.database, name, head.round, head.changes, seen)
-        assert summed.body is not None, "parts that were summed up once are a vector"
-        replayed = digest_of(summed.body)
-        altered = sorted({client for client, as_sent in parts if not as_sent})
+        result = await aggregate_context(self._dependencies.database, task, stored.round, stored.changes, compare)
+        assert result.body is not None, "the stored version was made of the same parts"
+        replayed = digest_of(result.body)
+        altered = sorted({client for client, unchanged in intact if not unchanged})
         return Replay(
-            round=head.round,
+            round=stored.round,
             kind=RoundKind.CONTEXT,
-            contributions=len(parts),
+            contributions=len(intact),
             version=version,
-            stored=head.digest,
+            stored=stored.digest,
             replayed=replayed,
             altered=altered,
-            proven=not altered and head.digest == replayed,
+            proven=not altered and stored.digest == replayed,
         )
 
 
 def _replay(
-    round_: Round, head: Aggregate | None, summed: AggregationResult, altered: Sequence[str], *, contributions: int
+    round_: Round, aggregate: Aggregate | None, result: AggregationResult, altered: Sequence[str], *, contributions: int
 ) -> Replay:
-    stored = None if head is None else head.digest
-    replayed = None if summed.body is None else digest_of(summed.body)
+    stored = None if aggregate is None else aggregate.digest
+    replayed = None if result.body is None else digest_of(result.body)
     return Replay(
         round=round_.number,
         kind=round_.kind,
         contributions=contributions,
-        version=None if head is None else head.version,
+        version=None if aggregate is None else aggregate.version,
         stored=stored,
         replayed=replayed,
         altered=list(altered),
-        proven=not altered and stored == replayed and summed.evaluation == round_.evaluation,
+        proven=not altered and stored == replayed and result.evaluation == round_.evaluation,
     )
 
 
-async def _made(work: UnitOfWork, round_: Round) -> Aggregate | None:
-    """The aggregate a closed round made, as it is kept, with the digest of the bytes that are there now."""
+async def _stored_aggregate(work: UnitOfWork, round_: Round) -> Aggregate | None:
+    """Return the aggregate that a closed round made, with the digest of the bytes that are stored now."""
     if round_.kind is RoundKind.EVALUATION:
         return None
     assert round_.produced is not None, "a calibration round closes with a version"
-    head = await work.aggregates.coefficients(round_.task, round_.produced)
-    return _as_kept(head, await work.aggregates.coefficients_body(round_.task, round_.produced))
+    aggregate = await work.aggregates.coefficients(round_.task, round_.produced)
+    return _with_actual_digest(aggregate, await work.aggregates.coefficients_body(round_.task, round_.produced))
 
 
-def _as_kept(head: Aggregate, body: bytes) -> Aggregate:
-    return replace(head, digest=digest_of(body))
+def _with_actual_digest(aggregate: Aggregate, body: bytes) -> Aggregate:
+    return replace(aggregate, digest=digest_of(body))
 
 
 def _entry(line: LedgerLine) -> LedgerEntry:

@@ -1,6 +1,6 @@
-"""The task cache: which finished tasks are like a new one, and coefficients taken over from them. Knows no HTTP and no SQL.
+"""Find finished tasks that are similar to a new one, and start it from their coefficients.
 
-"Application optimisation" of arXiv 2511.06757: tasks with like context vectors have like coefficients.
+"Application optimisation" of arXiv 2511.06757: tasks with similar context vectors have similar coefficients.
 """
 
 from __future__ import annotations
@@ -22,72 +22,77 @@ from services.aggregator.storage.database import UnitOfWork
 
 
 class TaskSimilarity:
-    """For admins who look for a task to start from."""
+    """Compare tasks by the sketches of their context vectors."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def match(self, request: MatchRequest) -> Matches:
-        """Finished tasks by the likeness of their context vectors, the most similar first; NothingYet before the task has its own."""
+        """Return finished tasks by the similarity of their context vectors, the most similar first.
+
+        Raises:
+            NothingYet: the task has no context vector.
+        """
         async with self._dependencies.database.read_only() as work:
             await work.tasks.get(request.task)
-            if (kept := await work.sketches.find(request.task)) is None:
+            if (stored := await work.sketches.find(request.task)) is None:
                 raise NothingYet(f"task {request.task!r} has no context vector before its first round closes")
-            key, numbers = kept
-            found = await work.sketches.nearest(request.task, key, numbers, request.limit)
-            return Matches(items=[await _match(work, name, similarity) for name, similarity in found])
+            key, sketch = stored
+            similarities = await work.sketches.nearest(request.task, key, sketch, request.limit)
+            return Matches(items=[await _match(work, name, similarity) for name, similarity in similarities])
 
 
 async def _match(work: UnitOfWork, name: str, similarity: float) -> Match:
     task = await work.tasks.get(name)
     assert task.served is not None, "only tasks that serve a version are matched"
     return Match(
-        task=name, similarity=similarity, version=task.served, labels=task.spec.labels, evaluation=await _served(work, task)
+        task=name,
+        similarity=similarity,
+        version=task.served,
+        labels=task.spec.labels,
+        evaluation=await _evaluation(work, name, task.served),
     )
 
 
-async def _served(work: UnitOfWork, task: Task) -> Evaluation | None:
-    measure = dict(await work.rounds.evaluations(task.name)).get(task.served or 0)
-    return None if measure is None or task.served is None else messages.evaluation(task.served, measure)
+async def _evaluation(work: UnitOfWork, task: str, version: int) -> Evaluation | None:
+    result = dict(await work.rounds.evaluations(task)).get(version)
+    return None if result is None else messages.evaluation(version, result)
 
 
-async def keep_sketch(work: UnitOfWork, task: Task, numbers: Sequence[float]) -> None:
-    """Make a task comparable by the sketch of its new context vector."""
-    await work.sketches.put(task.name, _key(task), numbers)
+async def store_sketch(work: UnitOfWork, task: Task, sketch: Sequence[float]) -> None:
+    """Store the sketch of a task's new context vector."""
+    await work.sketches.put(task.name, _key(task), sketch)
 
 
 async def warm_start(work: UnitOfWork, task: Task, round_: Round) -> bytes | None:
-    """The body of version 0 taken from the task that `task.warm_start` names, which then says which it was; None for a cold start.
+    """Return the body of version 0 for a warm start, and set `task.warm_start` to its source; None for a cold start.
 
     Raises:
-        WrongState: the task it names is not finished, or runs on another model, other layers or other groups.
+        WrongState: the task to start from is not finished, or runs on another model, other layers or other groups.
     """
-    if task.warm_start is None:
-        return None
-    source: str | None = task.warm_start
-    if source == NEAREST:
-        key, numbers = await work.sketches.find(task.name) or (_key(task), [])
-        found = await work.sketches.nearest(task.name, key, numbers, 1)
-        source = found[0][0] if found else None
-    task.warm_start = source
-    return None if source is None else await _taken(work, task, source, round_)
+    if task.warm_start == NEAREST:
+        key, sketch = await work.sketches.find(task.name) or (_key(task), [])
+        nearest = await work.sketches.nearest(task.name, key, sketch, 1)
+        task.warm_start = nearest[0][0] if nearest else None
+    return None if task.warm_start is None else await _coefficients_from(work, task, task.warm_start, round_)
 
 
-async def _taken(work: UnitOfWork, task: Task, source: str, round_: Round) -> bytes:
+async def _coefficients_from(work: UnitOfWork, task: Task, source: str, round_: Round) -> bytes:
     try:
         other = await work.tasks.get(source)
-    except UnknownTask as gone:
-        raise WrongState(f"{gone.detail} to start from") from gone
+    except UnknownTask as missing:
+        raise WrongState(f"{missing.detail} to start from") from missing
     if other.state is not TaskState.FINISHED or other.served is None:
         raise WrongState(f"task {source!r} is {other.state}; a warm start takes the coefficients of a finished task")
     if _key(other) != _key(task):
         raise WrongState(f"task {source!r} runs on another model, other layers or other groups than task {task.name!r}")
     values = read_coefficients(TensorBody.from_bytes(await work.aggregates.coefficients_body(source, other.served))).values
-    said = {"task": task.name, "round": round_.number, "examples": 0, "warm_start": f"{source}@{other.served}"}
-    return TensorBody({"coefficients": values}, said).to_bytes()
+    metadata = {"task": task.name, "round": round_.number, "examples": 0, "warm_start": f"{source}@{other.served}"}
+    return TensorBody({"coefficients": values}, metadata).to_bytes()
 
 
 def _key(task: Task) -> str:
+    """Return what two tasks must share to be comparable."""
     if task.spec.identity is None:
         raise WrongState(f"nobody joined task {task.name!r} yet")
     layout = task.spec.layout(task.spec.identity)

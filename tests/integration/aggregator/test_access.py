@@ -167,7 +167,7 @@ async def test_held_requests_are_counted_while_they_are_held(embedded: Deploymen
     async with asyncio.timeout(5):
         while f'ifed_long_polls{{task="{TASK}"}} 1.0' not in (await embedded.raw("GET", "/metrics", token=None)).text:
             await asyncio.sleep(0.02)
-    await embedded.app.state.aggregator.release()
+    await embedded.app.state.services.dependencies.long_poll.close()
     await held
     assert "ifed_long_polls{" not in (await embedded.raw("GET", "/metrics", token=None)).text
 

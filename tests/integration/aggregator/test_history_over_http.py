@@ -152,7 +152,7 @@ async def test_a_replay_names_the_contribution_that_was_altered(embedded: Deploy
 
 async def alter_in(app: FastAPI, client: str) -> None:
     """Change a client's context vector in SQLite behind the aggregator's back."""
-    database, body = app.state.aggregator._dependencies.database, context_body(9.0)
+    database, body = app.state.services.dependencies.database, context_body(9.0)
     async with database.engine.begin() as connection:
         await connection.exec_driver_sql("UPDATE contributions SET body = ? WHERE number = 1 AND client = ?", (body, client))
 

@@ -119,7 +119,7 @@ async def test_a_rotated_token_ends_the_old_one(aggregator: Deployment) -> None:
 async def test_only_the_hash_of_a_token_is_kept(embedded: Deployment) -> None:
     one = await embedded.client("a")
     token = one._http.headers["Authorization"].removeprefix("Bearer ")
-    database = embedded.app.state.aggregator._dependencies.database
+    database = embedded.app.state.services.dependencies.database
     async with database.read_only() as work:
         kept = await work.parties.get("a")
     assert token not in str(kept)
