@@ -1,4 +1,4 @@
-"""How long an event is tried, and what an attempt makes of it."""
+"""When a delivery is attempted again, and what an attempt makes of it."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from services.aggregator.application.webhook_delivery import RetryPolicy, outcom
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 from testing.factories import NOON
 
-PATIENCE = RetryPolicy(timeout=10.0, first=5.0, attempts=4)
+RETRY = RetryPolicy(timeout=10.0, first=5.0, attempts=4)
 DELIVERY = Delivery(DomainEvent(EventKind.ROUND_CLOSED, NOON, "sentiment", number=7), next_at=NOON)
 
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(1, 5), (2, 20), (3, 80), (4, 320), (9, 86_400), (90, 86_400)])
-def test_each_wait_is_four_times_the_one_before_and_a_day_at_the_most(attempts: int, seconds: int) -> None:
-    assert PATIENCE.after(attempts, None) == timedelta(seconds=seconds)
+def test_each_wait_is_four_times_the_one_before_and_at_most_a_day(attempts: int, seconds: int) -> None:
+    assert RETRY.wait(attempts, None) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(2.0, 5), (60.0, 60), (1e9, 86_400)])
 def test_a_receiver_may_ask_for_a_longer_wait_and_not_for_a_shorter_one(asked: float, seconds: int) -> None:
-    after = outcome(DELIVERY, Answer(429, "HTTP 429", asked), NOON, PATIENCE)
+    after = outcome(DELIVERY, Answer(429, "HTTP 429", asked), NOON, RETRY)
     assert (after.state, after.attempts, after.next_at) == (DeliveryState.PENDING, 1, NOON + timedelta(seconds=seconds))
 
 
-def test_what_succeeded_is_delivered() -> None:
-    after = outcome(DELIVERY, Answer(202), NOON, PATIENCE)
+def test_an_accepted_delivery_is_delivered() -> None:
+    after = outcome(DELIVERY, Answer(202), NOON, RETRY)
     assert (after.state, after.delivered_at, after.next_at, after.status) == (DeliveryState.DELIVERED, NOON, None, 202)
 
 
 @pytest.mark.parametrize(("attempts", "answer"), [(3, Answer(None, "ConnectError")), (0, Answer(410, "HTTP 410"))])
-def test_the_last_attempt_and_a_receiver_that_is_gone_end_it(attempts: int, answer: Answer) -> None:
-    after = outcome(replace(DELIVERY, attempts=attempts), answer, NOON, PATIENCE)
+def test_the_last_attempt_and_a_receiver_that_is_gone_end_a_delivery(attempts: int, answer: Answer) -> None:
+    after = outcome(replace(DELIVERY, attempts=attempts), answer, NOON, RETRY)
     assert (after.state, after.next_at, after.error) == (DeliveryState.FAILED, None, answer.error)
 
 
-def test_a_secret_is_not_in_the_words_of_its_webhook() -> None:
+def test_the_repr_of_a_webhook_hides_its_secret() -> None:
     assert "c2VjcmV0" not in repr(Webhook("pager", "https://example.org", "whsec_c2VjcmV0", NOON))
