@@ -256,7 +256,9 @@ class TestUnderLoad:
             refused = await http.post("/v1/classify", json={"model": "sentiment", "input": "x"})
         assert (refused.status_code, refused.json()["error"]) == (422, "Malformed")
 
-    async def test_the_event_loop_answers_while_the_model_is_busy(self, running: Running, tmp_path: Path) -> None:
+    async def test_a_busy_service_answers_at_once_and_finishes_its_requests_when_it_is_stopped(
+        self, running: Running, tmp_path: Path
+    ) -> None:
         """Forward passes are long enough to show an event loop that waits for them, on any machine."""
         with slow_service(running, tmp_path, MAX_QUEUE="100000", TOKEN_BUDGET="4096") as service:
             async with InferenceClient(service.url, timeout=240) as client, httpx.AsyncClient(base_url=service.url) as http:
@@ -275,19 +277,16 @@ class TestUnderLoad:
                 for task in load:
                     task.cancel()
                 await asyncio.gather(*load, return_exceptions=True)
-        times.sort()
-        assert waiting > 0, "the load must outlast the measurement"
-        assert times[len(times) // 4] < 0.05, "milliseconds; the slower quarters may have met another process"
-        assert times[len(times) // 2] < passes / 2, "no answer waits for the model"
-
-    async def test_a_stopping_service_finishes_its_requests(self, running: Running, tmp_path: Path) -> None:
-        with slow_service(running, tmp_path) as service:
+            times.sort()
+            assert waiting > 0, "the load must outlast the measurement"
+            assert times[len(times) // 4] < 0.05, "milliseconds; the slower quarters may have met another process"
+            assert times[len(times) // 2] < passes / 2, "no answer waits for the model"
             async with InferenceClient(service.url, timeout=60) as client:
-                waiting = [asyncio.create_task(client.classify("sentiment", ["good film"] * 60)) for _ in range(4)]
+                requests = [asyncio.create_task(client.classify("sentiment", ["good film " * 10] * 400)) for _ in range(4)]
                 while not await metric(service.url, "ifed_inference_queue_items"):
                     await asyncio.sleep(0.01)
                 service.process.send_signal(signal.SIGTERM)
-                answers = await asyncio.gather(*waiting)
-            assert [len(answer.data) for answer in answers] == [60] * 4
+                answers = await asyncio.gather(*requests)
+            assert [len(answer.data) for answer in answers] == [400] * 4
             # After a graceful shutdown uvicorn raises the signal again, so the exit status may be that of the signal.
             assert await asyncio.to_thread(service.process.wait, 30) in (0, -signal.SIGTERM)
