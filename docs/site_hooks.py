@@ -9,16 +9,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 LINK = re.compile(r"\]\(\.\./benchmarks/results/(?P<path>[^)#\s]+)")
+IMAGE = re.compile(r"!\[[^\]]*\]\((?P<path>[^)\s]+)\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the linked files under results/; a link to a file that does not exist is left to the link check of MkDocs."""
+    """Add the linked files under results/, and the images of those that are pages; MkDocs reports links to files that do not exist."""
     results = Path(config.docs_dir).parent / "benchmarks/results"
-    paths = {match["path"] for page in files.documentation_pages() for match in LINK.finditer(page.content_string)}
-    for path in sorted(path for path in paths if (results / path).is_file()):
-        files.append(
-            File.generated(config, f"results/{path}", abs_src_path=str(results / path), inclusion=InclusionLevel.NOT_IN_NAV)
-        )
+    paths = {results / match["path"] for page in files.documentation_pages() for match in LINK.finditer(page.content_string)}
+    pages = [path for path in paths if path.suffix == ".md" and path.is_file()]
+    paths |= {page.parent / match["path"] for page in pages for match in IMAGE.finditer(page.read_text(encoding="utf-8"))}
+    for path in sorted(path for path in paths if path.is_file()):
+        name = f"results/{path.relative_to(results).as_posix()}"
+        files.append(File.generated(config, name, abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 
