@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch, NonFinite, WrongState
+from ifed.tensors.values import Float64
 from services.aggregator.aggregation.robust import (
-    Float64,
     bounded,
     coordinate_median,
     geometric_median,
