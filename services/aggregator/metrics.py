@@ -1,4 +1,4 @@
-"""What the aggregator counts, in a registry of its own application. Knows no HTTP."""
+"""The Prometheus metrics of the aggregator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class Metrics:
-    """Counters that /metrics shows."""
+    """The metrics that /metrics shows, in a registry of one application."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -22,4 +22,5 @@ class Metrics:
         self.cache_failures = Counter("ifed_cache_failures", "Calls that Redis did not answer", ["call"], registry=registry)
 
     def cache_read(self, task: str, *, hit: bool) -> None:
+        """Count a read from the cache."""
         self.cache_reads.labels(task, "hit" if hit else "miss").inc()

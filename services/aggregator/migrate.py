@@ -1,4 +1,4 @@
-"""Brings the schema up to date: `python -m services.aggregator.migrate`, and at start when the settings say so; or waits until it is."""
+"""Bring the database schema up to date, or wait until it is: `python -m services.aggregator.migrate`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from services.aggregator.settings import Settings
 from services.aggregator.storage.database import connect
 
 log = structlog.get_logger(__name__)
-LOCK = 0x1FED1C1
-LOOK_SECONDS = 1.0
+ADVISORY_LOCK = 0x1FED1C1
+POLL_SECONDS = 1.0
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Apply what is missing in one transaction; replicas that start at once do it one after the other."""
+    """Apply the missing migrations in one transaction; replicas that start at the same time do it one after the other."""
     async with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
         await connection.run_sync(upgrade)
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Run the migrations up to `revision` on a connection whose transaction is the caller's."""
+    """Run the migrations up to `revision`, in the caller's transaction."""
     command.upgrade(configuration(connection), revision)
 
 
 def configuration(connection: Connection) -> Config:
-    """Alembic's configuration, without an ini file."""
+    """Return the configuration of Alembic, which needs no ini file."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -48,7 +48,7 @@ def configuration(connection: Connection) -> Config:
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether no migration that this release has is missing. A schema that a later release made counts as current."""
+    """Return whether every migration of this release is applied. The schema of a later release counts as current."""
     scripts = ScriptDirectory.from_config(configuration(connection))
     applied = set(MigrationContext.configure(connection).get_current_heads())
     known = {script.revision for script in scripts.walk_revisions()}
@@ -56,7 +56,7 @@ def is_current(connection: Connection) -> bool:
 
 
 async def wait(engine: AsyncEngine, *, seconds: float) -> bool:
-    """Look until the schema is current; False when it was not within `seconds`. A database that is away is looked at again."""
+    """Poll until the schema is current; return False when it is not within `seconds`, also when the database cannot be reached."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         try:
@@ -67,7 +67,7 @@ async def wait(engine: AsyncEngine, *, seconds: float) -> bool:
             await log.ainfo("the database cannot be reached", reason=type(reason).__name__)
         if asyncio.get_running_loop().time() >= end:
             return False
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _waited(settings: Settings, seconds: float) -> bool:

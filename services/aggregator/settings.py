@@ -83,6 +83,10 @@ class Settings(BaseSettings):
             if path := values.get(f"{server}_password_file"):
                 if not values.get(f"{server}_url"):
                     raise ValueError(f"{server.upper()}_PASSWORD_FILE goes with {server.upper()}_URL; set both")
+                if str(values[f"{server}_url"]).startswith("sqlite"):
+                    raise ValueError(
+                        "a SQLite file has no password; unset DATABASE_PASSWORD_FILE, or set DATABASE_URL to a Postgres"
+                    )
                 values[f"{server}_url"] = _with_password(
                     str(values[f"{server}_url"]), Path(path).read_text(encoding="utf-8").strip()
                 )
@@ -91,7 +95,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _with_async_driver(cls, url: str) -> str:
-        """Name the driver that this service uses."""
+        """Return the URL with the driver that this service uses."""
         for plain in ("postgres://", "postgresql://"):
             url = f"postgresql+asyncpg://{url.removeprefix(plain)}" if url.startswith(plain) else url
         if url.startswith("sqlite://"):

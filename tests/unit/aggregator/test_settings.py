@@ -78,6 +78,13 @@ def test_a_password_without_the_server_it_is_for_is_refused(tmp_path: Path) -> N
         Settings(admin_token=ADMIN_TOKEN, redis_password_file=tmp_path / "password")
 
 
+@pytest.mark.parametrize("url", ["sqlite:///ifed.db", "sqlite+aiosqlite:///ifed.db"])
+def test_a_password_file_for_a_sqlite_database_is_refused(tmp_path: Path, url: str) -> None:
+    (tmp_path / "password").write_text("secret-word")
+    with pytest.raises(ValidationError, match="unset DATABASE_PASSWORD_FILE"):
+        Settings(admin_token=ADMIN_TOKEN, database_url=url, database_password_file=tmp_path / "password")
+
+
 def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "")
     assert Settings(admin_token=ADMIN_TOKEN).redis_url is None
