@@ -1,6 +1,6 @@
-"""Measurements that print a table and write JSON.
+"""Benchmarks of the services and of the modelling core; `benchmarks/README.md` lists them.
 
-Importing the package keeps off the error stream what torchao says when it is imported, which must be asked for before torch is.
+Importing the package silences what torchao logs on import, which has to be set up before torch is imported.
 """
 
 from ifed.server.logs import hush_imports

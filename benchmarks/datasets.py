@@ -1,4 +1,4 @@
-"""The data sets of arXiv 2511.06757 from the folder the caller names, and their division among clients. Holds no text of its own."""
+"""The data sets of arXiv 2511.06757, read from the folder that `--data` names, and their division among clients."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 
 from ifed.modeling.prompts import Example
 
-LEAST = 16  # examples of the smallest client: a draw that leaves one less is drawn again
+MIN_CLIENT_EXAMPLES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A data set, asked about as I2CL (arXiv 2405.14660) asks.
+class Dataset:
+    """A data set with the template of I2CL (arXiv 2405.14660).
 
     Attributes:
-        key: how its files begin, `{key}.train.jsonl` and `{key}.test.jsonl`.
+        key: prefix of its files, `{key}.train.jsonl` and `{key}.test.jsonl`.
     """
 
     key: str
@@ -31,89 +31,90 @@ class Source:
     labels: tuple[str, ...]
 
 
-SOURCES = {
-    source.key: source
-    for source in (
-        Source("subj", "SUBJ", "Sentence: {text}\nLabel:", ("objective", "subjective")),
-        Source("agnews", "AG News", "News: {text}\nType:", ("World", "Sports", "Business", "Technology")),
-        Source("emoc", "EmoContext", "Dialogue: {text}\nEmotion:", ("others", "happy", "sad", "angry")),
+DATASETS = {
+    dataset.key: dataset
+    for dataset in (
+        Dataset("subj", "SUBJ", "Sentence: {text}\nLabel:", ("objective", "subjective")),
+        Dataset("agnews", "AG News", "News: {text}\nType:", ("World", "Sports", "Business", "Technology")),
+        Dataset("emoc", "EmoContext", "Dialogue: {text}\nEmotion:", ("others", "happy", "sad", "angry")),
     )
 }
 
 
-class BadTexts(Exception):
-    """A file of texts cannot be read as UTF-8, is too short, for itself or for the clients, or has a line that is no example of its data set."""
+class InvalidDataset(Exception):
+    """A file is missing, not UTF-8, too short for what is asked of it, or has a line that is not an example of its data set."""
 
 
-def read(folder: Path, source: Source, part: Literal["train", "test"], count: int) -> list[Example]:
-    """The first `count` examples of a part, empty lines aside; the files are shuffled.
+def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"], count: int) -> list[Example]:
+    """Return the first `count` examples of a split, skipping empty lines; the files are shuffled.
 
     Raises:
-        BadTexts: no such file or none in UTF-8, fewer examples, or a line that is not `{"text": …, "label": …}` with a label of the data set.
+        InvalidDataset: the file cannot be read as UTF-8, has fewer examples, or has a line that is not `{"text": …, "label": …}` with a
+            label of the data set.
     """
-    path = folder / f"{source.key}.{part}.jsonl"
+    path = folder / f"{dataset.key}.{split}.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise BadTexts(f"{path} cannot be read: {error.strerror}; --data names the folder of the data sets") from error
+        raise InvalidDataset(f"{path} cannot be read: {error.strerror}; --data names the folder of the data sets") from error
     except UnicodeDecodeError as error:
-        raise BadTexts(f"{path} cannot be read as UTF-8: {error}") from error
-    there = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    found = [_example(source, line, f"{path}:{number}") for number, line in islice(there, count)]
-    if len(found) < count:
-        raise BadTexts(f"{path} has {len(found)} examples, {count} are asked for")
-    return found
+        raise InvalidDataset(f"{path} cannot be read as UTF-8: {error}") from error
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    examples = [_parse_example(dataset, line, f"{path}:{number}") for number, line in islice(numbered, count)]
+    if len(examples) < count:
+        raise InvalidDataset(f"{path} has {len(examples)} examples, {count} are asked for")
+    return examples
 
 
-def read_both(folder: Path, source: Source, training: int, test: int) -> tuple[list[Example], list[Example]]:
-    """So many examples of the training part, and so many of the test part.
+def read_splits(folder: Path, dataset: Dataset, training: int, test: int) -> tuple[list[Example], list[Example]]:
+    """Return the first `training` examples of the training split and the first `test` of the test split.
 
     Raises:
-        BadTexts: as in `read`.
+        InvalidDataset: see `read_examples`.
     """
-    return read(folder, source, "train", training), read(folder, source, "test", test)
+    return read_examples(folder, dataset, "train", training), read_examples(folder, dataset, "test", test)
 
 
-def digest_of(*parts: Sequence[Example]) -> str:
-    """SHA-256 of the texts and labels of these parts, in hexadecimal digits."""
-    told = [[(one.text, one.label) for one in part] for part in parts]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+def digest_examples(*splits: Sequence[Example]) -> str:
+    """Return the SHA-256 of the texts and labels of these splits, in hexadecimal."""
+    pairs = [[(example.text, example.label) for example in split] for split in splits]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _example(source: Source, line: str, place: str) -> Example:
+def _parse_example(dataset: Dataset, line: str, place: str) -> Example:
     try:
         row = json.loads(line)
-        text, label = row["text"], source.labels.index(row["label"])
+        text, label = row["text"], dataset.labels.index(row["label"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadTexts(_wanted(source, place)) from error
+        raise InvalidDataset(_expected_line(dataset, place)) from error
     if not isinstance(text, str):
-        raise BadTexts(_wanted(source, place))
+        raise InvalidDataset(_expected_line(dataset, place))
     return Example(text, label)
 
 
-def _wanted(source: Source, place: str) -> str:
-    return f'{place}: a line must be {{"text": …, "label": …}} with one of the labels {", ".join(source.labels)}'
+def _expected_line(dataset: Dataset, place: str) -> str:
+    return f'{place}: a line must be {{"text": …, "label": …}} with one of the labels {", ".join(dataset.labels)}'
 
 
-def dirichlet_split(truths: Sequence[int], clients: int, alpha: float, seed: int) -> list[list[int]]:
-    """Indices of each client's examples: of every label, shares drawn from a symmetric Dirichlet distribution (arXiv 1909.06335).
+def dirichlet_split(labels: Sequence[int], clients: int, alpha: float, seed: int) -> list[list[int]]:
+    """Divide examples among clients by a symmetric Dirichlet distribution over each label (arXiv 1909.06335); return each client's indices.
 
-    Drawn again until the smallest client has `LEAST` examples.
+    The division is drawn again until every client has at least `MIN_CLIENT_EXAMPLES`.
 
     Raises:
-        BadTexts: no such division was found.
+        InvalidDataset: no such division was drawn in a thousand attempts.
     """
     random = np.random.default_rng(seed)
-    labels = np.asarray(truths)
+    label_of = np.asarray(labels)
     for _ in range(1000):
         parts: list[list[int]] = [[] for _ in range(clients)]
-        for label in np.unique(labels):
-            mine = random.permutation(np.flatnonzero(labels == label))
-            cuts = (np.cumsum(random.dirichlet([alpha] * clients)) * len(mine)).astype(int)[:-1]
-            for part, indices in zip(parts, np.split(mine, cuts), strict=True):
-                part.extend(indices.tolist())
-        if min(map(len, parts)) >= LEAST:
+        for label in np.unique(label_of):
+            indices = random.permutation(np.flatnonzero(label_of == label))
+            cuts = (np.cumsum(random.dirichlet([alpha] * clients)) * len(indices)).astype(int)[:-1]
+            for part, share in zip(parts, np.split(indices, cuts), strict=True):
+                part.extend(share.tolist())
+        if min(map(len, parts)) >= MIN_CLIENT_EXAMPLES:
             return [random.permutation(part).tolist() for part in parts]
-    raise BadTexts(
-        f"{len(truths)} examples do not suffice for {clients} clients of at least {LEAST}; take more examples or fewer clients"
+    raise InvalidDataset(
+        f"{len(labels)} examples are too few for {clients} clients of at least {MIN_CLIENT_EXAMPLES}; take more examples or fewer clients"
     )

@@ -1,4 +1,4 @@
-"""Figures as PNG and SVG, the same bytes from the same figures. Measures nothing."""
+"""Plots as PNG and SVG; the same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-INK, GRID = "#1f2933", "#d9dee4"
-STYLE = {"svg.hashsalt": "ifed", "font.size": 8, "axes.edgecolor": INK, "text.color": INK}
-DOTS = 130  # per inch
+TEXT_COLOUR, GRID_COLOUR = "#1f2933", "#d9dee4"
+STYLE = {"svg.hashsalt": "ifed", "font.size": 8, "axes.edgecolor": TEXT_COLOUR, "text.color": TEXT_COLOUR}
+DOTS_PER_INCH = 130
 
 
 def save(figure: Figure, folder: Path, name: str, title: str) -> Iterator[Path]:
-    """Write `name`.png and `name`.svg, the latter with a title that a screen reader reads out. Yields the paths that were written."""
+    """Write `name`.png and `name`.svg and yield their paths; the SVG carries `title` for screen readers."""
     with mpl.rc_context(STYLE):
-        raster, vector = folder / f"{name}.png", folder / f"{name}.svg"
-        figure.savefig(raster, dpi=DOTS)
-        yield raster
-        figure.savefig(vector, metadata={"Date": None})
-        drawn = vector.read_text(encoding="utf-8")
-        vector.write_text(drawn.replace("<metadata>", f"<title>{html.escape(title)}</title>\n <metadata>", 1), encoding="utf-8")
-        yield vector
+        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+        figure.savefig(png, dpi=DOTS_PER_INCH)
+        yield png
+        figure.savefig(svg, metadata={"Date": None})
+        drawing = svg.read_text(encoding="utf-8")
+        svg.write_text(drawing.replace("<metadata>", f"<title>{html.escape(title)}</title>\n <metadata>", 1), encoding="utf-8")
+        yield svg

@@ -1,4 +1,4 @@
-"""How a benchmark that starts services ends. Starts nothing itself."""
+"""Orderly shutdown of a benchmark that starts services."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import signal
 import sys
 
 
-def end_on_sigterm() -> None:
-    """From now on SIGTERM ends this process as an error would, so that the services it has started end too."""
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into `SystemExit`, so that the services which this process has started are stopped too."""
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))

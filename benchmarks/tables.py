@@ -1,73 +1,38 @@
-"""A benchmark's tables, and their place in a page of the documentation. Measures nothing."""
+"""Tables of results, as Markdown and as JSON."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-MARKED = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- end of figures -->)", re.S)
-
-
-class BadPage(ValueError):
-    """A page is not there, or has no place for figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of figures as they are to be read.
+    """One table of results.
 
     Attributes:
-        note: a sentence between title and table, or nothing.
-        wordy: heads of the columns that stand to the left; others hold figures.
+        note: a sentence between the title and the table; may be empty.
+        text_columns: headings of the columns that are aligned to the left; all others hold numbers.
     """
 
     title: str
-    heads: Sequence[str]
+    headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    wordy: Sequence[str] = ()
+    text_columns: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """With its title."""
-        return "\n".join(
-            [f"### {self.title}", "", *([self.note, ""] if self.note else []), grid(self.heads, self.rows, self.wordy)]
-        )
+        """Return the table in Markdown, below its title."""
+        lines = [f"### {self.title}", "", *([self.note, ""] if self.note else [])]
+        return "\n".join([*lines, markdown_table(self.headings, self.rows, self.text_columns)])
 
     def json(self) -> dict[str, Any]:
-        """The same for a program."""
-        return {"title": self.title, "note": self.note, "heads": list(self.heads), "rows": [list(row) for row in self.rows]}
+        """Return the table as a JSON-ready mapping."""
+        return {"title": self.title, "note": self.note, "heads": list(self.headings), "rows": [list(row) for row in self.rows]}
 
 
-def grid(heads: Sequence[str], rows: Iterable[Sequence[object]], wordy: Sequence[str] = ()) -> str:
-    """A Markdown table: the columns of the heads `wordy` stand to the left, others, which hold figures, to the right."""
-    ways = ["---" if head in wordy else "---:" for head in heads]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, ways, *rows))
-
-
-def write_into(page: Path, words: str) -> None:
-    """Put the tables between the page's two marks.
-
-    Raises:
-        BadPage: there is no such page, or it has no such marks.
-    """
-    before, after = around_figures(page)
-    page.write_text(f"{before}{words}\n{after}", encoding="utf-8")
-
-
-def around_figures(page: Path) -> tuple[str, str]:
-    """What stands before the place of the figures, and after it.
-
-    Raises:
-        BadPage: there is no such page, or it has no such place.
-    """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadPage(f"{page} cannot be read: {error.strerror}") from error
-    found = MARKED.search(text)
-    if found is None:
-        raise BadPage(f"{page} has no <!-- figures --> and <!-- end of figures --> with a line between them")
-    return text[: found.start()], text[found.end() :]
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]], text_columns: Sequence[str] = ()) -> str:
+    """Return a Markdown table, with the columns named in `text_columns` aligned to the left and all others to the right."""
+    alignments = ["---" if heading in text_columns else "---:" for heading in headings]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (headings, alignments, *rows))

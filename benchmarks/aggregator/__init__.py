@@ -1,1 +1,1 @@
-"""How fast the aggregator runs whole rounds, beside the same federation on Flower. Prints a table; never part of the tests."""
+"""Whole rounds of the aggregator with many clients, beside the same federation on Flower: `python -m benchmarks.aggregator`."""

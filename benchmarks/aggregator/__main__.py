@@ -1,22 +1,23 @@
-"""`python -m benchmarks.aggregator`: whole rounds with many clients, on this aggregator and on Flower; prints a table, writes JSON."""
+"""Run whole rounds with many clients on this aggregator and on Flower: `python -m benchmarks.aggregator`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.aggregator import flower
-from benchmarks.aggregator.http_connections import connected
-from benchmarks.aggregator.report import Figures, goals, medians, percentile, table
-from benchmarks.aggregator.servers import running
-from benchmarks.aggregator.simulated_clients import Federation, Payload
-from benchmarks.shutdown import end_on_sigterm
+from benchmarks.aggregator.flower import measure_flower
+from benchmarks.aggregator.http_connections import connect
+from benchmarks.aggregator.report import Result, goals, markdown, medians, percentile, table
+from benchmarks.aggregator.servers import start_servers
+from benchmarks.aggregator.simulated_clients import Payload, SimulatedTask
+from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.shutdown import exit_on_sigterm
 from testing.factories import ADMIN_TOKEN
 
 SMALL, LARGE = Payload(18, 640, 16), Payload(32, 4096, 8)
@@ -24,107 +25,121 @@ ROUNDS = 2  # of calibration; a context round comes before them and an evaluatio
 PACED_RATE, PACED_CLIENTS = 100.0, 1000
 
 
-def measure(payload: Payload, clients: int, connections: int) -> Figures:
-    """One whole task, from its start to its end, on fresh servers."""
-    with running() as stack:
-
-        async def work() -> tuple[Federation, list[float], dict[str, list[float]], float]:
-            async with connected(stack.aggregator.port, connections) as wire:
-                task = Federation(wire, ADMIN_TOKEN, "bench", payload)
-                await task.gather(clients, rounds=ROUNDS)
-                used = stack.cpu_seconds()
-                took = await task.run()
-                return task, took, wire.seconds, stack.cpu_seconds() - used
-
-        task, took, seconds, cpu = asyncio.run(work())
-        sent = seconds["context"] + seconds["update"]
-        return Figures(
-            system="ifed",
-            payload=str(payload),
-            clients=clients,
-            rounds_per_second=len(took) / sum(took),
-            contributions_per_second=task.contributions / sum(took),
-            context_p50_ms=1000 * percentile(seconds["context"], 50),
-            context_p99_ms=1000 * percentile(seconds["context"], 99),
-            update_p50_ms=1000 * percentile(seconds["update"], 50),
-            update_p99_ms=1000 * percentile(seconds["update"], 99),
-            peak_megabytes=stack.peak_megabytes(),
-            database_megabytes=stack.database_bytes() / 2**20,
-            cpu_ms_per_contribution=1000 * cpu / len(sent),
-            round_seconds=took,
-        )
+def main() -> None:
+    """Measure, or read stored results; print the tables and write them."""
+    exit_on_sigterm()
+    options = _parse_arguments()
+    results = read_results(options.out) if options.report else _measure(options)
+    tables = markdown(results)
+    print(tables)
+    if not options.report:
+        write_json(options.out, results)
+    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.aggregator --report")
 
 
-def paced(connections: int) -> dict[str, float]:
-    """Updates at a steady rate: how long each waits for its answer."""
-    with running() as stack:
-
-        async def work() -> list[float]:
-            async with connected(stack.aggregator.port, connections) as wire:
-                task = Federation(wire, ADMIN_TOKEN, "bench", SMALL)
-                await task.gather(PACED_CLIENTS, rounds=1)
-                await task.start()
-                await task.whole_round()
-                await task.paced(PACED_RATE)
-                return wire.seconds["paced"]
-
-        seconds = asyncio.run(work())
-    return {"per_second": PACED_RATE, "p50_ms": 1000 * percentile(seconds, 50), "p99_ms": 1000 * percentile(seconds, 99)}
-
-
-def several(payload: Payload, clients: int, options: argparse.Namespace) -> Figures:
-    """The medians of several runs; of one for counts that take long."""
-    runs = options.runs if clients * payload.hidden <= 1000 * SMALL.hidden else 1
-    found = []
-    for _ in range(runs):
-        found.append(measure(payload, clients, options.connections))
-        print(table(found[-1:]).splitlines()[-1], flush=True)
-    return medians(found)
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aggregator", description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="counts for 18x2x640")
-    parser.add_argument("--large", type=int, nargs="*", default=[10, 100, 1000], help="counts for 32x2x4096")
+    parser.add_argument(
+        "--clients", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="numbers of clients with payload 18x2x640"
+    )
+    parser.add_argument("--large", type=int, nargs="*", default=[10, 100, 1000], help="numbers of clients with payload 32x2x4096")
     parser.add_argument(
         "--flower",
         type=int,
         nargs="*",
         default=[5, 10, 20],
-        help="counts to try on Flower, and here beside it; it ends at the first that fails",
+        help="numbers of clients to try on Flower, and here beside it; stops at the first that fails",
     )
     parser.add_argument(
-        "--flower-venv", type=Path, default=Path(".cache/flower"), help="where Flower's own environment is or is made"
+        "--flower-venv",
+        type=Path,
+        default=Path(".cache/flower"),
+        help="virtual environment of Flower; created if it does not exist",
     )
-    parser.add_argument("--flower-minutes", type=float, default=8.0, help="how long Flower may take for one count")
+    parser.add_argument("--flower-minutes", type=float, default=8.0, help="time limit of Flower for one number of clients")
     parser.add_argument("--connections", type=int, default=16, help="HTTP connections that the simulated clients share")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each small count, of which the medians are told")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each small number of clients, whose medians are reported")
+    parser.add_argument(
+        "--out", "--json", type=Path, default=RESULTS / "aggregator.json", help="file of the results; tables go beside it"
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results in --out")
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run everything that was asked for."""
-    end_on_sigterm()
-    options = arguments()
-    found = [several(SMALL, clients, options) for clients in options.clients]
-    found += [several(LARGE, clients, options) for clients in options.large]
-    steady = [paced(options.connections) for _ in range(options.runs)] if options.clients else []
-    theirs = flower.measured(options.flower, options.flower_venv, SMALL, ROUNDS, options.flower_minutes * 60)
-    found += [several(SMALL, one.clients, options) for one in theirs if one.clients not in options.clients]
-    found += theirs
-    print(f"\n{table(found)}")
-    for one in steady:
-        print(f"updates at {one['per_second']:.0f}/s: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms")
-    reached = goals(found, steady)
-    for goal in reached:
-        print(f"{goal.goal}: {'not measured' if goal.met is None else goal.measured}{'' if goal.met is not False else ', not met'}")
-    if options.json is not None:
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        machine |= {"load_after": os.getloadavg()[0], "at": time.strftime("%Y-%m-%d")}
-        told = {"runs": [asdict(one) for one in found], "paced": steady, "goals": [asdict(one) for one in reached]}
-        options.json.write_text(json.dumps({"machine": machine} | told, indent=1) + "\n", encoding="utf-8")
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that was asked for."""
+    runs = [_median_run(SMALL, clients, options) for clients in options.clients]
+    runs += [_median_run(LARGE, clients, options) for clients in options.large]
+    paced = [_measure_paced(options.connections) for _ in range(options.runs)] if options.clients else []
+    flower = measure_flower(options.flower, options.flower_venv, SMALL, ROUNDS, options.flower_minutes * 60)
+    runs += [_median_run(SMALL, result.clients, options) for result in flower if result.clients not in options.clients]
+    runs += flower
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    machine |= {"load_after": os.getloadavg()[0], "at": time.strftime("%Y-%m-%d")}
+    return {
+        "machine": machine,
+        "runs": [asdict(run) for run in runs],
+        "paced": paced,
+        "goals": [asdict(goal) for goal in goals(runs, paced)],
+    }
+
+
+def _median_run(payload: Payload, clients: int, options: argparse.Namespace) -> Result:
+    """Return the medians of several runs; of one run for sizes that take long."""
+    count = options.runs if clients * payload.hidden <= 1000 * SMALL.hidden else 1
+    runs = []
+    for _ in range(count):
+        runs.append(_measure_task(payload, clients, options.connections))
+        log_progress(table(runs[-1:]).splitlines()[-1])
+    return medians(runs)
+
+
+def _measure_task(payload: Payload, clients: int, connections: int) -> Result:
+    """Run one whole task on fresh servers."""
+    with start_servers() as servers:
+
+        async def run() -> tuple[SimulatedTask, list[float], dict[str, list[float]], float]:
+            async with connect(servers.aggregator.port, connections) as pool:
+                task = SimulatedTask(pool, ADMIN_TOKEN, "bench", payload)
+                await task.create(clients, rounds=ROUNDS)
+                cpu_before = servers.cpu_seconds()
+                round_seconds = await task.run()
+                return task, round_seconds, pool.seconds, servers.cpu_seconds() - cpu_before
+
+        task, round_seconds, latencies, cpu = asyncio.run(run())
+        contributions = latencies["context"] + latencies["update"]
+        return Result(
+            system="ifed",
+            payload=str(payload),
+            clients=clients,
+            rounds_per_second=len(round_seconds) / sum(round_seconds),
+            contributions_per_second=task.contributions / sum(round_seconds),
+            context_p50_ms=1000 * percentile(latencies["context"], 50),
+            context_p99_ms=1000 * percentile(latencies["context"], 99),
+            update_p50_ms=1000 * percentile(latencies["update"], 50),
+            update_p99_ms=1000 * percentile(latencies["update"], 99),
+            peak_megabytes=servers.peak_megabytes(),
+            database_megabytes=servers.database_bytes() / 2**20,
+            cpu_ms_per_contribution=1000 * cpu / len(contributions),
+            round_seconds=round_seconds,
+        )
+
+
+def _measure_paced(connections: int) -> dict[str, float]:
+    """Return the latency of updates that are sent at a steady rate."""
+    with start_servers() as servers:
+
+        async def run() -> list[float]:
+            async with connect(servers.aggregator.port, connections) as pool:
+                task = SimulatedTask(pool, ADMIN_TOKEN, "bench", SMALL)
+                await task.create(PACED_CLIENTS, rounds=1)
+                await task.start()
+                await task.run_round()
+                await task.run_round_at_rate(PACED_RATE)
+                return pool.seconds["paced"]
+
+        latencies = asyncio.run(run())
+    return {"per_second": PACED_RATE, "p50_ms": 1000 * percentile(latencies, 50), "p99_ms": 1000 * percentile(latencies, 99)}
 
 
 if __name__ == "__main__":

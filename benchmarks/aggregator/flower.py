@@ -1,4 +1,4 @@
-"""The same federation on Flower, from the package index, in an environment of its own. Starts and stops its processes."""
+"""The same federation on Flower, from the package index, in a virtual environment of its own."""
 
 from __future__ import annotations
 
@@ -13,65 +13,72 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.aggregator.report import Figures
+from benchmarks.aggregator.report import Result
 from benchmarks.aggregator.simulated_clients import Payload
+from benchmarks.output import log_progress
 from testing.servers import free_port
 
 VERSION = "1.41.0"
 APP = Path(__file__).parent / "flower_app"
-CONNECTION = '[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+CONFIG = '[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
 
 
-def measured(counts: Sequence[int], folder: Path, payload: Payload, rounds: int, limit: float) -> list[Figures]:
-    """Figures of every count Flower gets through in `limit` seconds, up to the first that it does not."""
-    found: list[Figures] = []
+def measure_flower(counts: Sequence[int], folder: Path, payload: Payload, rounds: int, timeout: float) -> list[Result]:
+    """Measure each number of clients, up to the first that Flower does not complete within `timeout` seconds."""
+    results: list[Result] = []
     for clients in counts:
-        binaries = _installed(folder.resolve())
-        took = _federation(binaries, clients, payload, rounds, limit)
-        if took is None:
-            print(f"flower: {clients} clients were not through after {limit:.0f} s", flush=True)
+        binaries = _install(folder.resolve())
+        seconds = _run_federation(binaries, clients, payload, rounds, timeout)
+        if seconds is None:
+            log_progress(f"flower: {clients} clients were not finished after {timeout:.0f} s")
             break
-        made = Figures("flower", str(payload), clients, len(took) / sum(took), clients * len(took) / sum(took), round_seconds=took)
-        print(f"flower: {clients} clients, {made.contributions_per_second:.2f} contributions/s, rounds {took}", flush=True)
-        found.append(made)
-    return found
+        result = Result(
+            "flower",
+            str(payload),
+            clients,
+            len(seconds) / sum(seconds),
+            clients * len(seconds) / sum(seconds),
+            round_seconds=seconds,
+        )
+        log_progress(f"flower: {clients} clients, {result.contributions_per_second:.2f} contributions/s, rounds {seconds}")
+        results.append(result)
+    return results
 
 
-def _installed(folder: Path) -> Path:
-    """The binaries of Flower's own environment: it pins other versions of what the aggregator uses too."""
+def _install(folder: Path) -> Path:
+    """Install Flower, which pins other versions of the aggregator's dependencies; return the folder of its programs."""
     if not (folder / "bin" / "flower-superlink").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([folder / "bin" / "pip", "install", "--quiet", f"flwr=={VERSION}"], check=True)
     return folder / "bin"
 
 
-def _federation(binaries: Path, clients: int, payload: Payload, rounds: int, limit: float) -> list[float] | None:
-    """Seconds of each round; None when it did not end in time."""
+def _run_federation(binaries: Path, clients: int, payload: Payload, rounds: int, timeout: float) -> list[float] | None:
+    """Return the seconds of each round, or None if it did not end in time."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifed-flower-")))
         out, port = folder / "out.json", free_port()
-        (folder / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
-        own = {
+        (folder / "config.toml").write_text(CONFIG.format(port=port), encoding="utf-8")
+        environment = {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "HOME": str(folder),
             "FLWR_HOME": str(folder),
             "FLWR_TELEMETRY_ENABLED": "0",
         }
-        link = [binaries / "flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
-        stack.enter_context(_running(link, own, folder / "superlink.log"))
+        superlink = [binaries / "flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+        stack.enter_context(_running(superlink, environment, folder / "superlink.log"))
         time.sleep(10)
         for rank in range(clients):
             node = [binaries / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
-            stack.enter_context(_running(node, own, folder / f"supernode-{rank}.log"))
-        said = (
-            f'clients={clients} rounds={rounds} layers={payload.layers} hidden={payload.hidden} groups={payload.groups} out="{out}"'
-        )
-        run = [binaries / "flwr", "run", APP, "bench", "--run-config", said]
-        end = time.monotonic() + limit
+            stack.enter_context(_running(node, environment, folder / f"supernode-{rank}.log"))
+        shape = f"layers={payload.layers} hidden={payload.hidden} groups={payload.groups}"
+        config = f'clients={clients} rounds={rounds} {shape} out="{out}"'
+        command = [binaries / "flwr", "run", APP, "bench", "--run-config", config]
+        end = time.monotonic() + timeout
         try:
-            subprocess.run(run, env=own, check=True, capture_output=True, timeout=limit)
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=timeout)
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as reason:
-            print(f"flower: `flwr run` ended with {type(reason).__name__}", flush=True)
+            log_progress(f"flower: `flwr run` ended with {type(reason).__name__}")
             return None
         while not out.exists():
             if time.monotonic() > end:
@@ -81,16 +88,16 @@ def _federation(binaries: Path, clients: int, payload: Payload, rounds: int, lim
 
 
 @contextmanager
-def _running(command: Sequence[str | Path], own: dict[str, str], log: Path) -> Iterator[None]:
-    """A process with all that it starts, in a group of its own, which is ended as one."""
+def _running(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> Iterator[None]:
+    """Run a process in a group of its own, so that its children end with it."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=own, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         yield
     finally:
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             try:
-                os.killpg(process.pid, how)
+                os.killpg(process.pid, number)
                 process.wait(3)
             except (subprocess.TimeoutExpired, ProcessLookupError):
                 continue

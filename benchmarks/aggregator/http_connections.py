@@ -1,4 +1,4 @@
-"""HTTP/1.1 over a bounded number of kept connections, with as little work of its own as can be. For benchmarks alone."""
+"""A pool of kept-alive HTTP/1.1 connections that costs the driver of a benchmark little CPU."""
 
 from __future__ import annotations
 
@@ -7,46 +7,55 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-HEADS = {"PUT": "Content-Type: application/vnd.safetensors\r\n", "POST": "Content-Type: application/json\r\n"}
+CONTENT_TYPES = {"PUT": "Content-Type: application/vnd.safetensors\r\n", "POST": "Content-Type: application/json\r\n"}
 
 
-class Refused(Exception):
-    """An answer of 400 or above."""
+class HttpError(Exception):
+    """A response with status 400 or above."""
 
 
 class Connection:
-    """One kept connection; one request at a time."""
+    """One kept-alive connection, for one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def request(self, method: str, path: str, token: str, body: bytes) -> bytes:
-        """The body of the answer; Refused when the status says so."""
-        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{HEADS.get(method, '')}"
+        """Return the body of the response.
+
+        Raises:
+            HttpError: the status is 400 or above.
+        """
+        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{CONTENT_TYPES.get(method, '')}"
         self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        said = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(said.partition("content-length: ")[2].split("\r\n", 1)[0] or 0)
-        answer = await self._reader.readexactly(length)
-        if int(said.split(" ", 2)[1]) >= 400:
-            raise Refused(f"{method} {path}: {answer.decode()[:300]}")
-        return answer
+        headers = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(headers.partition("content-length: ")[2].split("\r\n", 1)[0] or 0)
+        response = await self._reader.readexactly(length)
+        if int(headers.split(" ", 2)[1]) >= 400:
+            raise HttpError(f"{method} {path}: {response.decode()[:300]}")
+        return response
 
     def close(self) -> None:
+        """Close the connection."""
         self._writer.close()
 
 
-class Wire:
-    """Requests that wait for a free connection; how long each took from its first byte on, by the name its caller gives it."""
+class ConnectionPool:
+    """Connections that many coroutines share.
+
+    Attributes:
+        seconds: duration of each request from its first byte on, by the name that its caller gives it; without the wait for a connection.
+    """
 
     def __init__(self, connections: list[Connection]) -> None:
-        self._all = connections
+        self._connections = connections
         self._free: asyncio.Queue[Connection] = asyncio.Queue()
         for connection in connections:
             self._free.put_nowait(connection)
         self.seconds: dict[str, list[float]] = {}
 
     async def request(self, method: str, path: str, token: str, body: bytes = b"", *, name: str = "") -> bytes:
-        """Send when a connection is free."""
+        """Send a request as soon as a connection is free; see `Connection.request`."""
         connection = await self._free.get()
         began = time.perf_counter()
         try:
@@ -56,16 +65,17 @@ class Wire:
             self._free.put_nowait(connection)
 
     def close(self) -> None:
-        for connection in self._all:
+        """Close all connections."""
+        for connection in self._connections:
             connection.close()
 
 
 @asynccontextmanager
-async def connected(port: int, connections: int) -> AsyncIterator[Wire]:
-    """So many connections to a loopback port."""
+async def connect(port: int, connections: int) -> AsyncIterator[ConnectionPool]:
+    """Open so many connections to a loopback port."""
     opened = [Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**20)) for _ in range(connections)]
-    wire = Wire(opened)
+    pool = ConnectionPool(opened)
     try:
-        yield wire
+        yield pool
     finally:
-        wire.close()
+        pool.close()

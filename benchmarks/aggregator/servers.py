@@ -1,4 +1,4 @@
-"""A real Postgres, a real Redis and an aggregator of its own process, for one benchmark. Stops what it started."""
+"""Postgres, Redis and an aggregator, each a process of its own, for one measurement."""
 
 from __future__ import annotations
 
@@ -18,47 +18,52 @@ from testing.servers import PostgresServer, RedisServer
 
 
 @dataclass
-class Stack:
-    """The running servers."""
+class Servers:
+    """The running aggregator and the URL of its database."""
 
     aggregator: Process
-    database: str
+    database_url: str
 
     def peak_megabytes(self) -> float:
-        """The most memory the aggregator's process ever held, as the kernel counted it (VmHWM)."""
+        """Return the peak resident memory of the aggregator's process (VmHWM) in MiB."""
         status = Path(f"/proc/{self.aggregator.pid}/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
     def cpu_seconds(self) -> float:
-        """Processor time of the aggregator's process so far."""
-        used = psutil.Process(self.aggregator.pid).cpu_times()
-        return float(used.user + used.system)
+        """Return the processor time of the aggregator's process so far."""
+        times = psutil.Process(self.aggregator.pid).cpu_times()
+        return float(times.user + times.system)
 
     def database_bytes(self) -> int:
-        """Size of the database on disk."""
+        """Return the size of the database on disk."""
 
-        async def ask() -> int:
-            connection = await asyncpg.connect(self.database)
+        async def query() -> int:
+            connection = await asyncpg.connect(self.database_url)
             try:
                 return int(await connection.fetchval("SELECT pg_database_size(current_database())"))
             finally:
                 await connection.close()
 
-        return asyncio.run(ask())
+        return asyncio.run(query())
 
 
 @contextmanager
-def running() -> Iterator[Stack]:
-    """Fresh servers: nothing of a run before is in them. Postgres syncs its commits to the disk, as it would in production."""
+def start_servers() -> Iterator[Servers]:
+    """Start fresh servers; Postgres syncs its commits to the disk, as in production."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifed-benchmark-")))
         postgres = stack.enter_context(contextlib.closing(PostgresServer()))
         redis = stack.enter_context(contextlib.closing(RedisServer()))
         postgres.run(fsync="on", full_page_writes="on", shared_buffers="128MB")
         redis.run()
-        given = {"DATABASE_URL": postgres.url, "REDIS_URL": redis.url, "MIGRATE_ON_START": "true"}
-        quiet = {"LOG_LEVEL": "WARNING", "CLAIM_SECONDS": "120"}
-        aggregator = Process(folder, **given, **quiet)
+        aggregator = Process(
+            folder,
+            DATABASE_URL=postgres.url,
+            REDIS_URL=redis.url,
+            MIGRATE_ON_START="true",
+            LOG_LEVEL="WARNING",
+            CLAIM_SECONDS="120",
+        )
         stack.callback(aggregator.close)
         aggregator.start()
-        yield Stack(aggregator, postgres.url)
+        yield Servers(aggregator, postgres.url)

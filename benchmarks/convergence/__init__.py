@@ -1,1 +1,1 @@
-"""How calibration converges when clients' labels are skewed: `python -m benchmarks.convergence`."""
+"""How calibration converges when clients have skewed labels: `python -m benchmarks.convergence`."""

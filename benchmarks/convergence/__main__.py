@@ -1,4 +1,4 @@
-"""`python -m benchmarks.convergence --data FOLDER --out FOLDER`: runs what has not run yet, then prints tables and draws plots."""
+"""Run the study of calibration under skewed labels: `python -m benchmarks.convergence --data FOLDER`; print its tables and draw its plots."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.convergence.plots import draw
-from benchmarks.convergence.report import collect, page, tables
-from benchmarks.convergence.runner import run
-from benchmarks.convergence.settings import Cell, Plan, cells
-from benchmarks.datasets import SOURCES, BadTexts, Source, dirichlet_split, read_both
+from benchmarks.convergence.report import collect, markdown
+from benchmarks.convergence.runner import run_setting
+from benchmarks.convergence.settings import Plan, Setting, all_settings
+from benchmarks.datasets import DATASETS, Dataset, InvalidDataset, dirichlet_split, read_splits
 from benchmarks.federated.federation import Federation
-from benchmarks.tables import write_into
+from benchmarks.output import RESULTS, log_progress, write_json, write_tables
 from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
@@ -26,81 +26,97 @@ from ifed.modeling.prompts import Example
 
 
 def main() -> None:
-    """Run every cell whose file is not there yet, one file a cell, so that a killed run goes on."""
-    given = _arguments()
-    plan = Plan(**{name: getattr(given, name) for name in asdict(Plan())})
-    chosen = [cell for cell in cells() if given.cells is None or cell.name in given.cells]
-    if unknown := set(given.cells or ()) - {cell.name for cell in chosen}:
-        sys.exit(f"no such cells: {', '.join(sorted(unknown))}; there are {', '.join(cell.name for cell in cells())}")
-    todo = {key: [cell for cell in chosen if not _file(given.out, key, cell).exists()] for key in given.sources}
-    if not given.report and any(todo.values()):
-        if given.threads:
-            torch.set_num_threads(given.threads)
-        try:
-            texts = {key: read_both(given.data, SOURCES[key], plan.training, plan.test) for key, waiting in todo.items() if waiting}
-        except BadTexts as refusal:
-            sys.exit(str(refusal))
-        lm = load(given.model, cache=cache_folder(given.cache), device=given.device, announce=_tell)
-        for key, (training, test) in texts.items():
-            for cell, federation in _federations(lm, SOURCES[key], training, test, todo[key], plan):
-                _run(lm, federation, cell, plan, _file(given.out, key, cell))
-    found = collect(given.out, plan)
-    (given.out / "convergence.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(tables(found))
-    for path in draw(found, given.out):
-        _tell(f"drew {path.name}")
-    if given.page is not None:
-        write_into(given.page, page(found, given.out.name))
+    """Run every missing cell and report on all; each cell is a file, so an interrupted run resumes."""
+    arguments = _parse_arguments()
+    plan = Plan(**{name: getattr(arguments, name) for name in asdict(Plan())})
+    chosen = [setting for setting in all_settings() if arguments.cells is None or setting.name in arguments.cells]
+    if unknown := set(arguments.cells or ()) - {setting.name for setting in chosen}:
+        names = ", ".join(setting.name for setting in all_settings())
+        sys.exit(f"no such cells: {', '.join(sorted(unknown))}; there are {names}")
+    if not arguments.report:
+        _run_missing(arguments, chosen, plan)
+    results = collect(arguments.out, plan)
+    text = markdown(results)
+    print(text)
+    write_json(arguments.out / "convergence.json", results)
+    out = "" if arguments.out == RESULTS / "convergence" else f" --out {arguments.out}"
+    write_tables(arguments.out / "tables.md", text, command=f"python -m benchmarks.convergence --report{out}")
+    for path in draw(results, arguments.out):
+        log_progress(f"drew {path.name}")
+
+
+def _run_missing(arguments: argparse.Namespace, chosen: list[Setting], plan: Plan) -> None:
+    missing = {
+        key: [setting for setting in chosen if not _cell_path(arguments.out, key, setting).exists()] for key in arguments.sources
+    }
+    if not any(missing.values()):
+        return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        texts = {
+            key: read_splits(arguments.data, DATASETS[key], plan.training, plan.test)
+            for key, settings in missing.items()
+            if settings
+        }
+    except InvalidDataset as refusal:
+        sys.exit(str(refusal))
+    lm = load(arguments.model, cache=cache_folder(arguments.cache), device=arguments.device, announce=log_progress)
+    for key, (training, test) in texts.items():
+        for setting, federation in _federations(lm, DATASETS[key], training, test, missing[key], plan):
+            _run_cell(lm, federation, setting, plan, _cell_path(arguments.out, key, setting))
 
 
 def _federations(
-    lm: LanguageModel, source: Source, training: list[Example], test: list[Example], waiting: list[Cell], plan: Plan
-) -> Iterator[tuple[Cell, Federation]]:
-    """Each cell with its clients; cells of the same layers share them, since what their lower layers give is the same."""
+    lm: LanguageModel, dataset: Dataset, training: list[Example], test: list[Example], settings: list[Setting], plan: Plan
+) -> Iterator[tuple[Setting, Federation]]:
+    """Yield each setting with its federation; settings of the same layers share one, with its cached activations."""
     split = dirichlet_split([example.label for example in training], plan.clients, plan.alpha, plan.seed)
     parts = [[training[index] for index in part] for part in split]
-    for layers, group in groupby(sorted(waiting, key=lambda cell: str(cell.layers) != "upper_half"), key=lambda cell: cell.layers):
-        _tell(f"{source.title}: context vectors for {layers}; clients have {', '.join(str(len(part)) for part in parts)} examples")
-        federation = Federation(lm, source, parts, test, layers)
-        for cell in group:
-            yield cell, federation
+    sizes = ", ".join(str(len(part)) for part in parts)
+    ordered = sorted(settings, key=lambda setting: str(setting.layers) != "upper_half")
+    for layers, group in groupby(ordered, key=lambda setting: setting.layers):
+        log_progress(f"{dataset.title}: context vectors for {layers}; clients have {sizes} examples")
+        federation = Federation(lm, dataset, parts, test, layers)
+        for setting in group:
+            yield setting, federation
 
 
-def _run(lm: LanguageModel, federation: Federation, cell: Cell, plan: Plan, path: Path) -> None:
-    if cell.groups is not None and lm.hidden_size % cell.groups:
-        _tell(f"{cell.name} left out: {cell.groups} groups do not divide the hidden size {lm.hidden_size}")
+def _run_cell(lm: LanguageModel, federation: Federation, setting: Setting, plan: Plan, path: Path) -> None:
+    if setting.groups is not None and lm.hidden_size % setting.groups:
+        log_progress(f"{setting.name} left out: {setting.groups} groups do not divide the hidden size {lm.hidden_size}")
         return
-    found = run(federation, cell, plan, lambda words: _tell(f"{federation.source.title}: {words}"))
-    found |= {"data": federation.source.key, "model": lm.name, "plan": asdict(plan)}
+    result = run_setting(federation, setting, plan, lambda message: log_progress(f"{federation.dataset.title}: {message}"))
+    result |= {"data": federation.dataset.key, "model": lm.name, "plan": asdict(plan)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.rename(path)
 
 
-def _file(folder: Path, key: str, cell: Cell) -> Path:
-    return folder / "cells" / key / f"{cell.name}.json"
+def _cell_path(folder: Path, key: str, setting: Setting) -> Path:
+    return folder / "cells" / key / f"{setting.name}.json"
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with {subj,agnews,emoc}.{train,test}.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="folder of one JSON file a cell, the tables' JSON and the plots")
-    parser.add_argument("--page", type=Path, default=None, help="takes tables and figures between its marks; lies beside --out")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder with {subj,agnews,emoc}.{train,test}.jsonl; not needed with --report"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "convergence", help="folder of cells, tables and plots")
     parser.add_argument("--model", default="gemma-3-270m", help="catalogue name, Hugging Face id or folder")
-    parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
-    parser.add_argument("--cells", nargs="+", default=None, help="names of settings; all unless told")
-    parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there")
+    parser.add_argument("--sources", nargs="+", choices=sorted(DATASETS), default=list(DATASETS), help="data sets")
+    parser.add_argument("--cells", nargs="+", default=None, help="names of settings; by default all")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the tables and plots of the cells under --out")
     parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
     parser.add_argument("--device", default="auto", help="as torch names it")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
     for name, value in asdict(Plan()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{value} unless told")
-    return parser.parse_args()
-
-
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"by default {value}")
+    arguments = parser.parse_args()
+    if arguments.data is None and not arguments.report:
+        parser.error("--data names the folder of the data sets")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""What the cells found, as Markdown tables. Measures nothing."""
+"""The results of the study as Markdown tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.convergence.settings import BASE, Plan, cells
-from benchmarks.datasets import SOURCES
+from benchmarks.convergence.settings import BASE, Plan, all_settings
+from benchmarks.datasets import DATASETS
 from benchmarks.tables import Table
 
-HEADS = (
-    "data", "setting", "bare", "last", "best", "late swing", "last, prior flat", "late swing", "last, prior matched", "late swing", "macro-F1", "bytes up a round"
-)  # fmt: skip
+HEADINGS = (
+    *("data", "setting", "bare", "last", "best", "late swing", "last, prior flat", "late swing"),
+    *("last, prior matched", "late swing", "macro-F1", "bytes up a round"),
+)
 AXES = {
     "algorithm": "The algorithm",
     "groups": "Coefficient groups",
@@ -26,76 +27,59 @@ AXES = {
 
 
 def collect(folder: Path, plan: Plan) -> dict[str, Any]:
-    """All cells of a folder that ran under `plan`, in the study's order, data set by data set, with a client's steps before each row."""
-    found = []
-    for key in SOURCES:
-        for cell in cells():
-            path = folder / "cells" / key / f"{cell.name}.json"
+    """Return all stored cells that ran under `plan`, by data set in the study's order, with a client's local steps before each row."""
+    runs = []
+    for key in DATASETS:
+        for setting in all_settings():
+            path = folder / "cells" / key / f"{setting.name}.json"
             if path.exists():
                 run = json.loads(path.read_text(encoding="utf-8"))
                 if run["plan"] == asdict(plan):
-                    each = cell.policy_for(plan).local_steps
-                    found.append(run | {"steps": [each * row["round"] for row in run["rows"]]})
-    return {"plan": asdict(plan), "runs": found}
+                    steps = setting.policy_for(plan).local_steps
+                    runs.append(run | {"steps": [steps * row["round"] for row in run["rows"]]})
+    return {"plan": asdict(plan), "runs": runs}
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """A table for each axis; the base setting stands in each."""
-    return "\n".join(line for axis, title in AXES.items() for line in _table(found["runs"], axis, title))
-
-
-def page(found: Mapping[str, Any], folder: str) -> str:
-    """The tables, each above its figure, which lies in `folder` as seen from the page."""
-    parts = []
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return a table for each axis, each above its plot; the base setting stands in every table."""
+    sections = []
     for axis, title in AXES.items():
-        if lines := list(_table(found["runs"], axis, title)):
-            parts.append(
-                "\n".join(lines) + f"\n![Accuracy against rounds and bytes: {title.lower()}]({folder}/convergence-{axis}.png)"
-            )
-    return "\n\n".join(parts)
-
-
-def last(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The newest version's value."""
-    return float(rows[-1][name])
+        runs = [run for run in results["runs"] if run["axis"] == axis or run["cell"] == BASE]
+        if any(run["axis"] == axis for run in runs):
+            table = Table(title, HEADINGS, [_row(run) for run in runs], text_columns=HEADINGS[:2]).markdown()
+            sections.append(f"{table}\n\n![Accuracy against rounds and bytes: {title.lower()}](convergence-{axis}.png)")
+    return "\n\n".join(sections)
 
 
 def late_swing(rows: Sequence[Mapping[str, Any]], name: str = "accuracy") -> float:
-    """The largest change between two consecutive evaluations in the second half of the rounds."""
+    """Return the largest change between two consecutive evaluations in the second half of the rounds."""
     late = [float(row[name]) for row in rows[len(rows) // 2 :]]
     return max((abs(after - before) for before, after in pairwise(late)), default=0.0)
 
 
-def _table(runs: Sequence[Mapping[str, Any]], axis: str, title: str) -> Iterator[str]:
-    if not any(run["axis"] == axis for run in runs):
-        return
-    lines = []
-    for run in (run for run in runs if run["axis"] == axis or run["cell"] == BASE):
-        rows = run["rows"]
-        up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
-        lines.append(
-            [
-                SOURCES[run["data"]].title,
-                run["title"],
-                _percent(rows[0]["accuracy"]) if run["cell"] != "start-0.1" and run["cell"] != "published" else "–",
-                _percent(last(rows, "accuracy")),
-                _percent(max(row["accuracy"] for row in rows[1:])),
-                f"{100 * late_swing(rows):.1f}",
-                *_reading(rows, "accuracy_without_prior"),
-                *_reading(rows, "accuracy_prior_matched"),
-                f"{100 * last(rows, 'macro_f1'):.1f}",
-                f"{up:,.0f}",
-            ]
-        )
-    yield Table(title, HEADS, lines, wordy=HEADS[:2]).markdown()
-    yield ""
+def _row(run: Mapping[str, Any]) -> list[str]:
+    rows = run["rows"]
+    bytes_up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
+    starts_bare = run["cell"] not in ("start-0.1", "published")
+    return [
+        DATASETS[run["data"]].title,
+        run["title"],
+        _percent(rows[0]["accuracy"]) if starts_bare else "–",
+        _percent(rows[-1]["accuracy"]),
+        _percent(max(row["accuracy"] for row in rows[1:])),
+        f"{100 * late_swing(rows):.1f}",
+        *_reading(rows, "accuracy_without_prior"),
+        *_reading(rows, "accuracy_prior_matched"),
+        f"{100 * rows[-1]['macro_f1']:.1f}",
+        f"{bytes_up:,.0f}",
+    ]
 
 
 def _reading(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
-    """The last value and the late swing; dashes where the cell was run without it."""
+    """Return the last value and the late swing; dashes where the cell was run without this reading."""
     if any(name not in row for row in rows):
         return "–", "–"
-    return _percent(last(rows, name)), f"{100 * late_swing(rows, name):.1f}"
+    return _percent(rows[-1][name]), f"{100 * late_swing(rows, name):.1f}"
 
 
 def _percent(share: float) -> str:

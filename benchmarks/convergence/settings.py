@@ -1,4 +1,4 @@
-"""What the study compares: one setting, and one change of it at a time. Runs nothing."""
+"""The settings of the study: a base, and one change of it at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.federated.algorithms import ByPolicy, Maker
+from benchmarks.federated.algorithms import AlgorithmFactory, PolicyAlgorithm
 from benchmarks.federated.baselines import FedLALR, FedProx, Scaffold
 from ifed.messages.tasks import LayerChoice, Policy
 
@@ -15,11 +15,11 @@ BASE = "fedavg-adjusted"
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of every run.
+    """The size of a run.
 
     Attributes:
-        training: examples of the data set's training part that the clients divide.
-        test: examples of its test part.
+        training: training examples that are divided among the clients.
+        test: test examples on which accuracy is measured.
     """
 
     clients: int = 10
@@ -33,12 +33,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Setting:
     """One setting.
 
     Attributes:
-        axis: what it varies: the algorithm, the groups, the start or the layers, or several of them.
-        groups: G; None is the hidden size, one coefficient a channel.
+        axis: what it varies: the algorithm, the groups, the start, the layers, or several of them (together).
+        groups: G; None means one group for each channel.
     """
 
     name: str
@@ -48,28 +48,28 @@ class Cell:
     layers: LayerChoice = "upper_half"
     context_weight: float = 0.0
     policy: Mapping[str, Any] = field(default_factory=dict)
-    maker: Maker = ByPolicy
+    make_algorithm: AlgorithmFactory = PolicyAlgorithm
 
     def policy_for(self, plan: Plan) -> Policy:
-        """The task's policy; in gradient mode a round is one step, so that all cells cost their clients the same work."""
-        said = {"logit_adjustment": 1.0, "learning_rate": 0.04, "label_bias": True, "batch_size": plan.batch_size} | dict(
+        """Return the task's policy; in gradient mode a round is one step, so that all settings cost their clients the same work."""
+        defaults = {"logit_adjustment": 1.0, "learning_rate": 0.04, "label_bias": True, "batch_size": plan.batch_size} | dict(
             self.policy
         )
-        every = self.rounds_between(plan)
+        every = self.rounds_between_evaluations(plan)
         size = {"clients_expected": plan.clients, "rounds": plan.rounds * every, "local_steps": plan.local_steps // every}
-        return Policy.model_validate(size | said)
+        return Policy.model_validate(size | defaults)
 
-    def rounds_between(self, plan: Plan) -> int:
-        """Rounds between two evaluations."""
+    def rounds_between_evaluations(self, plan: Plan) -> int:
+        """Return the number of rounds between two evaluations."""
         return plan.local_steps if self.policy.get("mode") == "gradient" else 1
 
 
-def cells() -> list[Cell]:
-    """All settings, the base first."""
-    base = Cell(BASE, "algorithm", "FedAvg, logit adjustment")
+def all_settings() -> list[Setting]:
+    """Return all settings, the base first."""
+    base = Setting(BASE, "algorithm", "FedAvg, logit adjustment")
     adaptive = {"server_learning_rate": 0.1}
 
-    def algorithm(name: str, title: str, **changes: Any) -> Cell:
+    def algorithm(name: str, title: str, **changes: Any) -> Setting:
         return replace(base, name=name, title=title, **changes)
 
     return [
@@ -79,9 +79,9 @@ def cells() -> list[Cell]:
         algorithm("fedadam", "FedAdam", policy={"server_optimizer": "fedadam"} | adaptive),
         algorithm("fedyogi", "FedYogi", policy={"server_optimizer": "fedyogi"} | adaptive),
         algorithm("fedavgm", "FedAvgM, β = 0.5", policy={"server_optimizer": "fedavgm", "server_momentum": 0.5}),
-        algorithm("fedprox", "FedProx, μ = 0.1", maker=FedProx),
-        algorithm("scaffold", "SCAFFOLD", maker=Scaffold),
-        algorithm("fedlalr", "FedLALR", maker=FedLALR),
+        algorithm("fedprox", "FedProx, μ = 0.1", make_algorithm=FedProx),
+        algorithm("scaffold", "SCAFFOLD", make_algorithm=Scaffold),
+        algorithm("fedlalr", "FedLALR", make_algorithm=FedLALR),
         replace(
             base,
             name="published",
@@ -97,12 +97,12 @@ def cells() -> list[Cell]:
         replace(base, name="start-0.1", axis="start", title="λ₀ = 0.1", context_weight=0.1),
         replace(base, name="layers-upper-third", axis="layers", title="upper third", layers="upper_third"),
         replace(base, name="layers-all", axis="layers", title="all layers", layers="all"),
-        *_together(base),
+        *_candidates(base),
     ]
 
 
-def _together(base: Cell) -> list[Cell]:
-    """Candidates for a task's default, which change several things."""
+def _candidates(base: Setting) -> list[Setting]:
+    """Return the candidates for a task's defaults, which change several things at once."""
     longer, more = {"rounds": 4, "local_steps": 12}, {"rounds": 6, "local_steps": 8}
     return [
         replace(base, name="all-64", axis="together", title="all layers, G = 64", layers="all", groups=64),

@@ -1,1 +1,1 @@
-"""A federation in one process: the clients' modelling code and the aggregator's arithmetic, on the data sets of the paper."""
+"""A federation in one process: the clients' modelling code and the aggregator's arithmetic, without HTTP between them."""

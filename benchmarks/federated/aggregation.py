@@ -1,4 +1,4 @@
-"""The bodies that clients and aggregator exchange, and the aggregator's own arithmetic on them. Opens no socket."""
+"""The request bodies that clients send, and the aggregator's own arithmetic on them, without a socket between."""
 
 from __future__ import annotations
 
@@ -19,89 +19,94 @@ from services.aggregator.aggregation.accumulators import AggregationResult, Cont
 from services.aggregator.domain.round import Round
 
 TASK = "benchmark"
-ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
+SOME_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # when the rounds open and close changes no sum
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What a client found of the version a round starts from: confusion counts and mean label probabilities on its held-out examples."""
+class HeldOutResult:
+    """What a client measures of the version a round starts from, on its held-out examples.
+
+    Attributes:
+        confusion: counts, int64, (C, C); rows are the true labels.
+        label_probabilities: mean over the examples, float32, (C,); None where they are not sent.
+    """
 
     confusion: Int64
     label_probabilities: Float32 | None
 
 
-class Wire:
-    """Contributions as bodies, and rounds of bodies as aggregates.
+class InProcessAggregator:
+    """Encodes contributions as request bodies and aggregates such bodies as the aggregator does.
 
     Args:
         fingerprint: of the clients' model.
-        labels: how many the task has.
+        labels: number of labels of the task.
     """
 
     def __init__(self, fingerprint: str, labels: int) -> None:
         self._fingerprint, self._labels = fingerprint, labels
 
-    def context(self, vector: ContextVector, examples: int) -> bytes:
-        """A client's context vector as it travels."""
+    def context_body(self, vector: ContextVector, examples: int) -> bytes:
+        """Encode a client's context vector."""
         return ContextBody(vector, self._meta(examples)).to_bytes()
 
-    def update(
+    def update_body(
         self,
         work: LocalResult | LocalGradient | None,
-        measured: Measured,
+        held_out: HeldOutResult,
         examples: int,
         version: int,
         *,
         change: QuantizedUpdate | None = None,
     ) -> bytes:
-        """A client's contribution to a calibration round, or to the evaluation when it did no work.
+        """Encode a client's contribution to a calibration round or, without `work`, to the evaluation.
 
         Args:
-            change: travels in place of the coefficients the work came to.
+            change: sent in place of the coefficients of `work`.
         """
         coefficients = work.coefficients if isinstance(work, LocalResult) and change is None else None
         gradient = Gradient(work.values) if isinstance(work, LocalGradient) else None
         meta = self._meta(examples, version=version, loss=None if work is None else work.loss)
-        means = measured.label_probabilities
+        means = held_out.label_probabilities
         return UpdateBody(
-            coefficients, measured.confusion, meta, gradient=gradient, change=change, label_probabilities=means
+            coefficients, held_out.confusion, meta, gradient=gradient, change=change, label_probabilities=means
         ).to_bytes()
 
-    def global_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
-        """The global context vector, and the bytes of its body."""
-        tally = ContextAccumulator(TASK, 1, Policy(clients_expected=len(bodies)))
+    def aggregate_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
+        """Return the global context vector, and the size of its body in bytes."""
+        accumulator = ContextAccumulator(TASK, 1, Policy(clients_expected=len(bodies)))
         for rank, body in enumerate(bodies):
-            tally.add(f"client-{rank:02}", _weight(body), body)
-        made = tally.summed().body
-        assert made is not None
-        return read_context(TensorBody.from_bytes(made)), len(made)
+            accumulator.add(f"client-{rank:02}", _weight(body), body)
+        total = accumulator.summed().body
+        assert total is not None
+        return read_context(TensorBody.from_bytes(total)), len(total)
 
-    def calibration(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> AggregationResult:
-        """What a calibration round of the aggregator gives."""
-        return self._sum(RoundKind.CALIBRATION, policy, bodies, start)
+    def aggregate_updates(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> AggregationResult:
+        """Return the result of a calibration round."""
+        return self._aggregate(RoundKind.CALIBRATION, policy, bodies, start)
 
-    def evaluation(self, policy: Policy, bodies: Sequence[bytes]) -> AggregationResult:
-        """What an evaluation round gives."""
-        return self._sum(RoundKind.EVALUATION, policy, bodies, None)
+    def aggregate_evaluations(self, policy: Policy, bodies: Sequence[bytes]) -> AggregationResult:
+        """Return the result of an evaluation round."""
+        return self._aggregate(RoundKind.EVALUATION, policy, bodies, None)
 
-    def _sum(self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: Start | None) -> AggregationResult:
-        round_ = Round(TASK, 1, kind, ALWAYS, ALWAYS, expected=len(bodies), required=len(bodies), version=0)
-        tally = RoundAccumulator(round_, self._labels, policy, start)
+    def _aggregate(self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: Start | None) -> AggregationResult:
+        round_ = Round(TASK, 1, kind, SOME_TIME, SOME_TIME, expected=len(bodies), required=len(bodies), version=0)
+        accumulator = RoundAccumulator(round_, self._labels, policy, start)
         for body in bodies:
-            tally.add(_weight(body), body)
-        return tally.summed()
+            accumulator.add(_weight(body), body)
+        return accumulator.summed()
 
     def _meta(self, examples: int, *, version: int | None = None, loss: float | None = None) -> ContributionMeta:
         return ContributionMeta(fingerprint=self._fingerprint, examples=examples, version=version, loss=loss, seconds=0.0)
 
 
-def body_of(coefficients: Coefficients) -> bytes:
-    """Coefficients as the aggregator gives them out."""
+def coefficients_body(coefficients: Coefficients) -> bytes:
+    """Encode coefficients as the aggregator sends them."""
     return TensorBody({"coefficients": coefficients.values}, {"task": TASK, "round": 1, "examples": 0}).to_bytes()
 
 
-def coefficients_of(body: bytes) -> Coefficients:
-    """The coefficients of a body."""
+def parse_coefficients(body: bytes) -> Coefficients:
+    """Decode coefficients that the aggregator sends."""
     values: Float32 = np.array(read_coefficients(TensorBody.from_bytes(body)).values)
     return Coefficients(values)
 

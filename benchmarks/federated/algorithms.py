@@ -1,4 +1,4 @@
-"""Rounds as the product runs them: local work by the modelling code, the step by the aggregator's. Knows no test set."""
+"""Rounds as the product runs them: local work by the modelling code, then the aggregator's step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.federated.aggregation import Measured, body_of, coefficients_of
+from benchmarks.federated.aggregation import HeldOutResult, coefficients_body, parse_coefficients
 from benchmarks.federated.clock import now
-from benchmarks.federated.federation import Federation, Party
+from benchmarks.federated.federation import Client, Federation
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
 from ifed.tensors.quantization import QuantizedUpdate, with_feedback
@@ -20,14 +20,14 @@ from services.aggregator.aggregation.accumulators import Start
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What a round gave.
+class RoundResult:
+    """The result of one round.
 
     Attributes:
         loss: mean over the clients of the mean loss of their local steps.
-        bytes_up, bytes_down: one client's, mean over the clients.
-        seconds: what the local work costs a client, mean over the clients; 0 where it was not measured.
-        local: what each client came to by itself, where it came to coefficients.
+        bytes_up, bytes_down: sizes of one client's bodies, mean over the clients.
+        seconds: cost of the local work for a client, mean over the clients; 0 where it is not measured.
+        local: each client's coefficients before they are averaged; empty in gradient mode.
     """
 
     coefficients: Coefficients
@@ -39,14 +39,14 @@ class Step:
 
 
 class Algorithm(Protocol):
-    """One way to get from one version of the coefficients to the next."""
+    """A way to get from one version of the coefficients to the next."""
 
-    def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
-        """Round `index`, from 0; `measured` is what each client found of `start`."""
+    def round(self, index: int, start: Coefficients, held_out: Sequence[HeldOutResult]) -> RoundResult:
+        """Run round `index`, from 0; `held_out` is what each client measured of `start`."""
 
 
-class ByPolicy:
-    """What the aggregator and its clients do under a policy: FedAvg, server optimisers, or the gradient mode.
+class PolicyAlgorithm:
+    """What the aggregator and its clients do under a policy: FedAvg, a server optimiser, or gradient mode.
 
     Args:
         seed: of all draws of batches.
@@ -55,50 +55,51 @@ class ByPolicy:
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
         self._federation, self._policy, self._seed = federation, policy, seed
         self._moments: bytes | None = None
-        self._lost: dict[str, Float32] = {}
+        self._quantization_error: dict[str, Float32] = {}
 
-    def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
-        """Local work at every client, then the aggregator's step; what its optimiser remembers is kept for the next round."""
-        wire, before = self._federation.wire, body_of(start)
+    def round(self, index: int, start: Coefficients, held_out: Sequence[HeldOutResult]) -> RoundResult:
+        """Run the local work of every client, then the aggregator's step; keep its optimiser's moments for the next round."""
+        aggregator, start_body = self._federation.aggregator, coefficients_body(start)
+        clients = self._federation.clients
         began = now(self._federation.lm)
-        work = [self._work(party, index, start) for party in self._federation.parties]
+        work = [self._work(client, index, start) for client in clients]
         seconds = (now(self._federation.lm) - began) / len(work)
         bodies = [
-            wire.update(done, found, party.examples, index, change=self._change(party, done, start))
-            for done, found, party in zip(work, measured, self._federation.parties, strict=True)
+            aggregator.update_body(result, measured, client.examples, index, change=self._quantize(client, result, start))
+            for result, measured, client in zip(work, held_out, clients, strict=True)
         ]
-        summed = wire.calibration(self._policy, bodies, Start(before, self._moments, index))
-        self._moments = summed.moments
-        assert summed.body is not None
-        return Step(
-            coefficients_of(summed.body),
-            float(np.mean([done.loss for done in work])),
+        total = aggregator.aggregate_updates(self._policy, bodies, Start(start_body, self._moments, index))
+        self._moments = total.moments
+        assert total.body is not None
+        return RoundResult(
+            parse_coefficients(total.body),
+            float(np.mean([result.loss for result in work])),
             float(np.mean([len(body) for body in bodies])),
-            len(before),
+            len(start_body),
             seconds,
-            tuple(done.coefficients for done in work if isinstance(done, LocalResult)),
+            tuple(result.coefficients for result in work if isinstance(result, LocalResult)),
         )
 
-    def _change(self, party: Party, done: LocalResult | LocalGradient, start: Coefficients) -> QuantizedUpdate | None:
-        """What travels in a compact setting; what is lost by it comes with the client's next update."""
+    def _quantize(self, client: Client, result: LocalResult | LocalGradient, start: Coefficients) -> QuantizedUpdate | None:
+        """Return the update in the policy's number format, with error feedback; None where the coefficients are sent in float32."""
         dtype = self._policy.update_dtype
-        if dtype == "float32" or not isinstance(done, LocalResult):
+        if dtype == "float32" or not isinstance(result, LocalResult):
             return None
-        step = done.coefficients.values - start.values
-        change, self._lost[party.name] = with_feedback(step, self._lost.get(party.name), dtype)
-        return change
+        step = result.coefficients.values - start.values
+        update, self._quantization_error[client.name] = with_feedback(step, self._quantization_error.get(client.name), dtype)
+        return update
 
-    def _work(self, party: Party, index: int, start: Coefficients) -> LocalResult | LocalGradient:
-        policy, seed = self._policy, seed_of(self._seed, index, party.name)
+    def _work(self, client: Client, index: int, start: Coefficients) -> LocalResult | LocalGradient:
+        policy, seed = self._policy, batch_seed(self._seed, index, client.name)
         if policy.mode == "gradient":
-            return party.calibrator.mean_gradient(
+            return client.calibrator.mean_gradient(
                 start, batch_size=policy.batch_size, seed=seed, logit_adjustment=policy.logit_adjustment
             )
-        return party.calibrator.run(start, plan_of(policy, index, seed))
+        return client.calibrator.run(start, local_plan(policy, index, seed))
 
 
-def plan_of(policy: Policy, index: int, seed: int) -> LocalPlan:
-    """The local steps of round `index`."""
+def local_plan(policy: Policy, index: int, seed: int) -> LocalPlan:
+    """Return the plan of the local steps of round `index`."""
     first, last = policy.learning_rate_at(index)
     return LocalPlan(
         steps=policy.local_steps,
@@ -111,9 +112,9 @@ def plan_of(policy: Policy, index: int, seed: int) -> LocalPlan:
     )
 
 
-def seed_of(seed: int, index: int, client: str) -> int:
-    """Another draw of batches for every run, round and client; the same on every machine."""
+def batch_seed(seed: int, index: int, client: str) -> int:
+    """Return the seed of a client's batches in round `index`; it is the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}/{client}".encode()).digest()[:4], "big")
 
 
-Maker = Callable[[Federation, Policy, int], Algorithm]
+AlgorithmFactory = Callable[[Federation, Policy, int], Algorithm]

@@ -1,4 +1,4 @@
-"""Local steps with a corrected gradient or a shared second moment: FedProx, SCAFFOLD and FedLALR. Not in the product; for comparison."""
+"""Federated algorithms that the product does not have, for comparison: FedProx, SCAFFOLD and FedLALR."""
 
 from __future__ import annotations
 
@@ -7,147 +7,162 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.federated.aggregation import Measured, body_of
-from benchmarks.federated.algorithms import Step, plan_of, seed_of
-from benchmarks.federated.federation import Federation, Party
+from benchmarks.federated.aggregation import HeldOutResult, coefficients_body
+from benchmarks.federated.algorithms import RoundResult, batch_seed, local_plan
+from benchmarks.federated.federation import Client, Federation
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalPlan, LocalResult, sample_batches
 from ifed.tensors.values import Coefficients, Float64
 from services.aggregator.aggregation.rules import WeightedMean
 
-Correct = Callable[[Float64, Float64], Float64]
-FIRST_DECAY, SECOND_DECAY, TINY = 0.9, 0.999, 1e-8
+GradientCorrection = Callable[[Float64, Float64], Float64]
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """Where a client's local steps led.
+class LocalSteps:
+    """The result of a client's local steps.
 
     Attributes:
+        values: the coefficients after the last step.
         gradient: mean over the steps, before any correction.
-        second: v̂ after the steps, where the second moment is shared.
+        second_moment: v̂ after the last step.
     """
 
     values: Float64
     loss: float
     gradient: Float64
-    second: Float64
+    second_moment: Float64
 
 
-def walk(
-    party: Party, start: Coefficients, plan: LocalPlan, *, correct: Correct | None = None, second: Float64 | None = None
-) -> Walk:
-    """The steps of `Calibrator.run` on the same draws: Adam (arXiv 1412.6980), or AMSGrad from the second moment `second`.
+def run_local_steps(
+    client: Client,
+    start: Coefficients,
+    plan: LocalPlan,
+    *,
+    correct: GradientCorrection | None = None,
+    second_moment: Float64 | None = None,
+) -> LocalSteps:
+    """Run the steps of `Calibrator.run` on the same batches, by Adam (arXiv 1412.6980) or, from a given second moment, by AMSGrad.
 
     Args:
-        correct: values and gradient to the gradient the step takes.
+        correct: maps the values and the gradient to the gradient that the step takes.
     """
     values = start.values.astype(np.float64)
-    first, squares, largest = np.zeros_like(values), np.zeros_like(values), np.zeros_like(values)
-    if second is not None:
-        squares, largest = second.copy(), second.copy()
+    first, second, largest = np.zeros_like(values), np.zeros_like(values), np.zeros_like(values)
+    if second_moment is not None:
+        second, largest = second_moment.copy(), second_moment.copy()
     losses, total = [], np.zeros_like(values)
-    for step, indices in enumerate(sample_batches(party.examples, plan.batch_size, plan.steps, plan.seed)):
-        found = party.calibrator.gradient_of(
+    for step, indices in enumerate(sample_batches(client.examples, plan.batch_size, plan.steps, plan.seed)):
+        local = client.calibrator.gradient_of(
             Coefficients(values.astype(np.float32)), indices, logit_adjustment=plan.logit_adjustment
         )
-        gradient = found.values.astype(np.float64)
-        losses.append(found.loss)
+        gradient = local.values.astype(np.float64)
+        losses.append(local.loss)
         total += gradient
         if correct is not None:
             gradient = correct(values, gradient)
         rate = plan.learning_rate + (plan.learning_rate_end - plan.learning_rate) * step / plan.steps
-        first = FIRST_DECAY * first + (1 - FIRST_DECAY) * gradient
-        squares = SECOND_DECAY * squares + (1 - SECOND_DECAY) * np.square(gradient)
-        largest = np.maximum(largest, squares)
-        mean = first / (1 - FIRST_DECAY ** (step + 1))
-        spread = squares / (1 - SECOND_DECAY ** (step + 1)) if second is None else largest
-        values = values - rate * mean / (np.sqrt(spread) + TINY)
-    return Walk(values, float(np.mean(losses)), total / plan.steps, largest)
+        first = BETA_1 * first + (1 - BETA_1) * gradient
+        second = BETA_2 * second + (1 - BETA_2) * np.square(gradient)
+        largest = np.maximum(largest, second)
+        mean = first / (1 - BETA_1 ** (step + 1))
+        variance = second / (1 - BETA_2 ** (step + 1)) if second_moment is None else largest
+        values = values - rate * mean / (np.sqrt(variance) + EPSILON)
+    return LocalSteps(values, float(np.mean(losses)), total / plan.steps, largest)
 
 
-class Corrected:
-    """FedAvg of local walks; what else clients and aggregator exchange is up to the kind."""
+class Baseline:
+    """FedAvg of local steps; a subclass says how a client takes its steps and what else is exchanged.
 
-    extra = 0  # tensors of Λ's shape that travel besides Λ, each way
+    Attributes:
+        extra_tensors: tensors of Λ's shape that travel besides Λ, each way.
+    """
+
+    extra_tensors = 0
 
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
         self.federation, self._policy, self._seed = federation, policy, seed
 
-    def round(self, index: int, start: Coefficients, measured: Sequence[Measured]) -> Step:
-        """Local walks, their mean with the numbers of examples as weights, and what the kind keeps."""
-        walks = [self.local(party, start, self._plan(party, index)) for party in self.federation.parties]
-        after = Coefficients(self.mean([walk.values for walk in walks]).astype(np.float32))
-        self.learn(walks)
-        more = self.extra * after.values.nbytes
-        wire, up = self.federation.wire, []
-        for party, walk_, found in zip(self.federation.parties, walks, measured, strict=True):
-            result = LocalResult(Coefficients(walk_.values.astype(np.float32)), walk_.loss, party.examples)
-            up.append(len(wire.update(result, found, party.examples, index)))
-        return Step(after, float(np.mean([walk.loss for walk in walks])), float(np.mean(up)) + more, len(body_of(start)) + more)
+    def round(self, index: int, start: Coefficients, held_out: Sequence[HeldOutResult]) -> RoundResult:
+        """Run every client's local steps and average where they end, weighted by the numbers of examples."""
+        clients, aggregator = self.federation.clients, self.federation.aggregator
+        results = [self.run_client(client, start, self._plan(client, index)) for client in clients]
+        average = Coefficients(self.weighted_mean([result.values for result in results]).astype(np.float32))
+        self.update_state(results)
+        extra = self.extra_tensors * average.values.nbytes
+        sizes = []
+        for client, result, measured in zip(clients, results, held_out, strict=True):
+            local = LocalResult(Coefficients(result.values.astype(np.float32)), result.loss, client.examples)
+            sizes.append(len(aggregator.update_body(local, measured, client.examples, index)))
+        loss = float(np.mean([result.loss for result in results]))
+        return RoundResult(average, loss, float(np.mean(sizes)) + extra, len(coefficients_body(start)) + extra)
 
-    def local(self, party: Party, start: Coefficients, plan: LocalPlan) -> Walk:
+    def run_client(self, client: Client, start: Coefficients, plan: LocalPlan) -> LocalSteps:
+        """Run one client's local steps."""
         raise NotImplementedError
 
-    def learn(self, walks: Sequence[Walk]) -> None:
-        """Keep what the next round needs; nothing unless the kind says so."""
+    def update_state(self, results: Sequence[LocalSteps]) -> None:
+        """Keep what the next round needs; nothing by default."""
 
-    def mean(self, values: Sequence[Float64]) -> Float64:
-        """The aggregator's weighted mean of one tensor a client."""
-        total = WeightedMean()
-        for party, one in zip(self.federation.parties, values, strict=True):
-            total.add(one, party.examples)
-        return total.value()
+    def weighted_mean(self, values: Sequence[Float64]) -> Float64:
+        """Return the aggregator's weighted mean of one tensor a client."""
+        mean = WeightedMean()
+        for client, value in zip(self.federation.clients, values, strict=True):
+            mean.add(value, client.examples)
+        return mean.value()
 
-    def _plan(self, party: Party, index: int) -> LocalPlan:
-        return plan_of(self._policy, index, seed_of(self._seed, index, party.name))
+    def _plan(self, client: Client, index: int) -> LocalPlan:
+        return local_plan(self._policy, index, batch_seed(self._seed, index, client.name))
 
 
-class FedProx(Corrected):
+class FedProx(Baseline):
     """A proximal term μ/2 |Λ - Λ_g|² in the local loss (arXiv 1812.06127, equation 2), μ = 0.1."""
 
     mu = 0.1
 
-    def local(self, party: Party, start: Coefficients, plan: LocalPlan) -> Walk:
+    def run_client(self, client: Client, start: Coefficients, plan: LocalPlan) -> LocalSteps:
         origin = start.values.astype(np.float64)
-        return walk(party, start, plan, correct=lambda values, gradient: gradient + self.mu * (values - origin))
+        return run_local_steps(client, start, plan, correct=lambda values, gradient: gradient + self.mu * (values - origin))
 
 
-class Scaffold(Corrected):
-    """Control variates (arXiv 1910.06378): each step's gradient loses the client's own drift c_k and gains the mean drift c.
+class Scaffold(Baseline):
+    """SCAFFOLD (arXiv 1910.06378): subtract the client's control variate c_k from each gradient and add the global one c.
 
-    c_k is the mean gradient of the client's last local steps (option I along the path), the steps are Adam's as in all rows.
+    c_k is the mean gradient over the client's last local steps (option I along the path); the steps are Adam's, as in all rows.
     """
 
-    extra = 1
+    extra_tensors = 1
 
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
         super().__init__(federation, policy, seed)
-        self._own: dict[str, Float64] = {}
-        self._shared: Float64 | None = None
+        self._client_variates: dict[str, Float64] = {}
+        self._global_variate: Float64 | None = None
 
-    def local(self, party: Party, start: Coefficients, plan: LocalPlan) -> Walk:
-        own, shared = self._own.get(party.name), self._shared
+    def run_client(self, client: Client, start: Coefficients, plan: LocalPlan) -> LocalSteps:
+        own, shared = self._client_variates.get(client.name), self._global_variate
         if own is None or shared is None:
-            return walk(party, start, plan)
-        return walk(party, start, plan, correct=lambda _values, gradient: gradient - own + shared)
+            return run_local_steps(client, start, plan)
+        return run_local_steps(client, start, plan, correct=lambda _values, gradient: gradient - own + shared)
 
-    def learn(self, walks: Sequence[Walk]) -> None:
-        self._own = {party.name: walk.gradient for party, walk in zip(self.federation.parties, walks, strict=True)}
-        self._shared = self.mean([walk.gradient for walk in walks])
+    def update_state(self, results: Sequence[LocalSteps]) -> None:
+        self._client_variates = {
+            client.name: result.gradient for client, result in zip(self.federation.clients, results, strict=True)
+        }
+        self._global_variate = self.weighted_mean([result.gradient for result in results])
 
 
-class FedLALR(Corrected):
-    """Local AMSGrad whose second moments the aggregator averages each round (arXiv 2309.09719)."""
+class FedLALR(Baseline):
+    """Local AMSGrad whose second moments the aggregator averages after each round (arXiv 2309.09719)."""
 
-    extra = 1
+    extra_tensors = 1
 
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:
         super().__init__(federation, policy, seed)
-        self._second: Float64 | None = None
+        self._second_moment: Float64 | None = None
 
-    def local(self, party: Party, start: Coefficients, plan: LocalPlan) -> Walk:
-        return walk(party, start, plan, second=self._second)
+    def run_client(self, client: Client, start: Coefficients, plan: LocalPlan) -> LocalSteps:
+        return run_local_steps(client, start, plan, second_moment=self._second_moment)
 
-    def learn(self, walks: Sequence[Walk]) -> None:
-        self._second = self.mean([walk.second for walk in walks])
+    def update_state(self, results: Sequence[LocalSteps]) -> None:
+        self._second_moment = self.weighted_mean([result.second_moment for result in results])

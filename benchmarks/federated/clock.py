@@ -1,4 +1,4 @@
-"""What work at a client costs, in seconds that other work on the machine does not lengthen where that can be told. Measures nothing."""
+"""The cost of a client's work in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from ifed.modeling.language_model import LanguageModel
 
 
 def now(lm: LanguageModel) -> float:
-    """Core-seconds of this process where the model runs on the CPU; elsewhere seconds by the clock, once the device has finished."""
+    """Return seconds since an arbitrary start, so that the difference of two calls is the cost of the work between them.
+
+    On a CPU they are core-seconds of this process, which other processes lengthen less than wall-clock time. On any other device they are
+    wall-clock seconds, taken after the device has finished its queue.
+    """
     if lm.device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize(lm.device)

@@ -1,4 +1,4 @@
-"""What a version of the coefficients does on the common test set, also by the label prior that the clients tell. Runs no rounds."""
+"""Accuracy on the common test set, with the label prior kept, flattened or matched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.aggregation import Measured
+from benchmarks.federated.aggregation import HeldOutResult
 from benchmarks.federated.federation import Federation
 from ifed.messages.tasks import Policy
 from ifed.modeling.scoring import confusion_counts
@@ -16,58 +16,62 @@ from ifed.tensors.values import Coefficients, Float32, Int64
 from services.aggregator.domain.evaluation import EvaluationResult, measure
 
 
-def measured(federation: Federation, coefficients: Coefficients) -> list[Measured]:
-    """What every client finds of the coefficients on its held-out examples."""
-    return [Measured(*party.calibrator.measure(coefficients)) for party in federation.parties]
+def measure_held_out(federation: Federation, coefficients: Coefficients) -> list[HeldOutResult]:
+    """Return what every client measures of the coefficients on its held-out examples."""
+    return [HeldOutResult(*client.calibrator.measure(coefficients)) for client in federation.clients]
 
 
-def tested(federation: Federation, scores: Float32, found: Sequence[Measured]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of scores of the test set three ways, the label prior and its shares taken from `found`."""
-    told = bias(federation, found)
-    return three_ways(federation.truths, scores, told, label_shares(found))
+def evaluate(federation: Federation, scores: Float32, held_out: Sequence[HeldOutResult]) -> dict[str, Any]:
+    """Return accuracy and macro-F1 of test-set scores in three readings, with the label prior taken from the clients' results."""
+    shares = _label_shares(np.sum([result.confusion.sum(axis=1) for result in held_out], axis=0))
+    return evaluate_readings(federation.truths, scores, aggregate_bias(federation, held_out), shares)
 
 
-def three_ways(truths: Int64, scores: Float32, told: Float32, shares: Float32) -> dict[str, Any]:
-    """Accuracy and macro-F1 of scores (n, C): as they are, with the label prior flat, and with it matched to `shares`.
+def evaluate_readings(truths: Int64, scores: Float32, bias: Float32, shares: Float32) -> dict[str, Any]:
+    """Return accuracy and macro-F1 of scores (n, C) in three readings: as they are, with a flat label prior, and with a matched one.
 
     Args:
-        told: bias of each label, (C,), as the aggregator gives it; it matches the prior.
-        shares: of each label among the texts it was taken from, (C,).
+        bias: of each label, (C,), as the aggregator estimates it; subtracting it matches the prior to `shares`.
+        shares: of each label among the held-out texts, (C,).
     """
-    ways = {"": scores, "_without_prior": scores - told - np.log(shares), "_prior_matched": scores - told}
-    found = {name: counted(truths, one, scores.shape[1]) for name, one in ways.items()}
-    return {f"accuracy{name}": one.accuracy for name, one in found.items()} | {
-        f"macro_f1{name}": one.macro_f1 for name, one in found.items()
+    readings = {"": scores, "_without_prior": scores - bias - np.log(shares), "_prior_matched": scores - bias}
+    results = {suffix: evaluate_scores(truths, values, scores.shape[1]) for suffix, values in readings.items()}
+    return {f"accuracy{suffix}": result.accuracy for suffix, result in results.items()} | {
+        f"macro_f1{suffix}": result.macro_f1 for suffix, result in results.items()
     }
 
 
-def bias_from(scores: Float32, truths: Int64) -> tuple[Float32, Float32]:
-    """Bias (C,) and label shares (C,) from the log-probabilities (n, C) of held-out texts, as a federation would find them."""
-    counts = np.bincount(truths, minlength=scores.shape[1])
-    told = np.array(bias_of(np.exp(scores).mean(axis=0), counts), dtype=np.float32)
-    return told, _shares(counts)
+def select_reading(readings: dict[str, Any], *, prior_matched: bool) -> dict[str, Any]:
+    """Return both readings of `evaluate_readings` that a cell stores, with `accuracy` and `macro_f1` those of the reading that is served."""
+    suffix = "_prior_matched" if prior_matched else ""
+    served = {"accuracy": readings[f"accuracy{suffix}"], "macro_f1": readings[f"macro_f1{suffix}"]}
+    return served | {"accuracy_plain": readings["accuracy"], "accuracy_prior_matched": readings["accuracy_prior_matched"]}
 
 
-def counted(truths: Int64, scores: Float32, labels: int) -> EvaluationResult:
-    """Accuracy and macro-F1 of the most probable labels."""
+def evaluate_scores(truths: Int64, scores: Float32, labels: int) -> EvaluationResult:
+    """Return accuracy and macro-F1 of the most probable labels."""
     return measure(confusion_counts(truths.tolist(), list(scores), labels))
 
 
-def label_shares(found: Sequence[Measured]) -> Float32:
-    """Share of each label among all held-out examples, (C,), each counted once more than it is there."""
-    return _shares(np.sum([one.confusion.sum(axis=1) for one in found], axis=0))
+def estimate_bias(scores: Float32, truths: Int64) -> tuple[Float32, Float32]:
+    """Return the bias (C,) and the label shares (C,) from the log-probabilities (n, C) of held-out texts, as a federation estimates them."""
+    counts = np.bincount(truths, minlength=scores.shape[1])
+    return np.array(bias_of(np.exp(scores).mean(axis=0), counts), dtype=np.float32), _label_shares(counts)
 
 
-def _shares(counts: Int64) -> Float32:
-    return np.asarray((counts + 1) / (counts + 1).sum(), dtype=np.float32)
-
-
-def bias(federation: Federation, found: Sequence[Measured]) -> Float32:
-    """The aggregator's estimate of the label prior under these coefficients, (C,)."""
+def aggregate_bias(federation: Federation, held_out: Sequence[HeldOutResult]) -> Float32:
+    """Return the aggregator's estimate of each label's bias, (C,), from the clients' held-out results."""
     bodies = [
-        federation.wire.update(None, one, int(one.confusion.sum()), 0) for one in found if one.label_probabilities is not None
+        federation.aggregator.update_body(None, result, int(result.confusion.sum()), 0)
+        for result in held_out
+        if result.label_probabilities is not None
     ]
-    evaluation = federation.wire.evaluation(Policy(label_bias=True), bodies).evaluation
-    assert evaluation is not None, "some client holds examples out"
+    evaluation = federation.aggregator.aggregate_evaluations(Policy(label_bias=True), bodies).evaluation
+    assert evaluation is not None, "no client holds out any examples"
     assert evaluation.label_bias is not None
     return np.array(evaluation.label_bias, dtype=np.float32)
+
+
+def _label_shares(counts: Int64) -> Float32:
+    """Return each label's share, (C,), with one added to each count."""
+    return np.asarray((counts + 1) / (counts + 1).sum(), dtype=np.float32)

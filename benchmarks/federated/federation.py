@@ -1,4 +1,4 @@
-"""Clients with their calibrators, and the common test set, for one data set and one choice of layers. Runs no rounds."""
+"""Clients with their calibrators and a common test set, for one data set and one choice of layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.datasets import Source
-from benchmarks.federated.aggregation import Wire
+from benchmarks.datasets import Dataset
+from benchmarks.federated.aggregation import InProcessAggregator
 from benchmarks.federated.clock import now
 from ifed.messages.tasks import LayerChoice, resolve_layers
 from ifed.modeling.calibration import CACHE_BYTES, Calibrator
@@ -19,13 +19,17 @@ from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import HeldOut
 from ifed.tensors.values import Coefficients, Float32
 
-HOLDOUT = 0.1
-MOST_HELD_OUT = 10
+HOLDOUT_FRACTION = 0.1
+MAX_HOLDOUT = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
-    """One client: what it may train on, and its work."""
+class Client:
+    """One client of the federation.
+
+    Attributes:
+        examples: number of its training examples.
+    """
 
     name: str
     examples: int
@@ -33,44 +37,43 @@ class Party:
 
 
 class Federation:
-    """Clients that share a model and the global context vector, and a test set that no client has.
+    """Clients that share a model and the global context vector, and a test set that belongs to no client.
 
     Args:
-        parts: each client's examples; a tenth of them, ten at the most, are held out for the label prior.
+        parts: each client's examples; a tenth of them, at most ten, are held out.
         layers: the injected layers.
-        few: so many of the test set are what `few_scores` scores.
+        subset: number of test examples that `subset_scores` scores, the first ones.
 
     Attributes:
-        context_bytes: what one client sends and receives to agree on the context vector, as bodies.
-        context_seconds: what its context vector costs a client, mean over the clients.
+        context_bytes: sizes of the bodies that one client sends (mean over the clients) and receives for the context vector.
+        context_seconds: cost of its context vector for a client, mean over the clients; see `clock.now`.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        source: Source,
+        dataset: Dataset,
         parts: Sequence[Sequence[Example]],
         test: Sequence[Example],
         layers: LayerChoice,
         *,
-        few: int = 0,
+        subset: int = 0,
     ) -> None:
-        self.lm, self.source = lm, source
+        self.lm, self.dataset = lm, dataset
         self.layers = resolve_layers(layers, lm.num_layers)
-        template = PromptTemplate.of(lm, source.template)
-        labels = template.labels(source.labels)
-        cuts = [held_back(part) for part in parts]
+        template = PromptTemplate.of(lm, dataset.template)
+        labels = template.labels(dataset.labels)
+        cuts = [holdout_size(part) for part in parts]
         training = [part[cut:] for cut, part in zip(cuts, parts, strict=True)]
-        wire = Wire(lm.fingerprint, len(source.labels))
+        self.aggregator = InProcessAggregator(lm.fingerprint, len(dataset.labels))
         began = now(lm)
         vectors = [context_vector(lm, template, labels, part, layers=self.layers) for part in training]
         self.context_seconds = (now(lm) - began) / len(parts)
-        bodies = [wire.context(vector, len(part)) for vector, part in zip(vectors, training, strict=True)]
-        self.wire = wire
-        self.context, received = wire.global_context(bodies)
+        bodies = [self.aggregator.context_body(vector, len(part)) for vector, part in zip(vectors, training, strict=True)]
+        self.context, received = self.aggregator.aggregate_context(bodies)
         self.context_bytes = (float(np.mean([len(body) for body in bodies])), received)
-        self.parties = [
-            Party(
+        self.clients = [
+            Client(
                 f"client-{rank:02}",
                 len(part),
                 Calibrator(lm, template, labels, part, self.context, self.layers, held_out=whole[:cut]),
@@ -78,36 +81,40 @@ class Federation:
             for rank, (part, whole, cut) in enumerate(zip(training, parts, cuts, strict=True))
         ]
         self.truths = np.array([example.label for example in test])
-        first, some = self.layers[0], test[:few]
-        self._test = HeldOut(lm, template, labels, test, first_layer=first, cache_bytes=CACHE_BYTES)
-        self._few = HeldOut(lm, template, labels, some, first_layer=first, cache_bytes=CACHE_BYTES)
+        self._test, self._subset = (
+            HeldOut(lm, template, labels, examples, first_layer=self.layers[0], cache_bytes=CACHE_BYTES)
+            for examples in (test, test[:subset])
+        )
 
-    def first(self, groups: int, context_weight: float) -> Coefficients:
-        """Where the first round starts from."""
+    def initial_coefficients(self, groups: int, context_weight: float) -> Coefficients:
+        """Return the coefficients that the first round starts from: λ is `context_weight`, β is 1."""
         return Coefficients.identity(len(self.layers), groups, context_weight=context_weight)
 
-    def keep_lower_layers(self) -> float:
-        """Let every client run what no coefficient changes and keep it, before the first round needs it; one client's seconds, mean."""
+    def cache_lower_layers(self) -> float:
+        """Run the layers below the injected ones at every client and keep their activations; return one client's seconds, mean over the clients.
+
+        Otherwise the first round would do this, and its seconds would not be those of a round.
+        """
         if self.layers[0] == 0:
             return 0.0
-        first, began = self.first(1, 0.0), now(self.lm)
-        for party in self.parties:
-            party.calibrator.measure(first)
-            party.calibrator.gradient_of(first, [0])
-        return (now(self.lm) - began) / len(self.parties)
+        initial, began = self.initial_coefficients(1, 0.0), now(self.lm)
+        for client in self.clients:
+            client.calibrator.measure(initial)
+            client.calibrator.gradient_of(initial, [0])
+        return (now(self.lm) - began) / len(self.clients)
 
     def test_scores(self, coefficients: Coefficients) -> Float32:
-        """Log-probabilities of the labels of each test example, float32, (n, C)."""
+        """Return the labels' log-probabilities for each test example, float32, (n, C)."""
         return self._test.scores(self._injection(coefficients))
 
-    def few_scores(self, coefficients: Coefficients) -> Float32:
-        """The same of the first few test examples."""
-        return self._few.scores(self._injection(coefficients))
+    def subset_scores(self, coefficients: Coefficients) -> Float32:
+        """Return the same for the first `subset` test examples."""
+        return self._subset.scores(self._injection(coefficients))
 
     def _injection(self, coefficients: Coefficients) -> Injection:
         return injection_of(self.context, coefficients, self.layers, device=self.lm.device, dtype=self.lm.dtype)
 
 
-def held_back(part: Sequence[Example]) -> int:
-    """How many of its examples, the first ones, a client does not train on."""
-    return min(MOST_HELD_OUT, int(HOLDOUT * len(part)))
+def holdout_size(part: Sequence[Example]) -> int:
+    """Return how many of a client's examples, the first ones, are held out from training."""
+    return min(MAX_HOLDOUT, int(HOLDOUT_FRACTION * len(part)))

@@ -1,1 +1,1 @@
-"""Two forward passes at once in one process, and the queue before them: `python -m benchmarks.lanes`."""
+"""Two concurrent forward passes in one process, and the queue before them: `python -m benchmarks.lanes`."""

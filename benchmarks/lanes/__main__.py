@@ -1,4 +1,4 @@
-"""`python -m benchmarks.lanes`: forward passes in one thread and in two at once, and what follows for texts that wait."""
+"""Measure forward passes in one thread and in two at once, and simulate the queue before them: `python -m benchmarks.lanes`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import argparse
 import json
 import resource
 import statistics
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +15,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.datasets import SOURCES
-from benchmarks.lanes.injection_overhead import compared
-from benchmarks.lanes.queue_simulation import fitted, waits
-from benchmarks.machine import machine
-from benchmarks.tables import grid
+from benchmarks.datasets import DATASETS
+from benchmarks.lanes.injection_overhead import measure_overhead
+from benchmarks.lanes.queue_simulation import fit_cost, simulate_waits
+from benchmarks.machine import describe_machine
+from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.tables import markdown_table
 from ifed.downloads import cache_folder
 from ifed.modeling.forward import run_rows
 from ifed.modeling.language_model import LanguageModel, Options
@@ -32,68 +32,92 @@ from ifed.modeling.scoring import scoring_rows
 from services.inference.model import SHORT_PASS
 
 LANES = 2
-SOME = 72  # texts of which passes are made
-SIMULATED = 40_000
-Work = Callable[[], None]
+OVERHEAD_TEXTS = 72  # texts on which the overhead of injection is measured
+SIMULATED_TEXTS = 40_000
 
 
 def main() -> None:
-    """Read the options, measure, tell."""
+    """Measure, or read stored results; print the tables and write them."""
+    options = _parse_arguments()
+    results = read_results(options.out) if options.report else _measure(options)
+    tables = markdown(results)
+    print(tables)
+    if not options.report:
+        write_json(options.out, results)
+    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.lanes --report")
+
+
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lanes", description=__doc__)
-    parser.add_argument("--texts", type=Path, required=True, help="JSONL with `text`, AG News for one")
+    parser.add_argument("--texts", type=Path, help="JSONL with `text`, for example AG News; not needed with --report")
     parser.add_argument("--model", default="smollm2-135m", help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--cache", type=Path, default=None, help="folder of downloaded and converted models")
-    parser.add_argument("--a-pass", type=int, nargs="+", default=[1, 3, 8], help="texts of a pass")
+    parser.add_argument("--a-pass", type=int, nargs="+", default=[1, 3, 8], help="numbers of texts in a pass")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each row, taken in turn")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/lanes.json"))
-    given = parser.parse_args()
-    texts = [json.loads(line)["text"] for line in given.texts.read_text().splitlines()]
-    measured, injected, sizes, budget = _passes(given, texts)
-    queue = _queue(measured, sizes, budget)
-    found = {"machine": machine(), "model": given.model, "passes": measured, "injected": injected, "queue": queue}
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(_table(measured), _injected_table(injected), _queue_table(queue), f"Figures in {given.out}.", sep="\n\n")
+    parser.add_argument("--repeats", type=int, default=3, help="alternating measurements of each row")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lanes.json", help="file of the results; tables go beside it")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results in --out")
+    options = parser.parse_args()
+    if not options.report and options.texts is None:
+        parser.error("--texts names a file of texts")
+    return options
 
 
-def _passes(given: argparse.Namespace, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int], int]:
-    """Passes by texts and traced or not, medians over the turns; what injection adds; the texts' tokens; the budget of a pass."""
-    source, ways = SOURCES["agnews"], {}
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
+    passes, overheadings, sizes, budget = _measure_passes(options, texts)
+    queue = _simulate_queue(passes, sizes, budget)
+    return {"machine": describe_machine(), "model": options.model, "passes": passes, "injected": overheadings, "queue": queue}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return the tables of passes, of the overhead of injection, and of the simulated queue."""
+    return "\n\n".join([_pass_table(results["passes"]), _overhead_table(results["injected"]), _queue_table(results["queue"])])
+
+
+def _measure_passes(
+    options: argparse.Namespace, texts: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int], int]:
+    """Return the passes by number of texts, traced or not; the overhead of injection; the texts' numbers of tokens; a pass's token budget."""
+    dataset, models = DATASETS["agnews"], {}
     for traced in (False, True):
-        options = Options(packed_weights=True, traced=traced)
-        ways[traced] = load(given.model, cache=cache_folder(given.cache), device="cpu", threads=1, options=options, announce=_say)
-    template = PromptTemplate.of(ways[True], source.template)
-    labels = template.labels(source.labels)
+        chosen = Options(packed_weights=True, traced=traced)
+        cache = cache_folder(options.cache)
+        models[traced] = load(options.model, cache=cache, device="cpu", threads=1, options=chosen, announce=log_progress)
+    template = PromptTemplate.of(models[True], dataset.template)
+    labels = template.labels(dataset.labels)
     rows = [row for text in texts for row in scoring_rows(template.prompt(text), labels)]
     torch.set_num_threads(1)
-    found = []
-    for count in given.a_pass:
-        turns: dict[bool, list[tuple[float, float, float]]] = {traced: [] for traced in ways}
-        for _ in range(given.repeats):
-            for traced, lm in ways.items():
-                turns[traced].append(_turn(lm, rows, count, given.seconds))
-        for traced, each in turns.items():
-            alone, together, switches = map(statistics.median, zip(*each, strict=True))
-            found.append({"texts": count, "traced": traced, "alone_ms": alone, "two_at_once_ms": together, "waits": switches})
-            _say(
+    passes = []
+    for count in options.a_pass:
+        turns: dict[bool, list[tuple[float, float, float]]] = {traced: [] for traced in models}
+        for _ in range(options.repeats):
+            for traced, lm in models.items():
+                turns[traced].append(_measure_turn(lm, rows, count, options.seconds))
+        for traced, measured in turns.items():
+            alone, together, switches = map(statistics.median, zip(*measured, strict=True))
+            passes.append({"texts": count, "traced": traced, "alone_ms": alone, "two_at_once_ms": together, "waits": switches})
+            log_progress(
                 f"{count} texts, traced {traced}: alone {alone:.1f} ms, two at once {together:.1f} ms, {switches:.0f} waits a pass"
             )
-    injected = []
-    for count in given.a_pass:
-        _say(f"{count} texts, injected or not, {LANES} threads at once")
-        injected += compared(replicate(ways[True], LANES), rows[:SOME], count, 2 * given.repeats * given.seconds)
-    return found, injected, [len(row.ids) for row in rows], 2 * ways[True].token_budget
+    overheadings = []
+    for count in options.a_pass:
+        log_progress(f"{count} texts, injected or not, {LANES} threads at once")
+        overheadings += measure_overhead(
+            replicate(models[True], LANES), rows[:OVERHEAD_TEXTS], count, 2 * options.repeats * options.seconds
+        )
+    return passes, overheadings, [len(row.ids) for row in rows], 2 * models[True].token_budget
 
 
-def _turn(lm: LanguageModel, rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float, float]:
-    """Milliseconds of a pass in one thread, in two threads at once, and how often a thread of the two waited in a pass; medians."""
-    alone, _ = _threads([lm], rows, count, seconds)
-    together, switches = _threads(replicate(lm, LANES), rows, count, seconds)
+def _measure_turn(lm: LanguageModel, rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float, float]:
+    """Return the milliseconds of a pass in one thread and in two threads at once, and a thread's waits in a pass of the latter; medians."""
+    alone, _ = _run_threads([lm], rows, count, seconds)
+    together, switches = _run_threads(replicate(lm, LANES), rows, count, seconds)
     return alone, together, switches
 
 
-def _threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float]:
-    took: list[float] = []
+def _run_threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float]:
+    milliseconds: list[float] = []
     switches: list[float] = []
 
     def run(lm: LanguageModel) -> None:
@@ -108,7 +132,7 @@ def _threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: int, s
             batch = batches[len(own) % len(batches)]
             run_rows(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
             own.append(1000 * (perf_counter() - began))
-        took.append(statistics.median(own))
+        milliseconds.append(statistics.median(own))
         switches.append((resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before) / len(own))
 
     threads = [threading.Thread(target=run, args=(lm,)) for lm in models]
@@ -116,46 +140,46 @@ def _threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: int, s
         thread.start()
     for thread in threads:
         thread.join()
-    return statistics.mean(took), statistics.mean(switches)
+    return statistics.mean(milliseconds), statistics.mean(switches)
 
 
-def _queue(measured: Sequence[dict[str, Any]], sizes: Sequence[int], budget: int) -> list[dict[str, Any]]:
-    """Waiting times at half of what full passes could do, by the tokens of a short pass; passes as long as measured two at once."""
-    rows = [row for row in measured if row["traced"]]
+def _simulate_queue(passes: Sequence[dict[str, Any]], sizes: Sequence[int], budget: int) -> list[dict[str, Any]]:
+    """Return waiting times at half the rate of full passes, by the tokens of a short pass, with the measured cost of two passes at once."""
+    rows = [row for row in passes if row["traced"]]
     mean = statistics.mean(sizes)
-    cost = fitted([row["texts"] * mean for row in rows], [row["two_at_once_ms"] for row in rows])
+    cost = fit_cost([row["texts"] * mean for row in rows], [row["two_at_once_ms"] for row in rows])
     single = rows[0]["alone_ms"]
     rate = LANES * 1000 / cost.of(budget) * (budget / mean) / 2
-    found = []
+    results = []
     for short in (0, 96, 128, SHORT_PASS, 256, budget):
-        ordered = waits(sizes, cost, rate=rate, lanes=LANES, budget=budget, short=short, texts=SIMULATED)
+        ordered = simulate_waits(sizes, cost, rate=rate, lanes=LANES, budget=budget, short=short, texts=SIMULATED_TEXTS)
         p50, p95, p99 = (ordered[int(share * len(ordered))] for share in (0.50, 0.95, 0.99))
-        found.append(
+        results.append(
             {"short": short, "rate": rate, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "over_single": p99 / single} | asdict(cost)
         )
-    return found
+    return results
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _pass_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        parts = "traced" if row["traced"] else "operator by operator"
-        lines.append([row["texts"], parts, *(f"{row[name]:.0f}" for name in ("alone_ms", "two_at_once_ms", "waits"))])
-    heads = ["texts a pass", "parts", "one thread alone, ms", "two threads at once, ms", "waits a pass"]
-    return grid(heads, lines, ["parts"])
+        mode = "traced" if row["traced"] else "operator by operator"
+        lines.append([row["texts"], mode, *(f"{row[name]:.0f}" for name in ("alone_ms", "two_at_once_ms", "waits"))])
+    headings = ["texts a pass", "operators", "one thread alone, ms", "two threads at once, ms", "waits a pass"]
+    return markdown_table(headings, lines, ["operators"])
 
 
-def _injected_table(rows: Sequence[dict[str, Any]]) -> str:
+def _overhead_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        told = [", ".join(f"{value:.3f}" for value in row[kind]) for kind in ("cpu", "clock")]
-        lines.append([row["texts"], row["injected"], row["turns"], *told])
-    heads = ["texts a pass", "injected", "turns", "CPU over the bare model's: quartiles", "by the clock: quartiles"]
-    return grid(heads, lines, [heads[1], *heads[3:]])
+        quartiles = [", ".join(f"{value:.3f}" for value in row[kind]) for kind in ("cpu", "clock")]
+        lines.append([row["texts"], row["injected"], row["turns"], *quartiles])
+    headings = ["texts a pass", "injected", "turns", "CPU over the bare model's: quartiles", "by the clock: quartiles"]
+    return markdown_table(headings, lines, [headings[1], *headings[3:]])
 
 
 def _queue_table(rows: Sequence[dict[str, Any]]) -> str:
-    words = (
+    text = (
         f"Simulated: {rows[0]['rate']:.1f} texts a second, half of what full passes do, {LANES} lanes, passes of {rows[0]['fixed']:.0f} ms "
         f"and {rows[0]['a_token']:.2f} ms a token."
     )
@@ -163,12 +187,8 @@ def _queue_table(rows: Sequence[dict[str, Any]]) -> str:
         [row["short"], *(f"{row[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")), f"{row['over_single']:.1f}"]
         for row in rows
     ]
-    heads = ["tokens of a short pass", "p50 ms", "p95 ms", "p99 ms", "p99 over one text alone"]
-    return f"{words}\n\n{grid(heads, lines)}"
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+    headings = ["tokens of a short pass", "p50 ms", "p95 ms", "p99 ms", "p99 over one text alone"]
+    return f"{text}\n\n{markdown_table(headings, lines)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What injection adds to a pass while another thread runs passes too: the same texts with and without, in turn. Prints nothing."""
+"""The overhead of injection in a forward pass, while another thread runs passes too."""
 
 from __future__ import annotations
 
@@ -19,50 +19,52 @@ from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.tensors.values import SITES
 
 BARE, ONE, SEVERAL = "the bare model", "one task", "a task for each text"
-WARM = 2  # passes whose times do not count
+WARM_UP_TURNS = 2
 Turn = dict[str, tuple[float, float]]
 
 
-def compared(models: Sequence[LanguageModel], rows: Sequence[Row], count: int, seconds: float) -> list[dict[str, Any]]:
-    """Over the bare model, by thread time and by the clock: quartiles over turns, in each of which every way reads the same texts once.
+def measure_overhead(models: Sequence[LanguageModel], rows: Sequence[Row], count: int, seconds: float) -> list[dict[str, Any]]:
+    """Return the time of a pass over that of the bare model, by thread CPU time and by wall clock: quartiles over turns.
+
+    In each turn the bare model, one task and a task for each text run on the same texts, in random order.
 
     Args:
-        models: one a thread; all run at once.
-        rows: of which a pass reads neighbouring ones, at least `count`.
-        count: texts of a pass.
-        seconds: how long every thread goes on.
+        models: one for each thread; all run concurrently.
+        rows: at least `count`; a pass takes consecutive ones.
+        count: texts in a pass.
+        seconds: duration for every thread.
     """
     tasks = _tasks(models[0], count)
-    given: dict[str, Sequence[Injection | None]] = {BARE: [None] * count, ONE: [tasks[0]] * count, SEVERAL: tasks}
+    injections: dict[str, Sequence[Injection | None]] = {BARE: [None] * count, ONE: [tasks[0]] * count, SEVERAL: tasks}
 
     def run(lm: LanguageModel, seed: int) -> list[Turn]:
         torch.set_num_threads(1)
         chance, own, prefixes, ends = random.Random(seed), list[Turn](), PrefixSharing(lm), perf_counter() + seconds
-        while perf_counter() < ends or len(own) <= WARM:
+        while perf_counter() < ends or len(own) <= WARM_UP_TURNS:
             first = chance.randrange(len(rows) - count + 1)
             turn: Turn = {}
-            for name in chance.sample(sorted(given), len(given)):
+            for name in chance.sample(sorted(injections), len(injections)):
                 spent, began = thread_time(), perf_counter()
-                run_rows(lm, rows[first : first + count], given[name], token_budget=1 << 20, prefixes=prefixes)
+                run_rows(lm, rows[first : first + count], injections[name], token_budget=1 << 20, prefixes=prefixes)
                 turn[name] = thread_time() - spent, perf_counter() - began
             own.append(turn)
-        return own[WARM:]
+        return own[WARM_UP_TURNS:]
 
     with ThreadPoolExecutor(len(models)) as threads:
-        turns = [turn for found in threads.map(run, models, range(len(models))) for turn in found]
+        turns = [turn for measured in threads.map(run, models, range(len(models))) for turn in measured]
     return [{"texts": count, "injected": name, "turns": len(turns)} | _over_bare(turns, name) for name in (ONE, SEVERAL)]
 
 
 def _over_bare(turns: Sequence[Turn], name: str) -> dict[str, list[float]]:
-    found = {}
+    quartiles = {}
     for place, kind in enumerate(("cpu", "clock")):
         ratios = [turn[name][place] / turn[BARE][place] for turn in turns]
-        found[kind] = [round(value, 4) for value in statistics.quantiles(ratios, n=4)] if len(ratios) > 1 else ratios * 3
-    return found
+        quartiles[kind] = [round(value, 4) for value in statistics.quantiles(ratios, n=4)] if len(ratios) > 1 else ratios * 3
+    return quartiles
 
 
 def _tasks(lm: LanguageModel, count: int) -> list[Injection]:
-    """Near the bare model, in the upper half of the layers."""
+    """Return random injections near the bare model, in the upper half of the layers."""
     layers = tuple(range(lm.num_layers // 2, lm.num_layers))
     chance = torch.Generator().manual_seed(0)
     shape = (len(layers), len(SITES), lm.hidden_size)

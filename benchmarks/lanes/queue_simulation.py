@@ -1,4 +1,4 @@
-"""A simulated queue before lanes that share by the service's own rule, for passes of a given length. Measures nothing."""
+"""A simulation of the queue before the lanes, which share it by the service's own rule, for passes of a given cost."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from services.inference.engine import choose_batch, token_share
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds of a pass: `fixed` and so much `a_token`."""
+    """The cost of a pass in milliseconds: `fixed`, and `a_token` for each token."""
 
     fixed: float
     a_token: float
 
     def of(self, tokens: int) -> float:
+        """Return the milliseconds of a pass of so many tokens."""
         return self.fixed + self.a_token * tokens
 
 
-def fitted(tokens: Sequence[float], milliseconds: Sequence[float]) -> Cost:
-    """The straight line through measured passes, by least squares."""
+def fit_cost(tokens: Sequence[float], milliseconds: Sequence[float]) -> Cost:
+    """Fit a straight line to measured passes by least squares."""
     slope, fixed = statistics.linear_regression(tokens, milliseconds)
     return Cost(fixed, slope)
 
 
-def waits(
+def simulate_waits(
     sizes: Sequence[int], cost: Cost, *, rate: float, lanes: int, budget: int, short: int, texts: int, seed: int = 0
 ) -> list[float]:
-    """Milliseconds from arrival to answer of so many texts that arrive at random, sorted.
+    """Return the milliseconds from arrival to answer of so many texts that arrive as a Poisson process, sorted.
 
     Args:
-        sizes: tokens of the texts, of which each arrival draws one.
+        sizes: numbers of tokens, one of which each arrival draws.
         rate: texts a second.
         short: tokens of a short pass; see `services.inference.engine.token_share`.
     """
@@ -43,18 +44,18 @@ def waits(
     for _ in range(texts):
         at += 1000 * chance.expovariate(rate)
         arrivals.append((at, chance.choice(sizes)))
-    free, queue, coming, found = [0.0] * lanes, list[tuple[float, int]](), 0, list[float]()
-    while coming < texts or queue:
-        lane = min(range(lanes), key=free.__getitem__)
-        begins = max(free[lane], queue[0][0] if queue else arrivals[coming][0])
-        while coming < texts and arrivals[coming][0] <= begins:
-            queue.append(arrivals[coming])
-            coming += 1
-        idle = sum(end <= begins for end in free) - 1
+    free_at, queue, next_arrival, waits = [0.0] * lanes, list[tuple[float, int]](), 0, list[float]()
+    while next_arrival < texts or queue:
+        lane = min(range(lanes), key=free_at.__getitem__)
+        begins = max(free_at[lane], queue[0][0] if queue else arrivals[next_arrival][0])
+        while next_arrival < texts and arrivals[next_arrival][0] <= begins:
+            queue.append(arrivals[next_arrival])
+            next_arrival += 1
+        idle = sum(end <= begins for end in free_at) - 1
         tokens = [size for _, size in queue]
         most = token_share(sum(tokens), idle=idle, replicas=lanes, budget=budget, short_pass=short)
         batch = set(choose_batch(tokens, most, padded=False))
-        free[lane] = begins + cost.of(sum(tokens[index] for index in batch))
-        found += [free[lane] - queue[index][0] for index in batch]
-        queue = [one for index, one in enumerate(queue) if index not in batch]
-    return sorted(found)
+        free_at[lane] = begins + cost.of(sum(tokens[index] for index in batch))
+        waits += [free_at[lane] - queue[index][0] for index in batch]
+        queue = [text for index, text in enumerate(queue) if index not in batch]
+    return sorted(waits)

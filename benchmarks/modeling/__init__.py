@@ -1,1 +1,1 @@
-"""The published procedure of in-context learning by injection against ours: `python -m benchmarks.modeling`."""
+"""Speed of the modelling core beside the published procedure (I2CL, arXiv 2405.14660): `python -m benchmarks.modeling`."""

@@ -1,67 +1,90 @@
-"""`python -m benchmarks.modeling --data FOLDER`: the published procedure against ours, as a table and as JSON."""
+"""Measure the published procedure and ours on the same texts: `python -m benchmarks.modeling --data FOLDER`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.datasets import DATASETS, read_examples
 from benchmarks.modeling.measurements import Setting, overheads, speeds
-from benchmarks.modeling.options import loaded_otherwise, options
-from benchmarks.modeling.report import tables
-from benchmarks.modeling.roofline import ceilings
-from benchmarks.modeling.texts import SOURCES, read
+from benchmarks.modeling.options import measure_load_options, measure_options
+from benchmarks.modeling.report import markdown
+from benchmarks.modeling.roofline import speedup_limits
+from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
 from ifed.downloads import cache_folder
 from ifed.modeling.catalog import CATALOG
 from ifed.modeling.loading import load
 
+MEASURED_DATASETS = ("subj", "agnews")
+
 
 def main() -> None:
-    """Measure every model on every data set and write what was found after each, so that an interruption loses little."""
+    """Measure, or read stored results; print the tables and write them."""
+    arguments = _parse_arguments()
+    results = read_results(arguments.out) if arguments.report else _measure(arguments)
+    tables = markdown(results)
+    print(tables)
+    write_tables(arguments.out.with_suffix(".md"), tables, command="python -m benchmarks.modeling --report")
+
+
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.modeling", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with subj.train.jsonl and agnews.train.jsonl")
+    parser.add_argument("--data", type=Path, help="folder with subj.train.jsonl and agnews.train.jsonl; not needed with --report")
     parser.add_argument("--models", nargs="+", default=sorted(CATALOG), help="catalogue names")
     parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
     parser.add_argument("--texts", type=int, default=32, help="texts of each measurement")
-    parser.add_argument("--repetitions", type=int, default=3, help="the median of so many is given")
+    parser.add_argument("--repetitions", type=int, default=3, help="repetitions of each measurement, whose median is reported")
     parser.add_argument("--pairs", type=int, default=15, help="alternating pairs behind each overhead")
     parser.add_argument("--option-pairs", type=int, default=3, help="alternating pairs behind each option")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    given = parser.parse_args()
-    if min(given.pairs, given.option_pairs) < 2:
+    parser.add_argument("--out", type=Path, default=RESULTS / "modeling.json", help="file of the results; tables go beside it")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results in --out")
+    arguments = parser.parse_args()
+    if not arguments.report and arguments.data is None:
+        parser.error("--data names the folder of the data sets")
+    if min(arguments.pairs, arguments.option_pairs) < 2:
         parser.error("quartiles need at least two pairs: raise --pairs and --option-pairs")
-    found: dict[str, Any] = {
-        "machine": _machine(),
-        "command": " ".join(["python -m benchmarks.modeling", *_told(given)]),
+    return arguments
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure every model on every data set; write the results after each, so that an interruption loses little."""
+    results: dict[str, Any] = {
+        "machine": _describe_processor(),
+        "command": " ".join(["python -m benchmarks.modeling", *_measuring_arguments(arguments)]),
         "runs": [],
     }
-    for name in given.models:
-        exact = load(name, cache=cache_folder(given.cache), dtype="float32")
-        fast = load(name, cache=cache_folder(given.cache))
-        for source in SOURCES:
-            examples = read(given.data, source, given.texts)
-            setting = Setting(exact, fast, source, examples, given.repetitions, CATALOG[name].groups)
-            run = {"model": name, "data": source.name, "dtype": str(fast.dtype).removeprefix("torch."), "source": asdict(source)}
-            run |= {"ceilings": ceilings(setting)}
-            run |= {"milliseconds": speeds(setting), "overheads": overheads(setting, pairs=given.pairs)}
-            run |= {"options": options(setting, pairs=given.option_pairs)}
-            if source == SOURCES[0]:  # loading and compiling take longer than measuring
-                run["options"] |= loaded_otherwise(setting, name, cache_folder(given.cache), pairs=given.option_pairs)
-            found["runs"].append(run)
-            print(f"{name} on {source.name}: done", file=sys.stderr, flush=True)
-            if given.out is not None:
-                given.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(tables(found))
+    cache = cache_folder(arguments.cache)
+    for name in arguments.models:
+        exact = load(name, cache=cache, dtype="float32")
+        fast = load(name, cache=cache)
+        for key in MEASURED_DATASETS:
+            dataset = DATASETS[key]
+            examples = read_examples(arguments.data, dataset, "train", arguments.texts)
+            setting = Setting(exact, fast, dataset, examples, arguments.repetitions, CATALOG[name].groups)
+            run = {
+                "model": name,
+                "data": dataset.title,
+                "dtype": str(fast.dtype).removeprefix("torch."),
+                "source": asdict(dataset),
+            }
+            run |= {"ceilings": speedup_limits(setting)}
+            run |= {"milliseconds": speeds(setting), "overheads": overheads(setting, pairs=arguments.pairs)}
+            run |= {"options": measure_options(setting, pairs=arguments.option_pairs)}
+            if key == MEASURED_DATASETS[0]:  # loading and compiling take longer than measuring
+                run["options"] |= measure_load_options(setting, name, cache, pairs=arguments.option_pairs)
+            results["runs"].append(run)
+            log_progress(f"{name} on {dataset.title}: finished")
+            write_json(arguments.out, results)
+    return results
 
 
-def _machine() -> dict[str, Any]:
+def _describe_processor() -> dict[str, Any]:
     return {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
@@ -74,15 +97,15 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _told(given: argparse.Namespace) -> list[str]:
-    """The arguments that change what is measured; folders are the caller's own."""
+def _measuring_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments that change what is measured; the folders differ from machine to machine."""
     return [
         "--data FOLDER",
-        *([] if given.models == sorted(CATALOG) else [f"--models {' '.join(given.models)}"]),
-        f"--texts {given.texts}",
-        f"--repetitions {given.repetitions}",
-        f"--pairs {given.pairs}",
-        f"--option-pairs {given.option_pairs}",
+        *([] if arguments.models == sorted(CATALOG) else [f"--models {' '.join(arguments.models)}"]),
+        f"--texts {arguments.texts}",
+        f"--repetitions {arguments.repetitions}",
+        f"--pairs {arguments.pairs}",
+        f"--option-pairs {arguments.option_pairs}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What is measured for one model on one data set. Prints nothing."""
+"""The measurements for one model on one data set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from benchmarks.datasets import Dataset
 from benchmarks.modeling.published import Published
-from benchmarks.modeling.texts import Source
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.errors import UnsupportedFamily
 from ifed.messages.tasks import resolve_layers
@@ -27,44 +27,45 @@ from ifed.modeling.prompts import Example, PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Coefficients, ContextVector
 
-EPOCHS = 4  # of a task on a small client: what the lower layers give is then computed once and used four times
+EPOCHS = 4  # how often a small client uses each example, while its lower layers run once
 DEMONSTRATIONS = 12
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One model in both precisions, and the texts."""
+    """One model in float32 (`exact`) and in the fast dtype, the examples, and the number of coefficient groups."""
 
     exact: LanguageModel
     fast: LanguageModel
-    source: Source
+    dataset: Dataset
     examples: Sequence[Example]
     repetitions: int
     groups: int
 
     @property
     def texts(self) -> list[str]:
+        """The texts of the examples."""
         return [example.text for example in self.examples]
 
 
 def speeds(setting: Setting) -> dict[str, float]:
-    """Milliseconds an example: the published procedure and ours at extraction, calibration and classification."""
-    published = Published(setting.exact, PromptTemplate.of(setting.exact, setting.source.template), setting.source.labels)
+    """Return milliseconds an example of the published procedure and of ours, at extraction, calibration and classification."""
+    published = Published(setting.exact, PromptTemplate.of(setting.exact, setting.dataset.template), setting.dataset.labels)
     context = published.extract(setting.examples)
-    theirs: dict[str, Callable[[], object]] = {
+    works: dict[str, Callable[[], object]] = {
         "extraction published": partial(published.extract, setting.examples),
         "calibration published": partial(published.calibrate, setting.examples, context),
         "classification published": partial(published.classify, setting.texts, context),
     }
-    works = theirs | _ours(setting, context)
-    counted = {name: EPOCHS if name.endswith("4 epochs") else 1 for name in works}
+    works |= _ours(setting, context)
+    epochs = {name: EPOCHS if name.endswith("4 epochs") else 1 for name in works}
     seconds = median_seconds(works, repetitions=setting.repetitions)
-    return {name: 1000 * found / counted[name] / len(setting.examples) for name, found in seconds.items()}
+    return {name: 1000 * value / epochs[name] / len(setting.examples) for name, value in seconds.items()}
 
 
 def _ours(setting: Setting, context: Tensor) -> dict[str, Callable[[], object]]:
-    lm, template = setting.fast, PromptTemplate.of(setting.fast, setting.source.template)
-    labels, every = template.labels(setting.source.labels), range(setting.fast.num_layers)
+    lm, template = setting.fast, PromptTemplate.of(setting.fast, setting.dataset.template)
+    labels, every = template.labels(setting.dataset.labels), range(setting.fast.num_layers)
     upper = resolve_layers("upper_half", lm.num_layers)
 
     def calibrate(layers: Sequence[int], epochs: int) -> None:
@@ -85,47 +86,47 @@ def _ours(setting: Setting, context: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def overheads(setting: Setting, *, pairs: int) -> dict[str, Any]:
-    """What injection adds to the bare model, by hooks and folded, and what twelve demonstrations in the prompt cost instead."""
+    """Return the overhead of injection over the bare model, by hooks and folded, and the cost of twelve demonstrations in the prompt."""
     lm = setting.fast
     bare, injected = _scoring(lm, setting, None), _scoring(lm, setting, injection(setting, lm))
-    found: dict[str, Any] = {"hooks": overhead(injected, bare, pairs=pairs), "itself": overhead(bare, bare, pairs=pairs)}
+    results: dict[str, Any] = {"hooks": overhead(injected, bare, pairs=pairs), "itself": overhead(bare, bare, pairs=pairs)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            stock = _folded(setting, Path(folder))
-            found["folded"] = overhead(_scoring(stock, setting, None), bare, pairs=pairs)
+            folded = _fold(setting, Path(folder))
+            results["folded"] = overhead(_scoring(folded, setting, None), bare, pairs=pairs)
     except UnsupportedFamily as refusal:
-        found["folded"] = refusal.detail
+        results["folded"] = refusal.detail
     shots = setting.examples[:DEMONSTRATIONS]
-    before = "\n\n".join(shown(setting.source, example) for example in shots)
-    few = Setting(setting.exact, lm, setting.source, setting.examples[-8:], 1, setting.groups)
-    ways = {
-        "few-shot ms": partial(_classify, lm, few, None, before + "\n\n"),
+    prefix = "\n\n".join(demonstration(setting.dataset, example) for example in shots)
+    few = Setting(setting.exact, lm, setting.dataset, setting.examples[-8:], 1, setting.groups)
+    prompts = {
+        "few-shot ms": partial(_classify, lm, few, None, prefix + "\n\n"),
         "injection ms": partial(_classify, lm, few, injection(setting, lm)),
     }
-    seconds = median_seconds(ways, repetitions=setting.repetitions)
-    return found | {name: 1000 * found / len(few.examples) for name, found in seconds.items()}
+    seconds = median_seconds(prompts, repetitions=setting.repetitions)
+    return results | {name: 1000 * value / len(few.examples) for name, value in seconds.items()}
 
 
-def _scoring(lm: LanguageModel, setting: Setting, given: Injection | None) -> Callable[[], object]:
-    """The forward passes alone: prompts are made before."""
-    template = PromptTemplate.of(lm, setting.source.template)
-    labels = template.labels(setting.source.labels)
-    return partial(score, lm, [ScoringItem(template.prompt(text), labels, given) for text in setting.texts])
+def _scoring(lm: LanguageModel, setting: Setting, chosen: Injection | None) -> Callable[[], object]:
+    """Return a call of the forward passes alone; the prompts are made before."""
+    template = PromptTemplate.of(lm, setting.dataset.template)
+    labels = template.labels(setting.dataset.labels)
+    return partial(score, lm, [ScoringItem(template.prompt(text), labels, chosen) for text in setting.texts])
 
 
-def shown(source: Source, example: Example) -> str:
-    """A demonstration in a prompt; a brace pair in a text would be a second slot."""
-    return source.template.replace("{text}", example.text.replace("{text}", "")) + " " + source.labels[example.label]
+def demonstration(dataset: Dataset, example: Example) -> str:
+    """Return a demonstration as it stands in a prompt, without a text slot of its own."""
+    return dataset.template.replace("{text}", example.text.replace("{text}", "")) + " " + dataset.labels[example.label]
 
 
-def _classify(lm: LanguageModel, setting: Setting, given: Injection | None, before: str = "") -> None:
-    template = PromptTemplate.of(lm, before + setting.source.template, max_tokens=4096)
-    labels = template.labels(setting.source.labels)
-    score(lm, [ScoringItem(template.prompt(text), labels, given) for text in setting.texts])
+def _classify(lm: LanguageModel, setting: Setting, chosen: Injection | None, prefix: str = "") -> None:
+    template = PromptTemplate.of(lm, prefix + setting.dataset.template, max_tokens=4096)
+    labels = template.labels(setting.dataset.labels)
+    score(lm, [ScoringItem(template.prompt(text), labels, chosen) for text in setting.texts])
 
 
 def injection(setting: Setting, lm: LanguageModel) -> Injection:
-    """Coefficients and a vector as a trained task has them: the upper half, in groups."""
+    """Return a random injection of the shape of a trained task's: the upper half of the layers, in groups."""
     layers, random = resolve_layers("upper_half", lm.num_layers), np.random.default_rng(0)
     values = Coefficients.identity(len(layers), setting.groups).values + 0.01 * random.normal(
         size=(len(layers), 2, 2, setting.groups)
@@ -134,7 +135,7 @@ def injection(setting: Setting, lm: LanguageModel) -> Injection:
     return injection_of(vector, Coefficients(values.astype(np.float32)), layers, device=lm.device, dtype=lm.dtype)
 
 
-def _folded(setting: Setting, folder: Path) -> LanguageModel:
+def _fold(setting: Setting, folder: Path) -> LanguageModel:
     lm = setting.fast
     write(lm, *fold(lm, injection(setting, lm)), folder)
     with quiet():

@@ -1,4 +1,4 @@
-"""What each way of running faster gives by itself: the time without it over the time with it. Prints nothing."""
+"""The effect of each optimisation by itself: the time without it over the time with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.modeling.measurements import DEMONSTRATIONS, EPOCHS, Setting, injection, shown
+from benchmarks.modeling.measurements import DEMONSTRATIONS, EPOCHS, Setting, demonstration, injection
 from benchmarks.modeling.timing import overhead
 from ifed.errors import IFedError
 from ifed.messages.tasks import resolve_layers
@@ -28,10 +28,10 @@ from ifed.tensors.values import Coefficients, ContextVector, Float32
 Work = Callable[[], object]
 
 
-def options(setting: Setting, *, pairs: int) -> dict[str, Any]:
-    """By option: lower quartile, median and upper quartile of the ratio, over alternating pairs of runs without it and with it."""
+def measure_options(setting: Setting, *, pairs: int) -> dict[str, Any]:
+    """Return lower quartile, median and upper quartile of each option's ratio, over alternating pairs of runs without it and with it."""
     lm = setting.fast
-    given, long = _items(setting, lm), _items(setting, lm, before=_demonstrations(setting))[-8:]
+    given, long = _items(setting, lm), _items(setting, lm, prefix=_demonstrations(setting))[-8:]
 
     def run(items: Sequence[ScoringItem] = given, **chosen: bool) -> Work:
         return partial(score, replace(lm, options=replace(Options(share_prefix=False), **chosen)), items)
@@ -50,45 +50,48 @@ def options(setting: Setting, *, pairs: int) -> dict[str, Any]:
     return {name: _ratio(*pair, pairs=pairs) for name, pair in works.items()}
 
 
-def loaded_otherwise(setting: Setting, name: str, cache: Path, *, pairs: int) -> dict[str, Any]:
-    """The options that change the loaded model: the same ratio, the bytes of the layers, and how far scores move."""
-    lm, found = setting.fast, dict[str, Any]()
+def measure_load_options(setting: Setting, name: str, cache: Path, *, pairs: int) -> dict[str, Any]:
+    """Measure the options that change the loaded model: the same ratio, the bytes of the layers, and the largest change of a probability.
+
+    An option that is not available has the text of its refusal in place of the ratio.
+    """
+    lm, results = setting.fast, dict[str, Any]()
     given = _items(setting, lm)
     plain = np.exp(np.stack(score(lm, given)))
-    ways = {
+    load_options = {
         "torch.compile": Options(compiled=True),
         "int8 weights": Options(int8=True),
         "packed weights": Options(packed_weights=True),
     }
-    for words, chosen in ways.items():
+    for name_of_option, chosen in load_options.items():
         try:
             other = load(name, cache=cache, options=chosen)
             moved = float(np.abs(np.exp(np.stack(score(other, _items(setting, other)))) - plain).max())
         except (IFedError, RuntimeError) as refusal:  # a compiler that fails, or is not there, is torch's RuntimeError
-            found[words] = str(refusal)
+            results[name_of_option] = str(refusal)
             continue
-        found[words] = _ratio(partial(score, lm, given), partial(score, other, _items(setting, other)), pairs=pairs)
-        found[f"{words}: largest change of a probability"] = moved
-        found[f"{words}: bytes of the layers"] = [_bytes(one) for one in (lm, other)]
-    return found
+        results[name_of_option] = _ratio(partial(score, lm, given), partial(score, other, _items(setting, other)), pairs=pairs)
+        results[f"{name_of_option}: largest change of a probability"] = moved
+        results[f"{name_of_option}: bytes of the layers"] = [_layer_bytes(model) for model in (lm, other)]
+    return results
 
 
 def _ratio(without: Work, with_it: Work, *, pairs: int) -> list[float]:
     return [1 + share for share in overhead(without, with_it, pairs=pairs)]
 
 
-def _items(setting: Setting, lm: LanguageModel, *, before: str = "") -> list[ScoringItem]:
-    template = PromptTemplate.of(lm, before + setting.source.template, max_tokens=4096)
-    labels, given = template.labels(setting.source.labels), injection(setting, lm)
+def _items(setting: Setting, lm: LanguageModel, *, prefix: str = "") -> list[ScoringItem]:
+    template = PromptTemplate.of(lm, prefix + setting.dataset.template, max_tokens=4096)
+    labels, given = template.labels(setting.dataset.labels), injection(setting, lm)
     return [ScoringItem(template.prompt(text), labels, given) for text in setting.texts]
 
 
 def _demonstrations(setting: Setting) -> str:
-    return "".join(f"{shown(setting.source, example)}\n\n" for example in setting.examples[:DEMONSTRATIONS])
+    return "".join(f"{demonstration(setting.dataset, example)}\n\n" for example in setting.examples[:DEMONSTRATIONS])
 
 
 def _whole_head(lm: LanguageModel, items: Sequence[ScoringItem]) -> list[Float32]:
-    """Scores from the logits of the whole vocabulary at the last token."""
+    """Return scores from the logits of the whole vocabulary at the last token."""
     rows = [row for item in items for row in scoring_rows(item.prompt, item.labels)]
     given: list[Injection | None] = [item.injection for item in items for _ in scoring_rows(item.prompt, item.labels)]
     with torch.inference_mode():
@@ -98,22 +101,22 @@ def _whole_head(lm: LanguageModel, items: Sequence[ScoringItem]) -> list[Float32
 
 
 def _calibration(setting: Setting, *, layers: str = "upper_half", cache_bytes: int = 1 << 30) -> Work:
-    lm, template = setting.fast, PromptTemplate.of(setting.fast, setting.source.template)
+    lm, template = setting.fast, PromptTemplate.of(setting.fast, setting.dataset.template)
     chosen = resolve_layers("all" if layers == "all" else "upper_half", lm.num_layers)
     vector = ContextVector(np.zeros((len(chosen), 2, lm.hidden_size), dtype=np.float32))
     draws = EPOCHS * len(setting.examples)
     plan = LocalPlan(steps=draws // 8, batch_size=8, learning_rate=0.04, learning_rate_end=0.04, logit_adjustment=1.0, seed=0)
 
     def calibrate() -> None:
-        labels = template.labels(setting.source.labels)
+        labels = template.labels(setting.dataset.labels)
         client = Calibrator(lm, template, labels, setting.examples, vector, chosen, expected_draws=draws, cache_bytes=cache_bytes)
         client.run(Coefficients.identity(len(chosen), setting.groups), plan)
 
     return calibrate
 
 
-def _bytes(lm: LanguageModel) -> int:
-    """Of the layers as they lie in memory; a quantised tensor is the sum of its parts."""
+def _layer_bytes(lm: LanguageModel) -> int:
+    """Return the bytes of the layers in memory; a quantised tensor counts with all of its parts."""
     total = 0
     for layer in lm.family.layers(lm.model):
         for tensor in (*layer.parameters(), *layer.buffers()):

@@ -1,4 +1,4 @@
-"""The published procedure (I2CL, arXiv 2405.14660): one example at a time, float32, full logits. Written from the paper, hooks and all."""
+"""The published procedure (I2CL, arXiv 2405.14660), written from the paper: one example at a time, float32, full logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ifed.modeling.prompts import Example, PromptTemplate
 
 
 class Published:
-    """A frozen float32 model with scalar coefficients in every layer, as the paper trains and uses it.
+    """A frozen float32 model with scalar coefficients in every layer, as the paper trains and uses them.
 
     Attributes:
         coefficients: (layer, site, 2): λ from 0.1, β from 1.
@@ -27,7 +27,7 @@ class Published:
         self.coefficients = torch.tensor([0.1, 1.0]).repeat(lm.num_layers, 2, 1)
 
     def extract(self, examples: Sequence[Example]) -> Tensor:
-        """The context vector, (layer, site, d): the mean of what the sites give at the last token."""
+        """Return the context vector, (layer, site, d): the mean of the sites' outputs at the last token."""
         total = torch.zeros(self._lm.num_layers, 2, self._lm.hidden_size)
         for example in examples:
             kept: dict[tuple[int, int], Tensor] = {}
@@ -37,7 +37,7 @@ class Published:
         return total / len(examples)
 
     def calibrate(self, examples: Sequence[Example], context: Tensor, *, batch_size: int = 2, learning_rate: float = 0.01) -> float:
-        """One epoch of AdamW on the scalars, two examples a step, loss over the whole vocabulary; the mean loss."""
+        """Train the scalars for one epoch by AdamW, two examples a step, with the loss over the whole vocabulary; return the mean loss."""
         values = self.coefficients.clone().requires_grad_(True)
         optimiser = torch.optim.AdamW([values], lr=learning_rate)
         losses = []
@@ -57,13 +57,13 @@ class Published:
         return sum(losses) / len(losses)
 
     def classify(self, texts: Sequence[str], context: Tensor) -> list[int]:
-        """The label whose first token is most probable, from the logits of every position."""
+        """Return the label whose first token is most probable, from the logits of every position."""
         first = torch.tensor([ids[0] for ids in self._labels.ids])
-        found = []
+        labels = []
         for text in texts:
             with torch.no_grad(), self._injected(self.coefficients, context):
-                found.append(int(self._logits([self._template.prompt(text).ids])[0, -1, first].argmax()))
-        return found
+                labels.append(int(self._logits([self._template.prompt(text).ids])[0, -1, first].argmax()))
+        return labels
 
     def _logits(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
         longest = max(map(len, rows))

@@ -1,11 +1,11 @@
-"""What was measured, as Markdown tables. Measures nothing."""
+"""The measurements as Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables import grid
+from benchmarks.tables import markdown_table
 
 Runs = Sequence[Mapping[str, Any]]
 ROWS = (
@@ -18,32 +18,32 @@ ROWS = (
 )
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """Speeds, what the machine's products would allow, overheads and options of every run."""
-    runs = found["runs"]
-    return "\n\n".join((_speeds(runs), _ceilings(runs), _overheads(runs), _options(runs)))
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return tables of speeds, of the limits that the machine sets, of overheads and of options, for every run."""
+    runs = results["runs"]
+    return "\n\n".join((_speeds(runs), _limits(runs), _overheads(runs), _options(runs)))
 
 
 def _speeds(runs: Runs) -> str:
     rows = []
     for run in runs:
         times = run["milliseconds"]
-        for step, key, words, goal in ROWS:
+        for step, key, variant, goal in ROWS:
             published, ours = times[f"{step} published"], times[key]
-            told = (f"{value:.1f}" for value in (published, ours, published / ours))
-            rows.append([run["model"], run["data"], step, words, *told, goal])
-    heads = ["model", "data", "step", "ours", "published, ms an example", "ours, ms", "ratio", "goal"]
-    return grid(heads, rows, heads[:4])
+            cells = (f"{value:.1f}" for value in (published, ours, published / ours))
+            rows.append([run["model"], run["data"], step, variant, *cells, goal])
+    headings = ["model", "data", "step", "ours", "published, ms an example", "ours, ms", "ratio", "goal"]
+    return markdown_table(headings, rows, headings[:4])
 
 
-def _ceilings(runs: Runs) -> str:
+def _limits(runs: Runs) -> str:
     rows = []
     for run in runs:
-        most = run["ceilings"]
-        rates = (f"{most[name]:.0f}" for name in ("published", "ours"))
-        ratios = (f"{most[name]:.1f}" for name in ("extraction, classification", "calibration"))
+        limits = run["ceilings"]
+        rates = (f"{limits[name]:.0f}" for name in ("published", "ours"))
+        ratios = (f"{limits[name]:.1f}" for name in ("extraction, classification", "calibration"))
         rows.append([run["model"], run["data"], *rates, *ratios])
-    heads = [
+    headings = [
         "model",
         "data",
         "float32, one text, G multiply-adds/s",
@@ -51,18 +51,18 @@ def _ceilings(runs: Runs) -> str:
         "most: extraction, classification",
         "most: calibration, four epochs",
     ]
-    return grid(heads, rows, heads[:2])
+    return markdown_table(headings, rows, headings[:2])
 
 
 def _overheads(runs: Runs) -> str:
     rows = []
     for run in runs:
-        seen = run["overheads"]
-        prompting, injecting = seen["few-shot ms"], seen["injection ms"]
-        shares = (_share(seen[name]) for name in ("hooks", "folded", "itself"))
-        told = (f"{value:.1f}" for value in (prompting, injecting, prompting / injecting))
-        rows.append([run["model"], run["data"], *shares, *told])
-    heads = [
+        overheads = run["overheads"]
+        prompting, injecting = overheads["few-shot ms"], overheads["injection ms"]
+        shares = (_share(overheads[name]) for name in ("hooks", "folded", "itself"))
+        cells = (f"{value:.1f}" for value in (prompting, injecting, prompting / injecting))
+        rows.append([run["model"], run["data"], *shares, *cells])
+    headings = [
         "model",
         "data",
         "hooks",
@@ -72,18 +72,18 @@ def _overheads(runs: Runs) -> str:
         "injection, ms",
         "ratio",
     ]
-    return grid(heads, rows, heads[:2])
+    return markdown_table(headings, rows, headings[:2])
 
 
 def _options(runs: Runs) -> str:
     names = dict.fromkeys(name for run in runs for name in run["options"])
-    rows = [[name, *(_told(run["options"].get(name)) for run in runs)] for name in names]
-    heads = ["option, off / on", *(f"{run['model']}, {run['data']}" for run in runs)]
-    return grid(heads, rows, heads[:1])
+    rows = [[name, *(_option(run["options"].get(name)) for run in runs)] for name in names]
+    headings = ["option, off / on", *(f"{run['model']}, {run['data']}" for run in runs)]
+    return markdown_table(headings, rows, headings[:1])
 
 
-def _told(value: Any) -> str:
-    """A ratio with its quartiles, megabytes before and after, a share, or a refusal."""
+def _option(value: Any) -> str:
+    """Return a ratio with its quartiles, megabytes before and after, a share, or that the option is not possible."""
     if isinstance(value, list) and len(value) == 3:
         low, middle, high = value
         return f"{middle:.2f} ({low:.2f} to {high:.2f})"

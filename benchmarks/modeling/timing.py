@@ -1,4 +1,4 @@
-"""Seconds of a piece of work, several times over. Knows no model."""
+"""Timing of callables that alternate, so that other load on the machine falls on all of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 
 
 def median_seconds(works: Mapping[str, Callable[[], object]], *, repetitions: int) -> dict[str, float]:
-    """The median of each work's runs; all take turns, so that a neighbour's load falls on all of them.
+    """Return the median seconds of each callable; all run in turn.
 
-    Of each turn's two runs the second counts: the first finds the caches as the work before left them.
+    Of each turn's two calls the second counts, since the first finds the caches as the callable before left them.
     """
-    found = [{name: _second(work) for name, work in works.items()} for _ in range(repetitions)]
-    return {name: statistics.median(one[name] for one in found) for name in works}
+    turns = [{name: _second_call(work) for name, work in works.items()} for _ in range(repetitions)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in works}
 
 
 def overhead(changed: Callable[[], object], plain: Callable[[], object], *, pairs: int) -> tuple[float, float, float]:
-    """How much longer `changed` takes than `plain`, as a share: lower quartile, median and upper quartile over alternating pairs.
+    """Return how much longer `changed` takes than `plain`, as a share: lower quartile, median and upper quartile over pairs.
 
-    Each pair runs both right after one another, the order changing from pair to pair, so that a neighbour's load falls on both.
+    Each pair calls both right after one another, and their order changes from pair to pair.
     """
     changed(), plain()
     shares = []
@@ -33,7 +33,7 @@ def overhead(changed: Callable[[], object], plain: Callable[[], object], *, pair
     return low, middle, high
 
 
-def _second(work: Callable[[], object]) -> float:
+def _second_call(work: Callable[[], object]) -> float:
     work()
     return _seconds(work)
 

@@ -1,9 +1,8 @@
-"""`python -m benchmarks.paper --data FOLDER`: runs what has not run yet, then prints tables and draws figures."""
+"""Run the paper's experiment, cell by cell: `python -m benchmarks.paper --data FOLDER`; print its tables and draw its plots."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -13,215 +12,210 @@ from typing import Any
 
 import torch
 
-from benchmarks.datasets import LEAST, SOURCES, BadTexts, digest_of, dirichlet_split, read_both
-from benchmarks.machine import machine
+from benchmarks.datasets import DATASETS, MIN_CLIENT_EXAMPLES, InvalidDataset, digest_examples, dirichlet_split, read_splits
+from benchmarks.machine import describe_machine
+from benchmarks.output import RESULTS, log_progress, write_json, write_tables
 from benchmarks.paper.methods import (
-    DATA_SETS,
     ONE_SEED,
     QUICK,
     QUICK_METHODS,
     QUICK_RATES,
     RATES,
+    RESTRICTED_DATASETS,
     SETTINGS,
     SWEEP_SEED,
     TITLES,
     Plan,
     runs_on,
 )
-from benchmarks.paper.plots import WORDS, draw
+from benchmarks.paper.plots import DESCRIPTIONS, draw
 from benchmarks.paper.report import markdown, tables
-from benchmarks.paper.runner import Work
-from benchmarks.paper.store import OtherRun, Store
-from benchmarks.tables import BadPage, around_figures, write_into
+from benchmarks.paper.runner import CellRunner
+from benchmarks.paper.store import CellMismatch, CellStore
 from ifed.downloads import cache_folder
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
 
 MODEL = "gemma-3-270m"
-OF_A_RUN = {
-    "clients": f"that share the training texts, {LEAST} each at the least",
-    "alpha": "of the Dirichlet distribution of a label among the clients; small is uneven",
-    "rounds": "of every method but those that the page gives more",
-    "local_steps": "of a client in a round, likewise",
-    "batch_size": "examples of a step",
-    "training": "texts that the clients divide",
-    "test": "texts on which accuracy is measured",
-    "shots": "demonstrations of a few-shot prompt at the most",
-    "few": "test texts for global against local coefficients",
-    "few_seeds": "so many of the seeds measure those, the first",
-    "lora_rank": "of each adapter",
+PLAN_HELP = {
+    "clients": f"number of clients, of at least {MIN_CLIENT_EXAMPLES} examples each",
+    "alpha": "concentration of the Dirichlet distribution of a label among the clients; small is uneven",
+    "rounds": "rounds of every method, but for those that have more by definition",
+    "local_steps": "local steps of a client in a round, likewise",
+    "batch_size": "examples of a local step",
+    "training": "training examples that are divided among the clients",
+    "test": "test examples on which accuracy is measured",
+    "shots": "largest number of demonstrations in a few-shot prompt",
+    "few": "test examples on which global and local coefficients are compared",
+    "few_seeds": "number of seeds, the first ones, for which they are compared",
+    "lora_rank": "rank of each adapter",
 }
 
 
 def main() -> None:
-    """Run every cell whose file is not there yet, one file a cell, so that a killed run goes on."""
-    given = _arguments()
-    plan = _plan(given)
-    store = Store(given.out or _folder(given), plan, given.model)
-    rates = tuple(given.lora_rates or (QUICK_RATES if given.quick else RATES))
+    """Run every missing cell and report on all; each cell is a file, so an interrupted run resumes."""
+    arguments = _parse_arguments()
+    plan = _plan(arguments)
+    store = CellStore(arguments.out or _default_folder(arguments), plan, arguments.model)
+    rates = tuple(arguments.lora_rates or (QUICK_RATES if arguments.quick else RATES))
     try:
-        if given.page is not None:
-            around_figures(given.page)  # a page without room for them is told before hours of work
-        if not given.report:
-            _run(given, plan, store, rates)
-        found = store.collect(rates)
-    except (OtherRun, BadTexts, BadPage) as refusal:
+        if not arguments.report:
+            _run(arguments, plan, store, rates)
+        results = store.collect(rates)
+    except (CellMismatch, InvalidDataset) as refusal:
         sys.exit(str(refusal))
     except KeyboardInterrupt:
-        _tell("stopped; the same command goes on with the cells that are missing")
+        log_progress("interrupted; the same command resumes with the missing cells")
         sys.exit(130)
-    if not found["data"]:
-        sys.exit(
-            f"there are no cells under {store.folder}; "
-            + (
-                "a run makes them, and --out names the folder of another one"
-                if given.report
-                else "all that was asked for is left out"
-            )
+    if not results["data"]:
+        hint = (
+            "run without --report, or name another folder with --out" if arguments.report else "all that was asked for is left out"
         )
-    _show(given.page, store.folder, found)
+        sys.exit(f"there are no cells under {store.folder}; {hint}")
+    _report(arguments, store.folder, results)
 
 
-def _show(page: Path | None, folder: Path, found: dict[str, Any]) -> None:
-    """Tables to the terminal, the folder and the page; figures beside them."""
-    for key, one in found["data"].items():
-        if one["sweep"] and one["rate"] is None:
-            _tell(
-                f"{SOURCES[key].title}: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed {SWEEP_SEED}"
+def _report(arguments: argparse.Namespace, folder: Path, results: dict[str, Any]) -> None:
+    """Print the tables, and write them, the plots and the JSON into the folder."""
+    for key, data in results["data"].items():
+        if data["sweep"] and data["rate"] is None:
+            log_progress(
+                f"{DATASETS[key].title}: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed {SWEEP_SEED}"
             )
-    words, listed = markdown(found), {"tables": [one.json() for one in tables(found)]}
-    (folder / "paper.json").write_text(json.dumps(found | listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(words)
-    for path in draw(found, folder):
-        _tell(f"drew {path.name}")
-    if page is None:
-        (folder / "paper.md").write_text(words + "\n", encoding="utf-8")
-        return
-    shown = [f"![{WORDS[path.stem]}]({path.name})" for path in draw(found, page.parent) if path.suffix == ".svg"]
-    write_into(page, "\n\n".join([words, *shown]))
+    text = markdown(results)
+    print(text)
+    write_json(folder / "paper.json", results | {"tables": [table.json() for table in tables(results)]})
+    images = []
+    for path in draw(results, folder):
+        log_progress(f"drew {path.name}")
+        if path.suffix == ".svg":
+            images.append(f"![{DESCRIPTIONS[path.stem]}]({path.name})")
+    out = [] if folder == RESULTS / "paper" else ["--out", str(folder)]
+    rates = ["--lora-rates", *map(str, arguments.lora_rates)] if arguments.lora_rates else []
+    command = " ".join(["python -m benchmarks.paper --report", *out, *rates])
+    write_tables(folder / "tables.md", "\n\n".join([text, *images]), command=command)
 
 
-def _folder(given: argparse.Namespace) -> Path:
-    """One for each model and size, since a folder takes no cells of another."""
-    parts = [".paper", "" if given.model == MODEL else Path(given.model).name.lower(), "quick" if given.quick else ""]
-    return Path("-".join(part for part in parts if part))
+def _default_folder(arguments: argparse.Namespace) -> Path:
+    """Return a folder for each model and size, since a folder takes no cells of another."""
+    model = "" if arguments.model == MODEL else Path(arguments.model).name.lower()
+    parts = ["paper", model, "quick" if arguments.quick else ""]
+    return RESULTS / "-".join(part for part in parts if part)
 
 
-def _run(given: argparse.Namespace, plan: Plan, store: Store, rates: tuple[float, ...]) -> None:
-    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
-    for key in given.sources:
-        training, test = read_both(given.data, SOURCES[key], plan.training, plan.test)
-        store.texts[key] = digest_of(training, test)
-        for seed in seeds:  # too few texts for the clients are told before the model is loaded
+def _run(arguments: argparse.Namespace, plan: Plan, store: CellStore, rates: tuple[float, ...]) -> None:
+    seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2])
+    for key in arguments.sources:
+        training, test = read_splits(arguments.data, DATASETS[key], plan.training, plan.test)
+        store.texts[key] = digest_examples(training, test)
+        for seed in seeds:  # refuses too few texts for the clients before the model is loaded
             dirichlet_split([example.label for example in training], plan.clients, plan.alpha, seed)
-    store.collect(rates)  # a folder of another run is refused before work is put into it
+    store.collect(rates)  # refuses a folder of another run before any work is done
     lm = load(
-        given.model,
-        cache=cache_folder(given.cache),
-        device=given.device,
-        dtype=given.dtype,
-        threads=given.threads,
-        announce=_tell,
+        arguments.model,
+        cache=cache_folder(arguments.cache),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        announce=log_progress,
     )
-    told, dtype = machine(), str(lm.dtype).removeprefix("torch.")
-    store.machine = {name: told[name] for name in ("cpu", "amx", "cores", "torch")}
-    store.machine |= {"device": _name(lm.device), "dtype": dtype, "threads": torch.get_num_threads()}
+    machine, dtype = describe_machine(), str(lm.dtype).removeprefix("torch.")
+    store.machine = {name: machine[name] for name in ("cpu", "amx", "cores", "torch")}
+    store.machine |= {"device": _device_name(lm.device), "dtype": dtype, "threads": torch.get_num_threads()}
     store.loaded = {"fingerprint": lm.fingerprint, "dtype": dtype}
-    store.collect(rates)  # nor into one of other weights
-    chosen = given.methods or (QUICK_METHODS if given.quick else TITLES)
-    pairs = list(product(seeds, given.sources))
-    methods = [one for one in TITLES if one in chosen and _runs(one, pairs, asked=bool(given.methods)) and _fits(one, lm)]
+    store.collect(rates)  # refuses a folder of other weights
+    chosen = arguments.methods or (QUICK_METHODS if arguments.quick else TITLES)
+    pairs = list(product(seeds, arguments.sources))
+    methods = [
+        method
+        for method in TITLES
+        if method in chosen and _runs_on_any(method, pairs, requested=bool(arguments.methods)) and _fits(method, lm)
+    ]
     for seed, key in pairs:
-        Work(lm, SOURCES[key], given.data, plan, store, seed, rates, _tell).run(methods)
+        CellRunner(lm, DATASETS[key], arguments.data, plan, store, seed, rates, log_progress).run(methods)
 
 
-def _runs(method: str, pairs: Sequence[tuple[int, str]], *, asked: bool) -> bool:
-    """Whether a method runs under any of these seeds and data sets; who asked for it is told where it would."""
+def _runs_on_any(method: str, pairs: Sequence[tuple[int, str]], *, requested: bool) -> bool:
+    """Return whether a method runs under any of these seeds and data sets; log where it would, if it was requested by name."""
     runs = any(runs_on(method, seed, key) for seed, key in pairs)
-    if asked and not runs:
-        _tell(f"{TITLES[method]}: left out, it runs on {_limits(method)} alone")
+    if requested and not runs:
+        log_progress(f"{TITLES[method]}: left out, it runs on {_restriction(method)} alone")
     return runs
 
 
-def _limits(method: str) -> str:
-    """The seeds and the data sets of a method that does not run on all; of others nothing."""
+def _restriction(method: str) -> str:
+    """Return the seeds and data sets of a method that does not run on all; an empty string for others."""
     seed = [f"seed {SWEEP_SEED}"] if method in ONE_SEED else []
-    data = [" and ".join(SOURCES[key].title for key in DATA_SETS[method])] if method in DATA_SETS else []
+    data = [" and ".join(DATASETS[key].title for key in RESTRICTED_DATASETS[method])] if method in RESTRICTED_DATASETS else []
     return " of ".join(seed + data)
 
 
-def _meaning(method: str) -> str:
-    """What a method is, for the help."""
+def _method_help(method: str) -> str:
+    """Return the name of a method with its title and its restriction, for `--help`."""
     title = "" if method == TITLES[method] else f": {TITLES[method]}"
-    return method + title + (f" ({limits} alone)" if (limits := _limits(method)) else "")
+    return method + title + (f" ({restriction} alone)" if (restriction := _restriction(method)) else "")
 
 
 def _fits(method: str, lm: LanguageModel) -> bool:
-    """Whether a model can have this method; it is told where not."""
+    """Return whether a method's groups divide the model's channels; log it where they do not."""
     if method not in SETTINGS or SETTINGS[method].fits(lm.hidden_size):
         return True
-    _tell(f"{TITLES[method]}: left out, {SETTINGS[method].groups} groups do not divide the {lm.hidden_size} channels of {lm.name}")
+    log_progress(
+        f"{TITLES[method]}: left out, {SETTINGS[method].groups} groups do not divide the {lm.hidden_size} channels of {lm.name}"
+    )
     return False
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def _plan(given: argparse.Namespace) -> Plan:
-    """The plan with whatever was said of it."""
-    base = QUICK if given.quick else Plan()
-    said = {one.name: value for one in fields(Plan) if (value := getattr(given, one.name)) is not None}
-    return Plan(**(asdict(base) | said))
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """Return the plan, with the sizes that the command line gives."""
+    base = QUICK if arguments.quick else Plan()
+    changes = {size.name: value for size in fields(Plan) if (value := getattr(arguments, size.name)) is not None}
+    return Plan(**(asdict(base) | changes))
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
     parser.add_argument(
-        "--data", type=Path, default=None, help="folder with {subj,agnews,emoc}.{train,test}.jsonl; only --report needs none"
+        "--data", type=Path, default=None, help="folder with {subj,agnews,emoc}.{train,test}.jsonl; not needed with --report"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
-        help="folder of cells, tables and figures; .paper, with the name of another model and with quick behind it",
+        help="folder of cells, tables and plots; by default benchmarks/results/paper, followed by the name of another model and by quick",
     )
-    parser.add_argument("--quick", action="store_true", help="smaller: one seed, fewer clients, texts, rounds and rows")
-    parser.add_argument("--report", action="store_true", help="run nothing, print and draw what is there under --out")
-    parser.add_argument(
-        "--page",
-        type=Path,
-        default=None,
-        help="takes the tables between its marks in place of paper.md; the figures go beside it too",
-    )
+    parser.add_argument("--quick", action="store_true", help="a smaller run: one seed, fewer clients, texts, rounds and methods")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the tables and plots of the cells under --out")
     parser.add_argument("--model", default=MODEL, help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--device", default="auto", help="as torch names it")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the forward pass")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="number format of the forward pass"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
     parser.add_argument("--cache", type=Path, default=None, help="folder of converted models")
-    parser.add_argument("--sources", nargs="+", choices=sorted(SOURCES), default=list(SOURCES), help="data sets")
+    parser.add_argument("--sources", nargs="+", choices=sorted(DATASETS), default=list(DATASETS), help="data sets")
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=list(TITLES),
         metavar="METHOD",
         default=None,
-        help=f"{'; '.join(map(_meaning, TITLES))}. All unless told; when quick {', '.join(QUICK_METHODS)}",
+        help=f"{'; '.join(map(_method_help, TITLES))}. By default all; with --quick {', '.join(QUICK_METHODS)}",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="0 1 2, or 0 when quick")
-    parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="LoRA's learning rates, tried on seed 0")
+    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="by default 0 1 2; with --quick 0")
+    parser.add_argument("--lora-rates", nargs="+", type=float, default=None, help="learning rates of LoRA to try on seed 0")
     for name, value in asdict(Plan()).items():
         quick = asdict(QUICK)[name]
-        words = f"{OF_A_RUN[name]}; {value} unless told" + (f", {quick} when quick" if quick != value else "")
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=words)
-    given = parser.parse_args()
-    if given.data is None and not given.report:
+        text = f"{PLAN_HELP[name]}; by default {value}" + (f", with --quick {quick}" if quick != value else "")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=text)
+    arguments = parser.parse_args()
+    if arguments.data is None and not arguments.report:
         parser.error("--data names the folder of the data sets")
-    return given
-
-
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+    return arguments
 
 
 if __name__ == "__main__":

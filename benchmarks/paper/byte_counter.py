@@ -1,4 +1,4 @@
-"""Bytes on a loopback socket, headers and all: a real server behind a relay that counts. Knows no federation."""
+"""Bytes on a loopback socket, headers included: a real server behind a relay that counts."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from dataclasses import dataclass
 
 import uvicorn
 
-PIECE = 65_536
+CHUNK_BYTES = 65_536
 
 
 @dataclass
-class Meter:
-    """What has passed so far, as TCP payload: all of HTTP, nothing of TCP and IP themselves.
+class ByteCounter:
+    """TCP payload that has passed the relay: all of HTTP, without the headers of TCP and IP.
 
     Attributes:
-        url: of the relay; whoever speaks to the server through it is counted.
-        direct: of the server itself.
+        url: of the relay; traffic through it is counted.
+        direct_url: of the server itself.
     """
 
     url: str
-    direct: str
+    direct_url: str
     up: int = 0
     down: int = 0
 
-    def taken(self) -> dict[str, int]:
-        """Bytes up and down since the last time."""
-        found = {"up": self.up, "down": self.down}
+    def reset(self) -> dict[str, int]:
+        """Return the bytes up and down since the last call, and start again from zero."""
+        counts = {"up": self.up, "down": self.down}
         self.up = self.down = 0
-        return found
+        return counts
 
 
 @contextlib.asynccontextmanager
-async def metered(server: uvicorn.Server) -> AsyncIterator[Meter]:
-    """A server on a free loopback port, and a relay before it."""
+async def serve_counted(server: uvicorn.Server) -> AsyncIterator[ByteCounter]:
+    """Run a server on a free loopback port, with a counting relay before it."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
@@ -44,31 +44,31 @@ async def metered(server: uvicorn.Server) -> AsyncIterator[Meter]:
         while not server.started:
             if serving.done():
                 await serving
-                raise RuntimeError("the server ended before it had started; its log says why")
+                raise RuntimeError("the server stopped before it had started; its log says why")
             await asyncio.sleep(0.01)
-        meter = Meter("", f"http://127.0.0.1:{port}")
-        relay = await asyncio.start_server(_counting(meter, port), "127.0.0.1", 0)
-        meter.url = f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+        counter = ByteCounter("", f"http://127.0.0.1:{port}")
+        relay = await asyncio.start_server(_relay_to(counter, port), "127.0.0.1", 0)
+        counter.url = f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
         try:
-            yield meter
+            yield counter
         finally:
             relay.close()
             server.should_exit = True
             await serving
 
 
-def _counting(meter: Meter, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    async def relayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward, outward = await asyncio.open_connection("127.0.0.1", port)
+def _relay_to(counter: ByteCounter, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    async def relay(client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
 
-        async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: str) -> None:
             with contextlib.suppress(ConnectionError):
-                while piece := await source.read(PIECE):
-                    setattr(meter, way, getattr(meter, way) + len(piece))
-                    sink.write(piece)
+                while chunk := await source.read(CHUNK_BYTES):
+                    setattr(counter, direction, getattr(counter, direction) + len(chunk))
+                    sink.write(chunk)
                     await sink.drain()
             sink.close()
 
-        await asyncio.gather(pass_on(reader, outward, "up"), pass_on(onward, writer, "down"))
+        await asyncio.gather(pump(client_reader, server_writer, "up"), pump(server_reader, client_writer, "down"))
 
-    return relayed
+    return relay

@@ -1,4 +1,4 @@
-"""A task's rounds from the first version to the last, with what each does on the test set. Prints nothing, writes nothing."""
+"""The rounds of a task from the first version to the last, each version evaluated on the test set."""
 
 from __future__ import annotations
 
@@ -7,66 +7,65 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.aggregation import Measured
-from benchmarks.federated.algorithms import ByPolicy
+from benchmarks.federated.aggregation import HeldOutResult
+from benchmarks.federated.algorithms import PolicyAlgorithm
 from benchmarks.federated.clock import now
-from benchmarks.federated.evaluation import counted, measured, tested
+from benchmarks.federated.evaluation import evaluate, evaluate_scores, measure_held_out, select_reading
 from benchmarks.federated.federation import Federation
 from benchmarks.paper.methods import Plan, Setting
 from ifed.messages.tasks import Policy
 from ifed.tensors.values import Coefficients
 
-Told = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
-def calibrated(federation: Federation, setting: Setting, plan: Plan, seed: int, told: Told, *, local: bool) -> dict[str, Any]:
-    """All rounds of a setting.
+def run_calibration(
+    federation: Federation, setting: Setting, plan: Plan, seed: int, progress: Progress, *, local: bool
+) -> dict[str, Any]:
+    """Run all rounds of a setting.
 
     Args:
-        local: measure also what each client came to by itself, on the first few texts of the test set.
+        local: evaluate also each client's own coefficients, on the first few texts of the test set.
 
     Returns:
-        JSON-ready: a row for every version with accuracy and macro-F1 as the task would be served, that is with the label prior
-        subtracted where the policy says so, the accuracy both ways, and one client's seconds and bytes of the round before it.
+        JSON-ready: a row for every version with the accuracy and macro-F1 of the reading that the task serves (the label prior matched
+        where the policy says so), the accuracy in both readings, and one client's seconds and bytes of the round before it.
     """
     policy = setting.policy_for(plan)
-    algorithm = ByPolicy(federation, policy, seed)
-    current = federation.first(setting.groups, policy.initial_context_weight)
-    found, seconds = _measured(federation, current)
-    rows = [_row(federation, policy, current, found) | {"round": 0, "seconds": 0.0, "body_up": 0, "body_down": 0}]
+    algorithm = PolicyAlgorithm(federation, policy, seed)
+    current = federation.initial_coefficients(setting.groups, policy.initial_context_weight)
+    held_out, seconds = _measure_held_out(federation, current)
+    rows = [_evaluate(federation, policy, current, held_out) | {"round": 0, "seconds": 0.0, "body_up": 0, "body_down": 0}]
     for index in range(policy.rounds):
-        step = algorithm.round(index, current, found)
-        spent, current = step.seconds + seconds, step.coefficients
-        found, seconds = _measured(federation, current)
-        row = _row(federation, policy, current, found) | {"round": index + 1, "loss": step.loss, "seconds": spent}
-        row |= {"body_up": step.bytes_up, "body_down": step.bytes_down}
+        result = algorithm.round(index, current, held_out)
+        spent, current = result.seconds + seconds, result.coefficients
+        held_out, seconds = _measure_held_out(federation, current)
+        row = _evaluate(federation, policy, current, held_out) | {"round": index + 1, "loss": result.loss, "seconds": spent}
+        row |= {"body_up": result.bytes_up, "body_down": result.bytes_down}
         if local:
-            row |= {"local": _alone(federation, step.local), "global": _alone(federation, [current])}
+            row |= {"local": _subset_accuracy(federation, result.local), "global": _subset_accuracy(federation, [current])}
         rows.append(row)
-        told(f"round {index + 1} of {policy.rounds}, loss {step.loss:.3f}, accuracy {row['accuracy']:.1%}, {spent:.1f} s a client")
+        accuracy = f"accuracy {row['accuracy']:.1%}"
+        progress(f"round {index + 1} of {policy.rounds}, loss {result.loss:.3f}, {accuracy}, {spent:.1f} s a client")
     return {"groups": current.groups, "layers": len(federation.layers), "rows": rows}
 
 
-def _measured(federation: Federation, coefficients: Coefficients) -> tuple[list[Measured], float]:
-    """What the clients find of a version, and one client's seconds for it, mean over the clients."""
+def _measure_held_out(federation: Federation, coefficients: Coefficients) -> tuple[list[HeldOutResult], float]:
+    """Return the clients' results on their held-out texts, and what they cost a client in seconds, mean over the clients."""
     began = now(federation.lm)
-    found = measured(federation, coefficients)
-    return found, (now(federation.lm) - began) / len(federation.parties)
+    held_out = measure_held_out(federation, coefficients)
+    return held_out, (now(federation.lm) - began) / len(federation.clients)
 
 
-def _row(federation: Federation, policy: Policy, coefficients: Coefficients, found: Sequence[Measured]) -> dict[str, Any]:
-    return as_served(tested(federation, federation.test_scores(coefficients), found), prior=policy.label_bias)
+def _evaluate(
+    federation: Federation, policy: Policy, coefficients: Coefficients, held_out: Sequence[HeldOutResult]
+) -> dict[str, Any]:
+    readings = evaluate(federation, federation.test_scores(coefficients), held_out)
+    return select_reading(readings, prior_matched=policy.label_bias)
 
 
-def as_served(both: dict[str, Any], *, prior: bool) -> dict[str, Any]:
-    """What was measured both ways, with `accuracy` and `macro_f1` those of a method that matches the label prior, or does not."""
-    served = "_prior_matched" if prior else ""
-    named = {"accuracy": both[f"accuracy{served}"], "macro_f1": both[f"macro_f1{served}"]}
-    return named | {"accuracy_plain": both["accuracy"], "accuracy_prior_matched": both["accuracy_prior_matched"]}
-
-
-def _alone(federation: Federation, versions: Sequence[Coefficients]) -> float:
-    """Mean accuracy of versions on the first few texts of the test set, no prior subtracted."""
-    labels = len(federation.source.labels)
-    scores = [federation.few_scores(version) for version in versions]
-    return float(np.mean([counted(federation.truths[: len(one)], one, labels).accuracy for one in scores]))
+def _subset_accuracy(federation: Federation, versions: Sequence[Coefficients]) -> float:
+    """Return the mean accuracy of versions on the first few texts of the test set, with the label prior kept."""
+    labels = len(federation.dataset.labels)
+    scores = [federation.subset_scores(version) for version in versions]
+    return float(np.mean([evaluate_scores(federation.truths[: len(part)], part, labels).accuracy for part in scores]))

@@ -1,4 +1,4 @@
-"""What is compared, and how large a run is. Runs nothing."""
+"""The methods that are compared, and the size of a run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from typing import Any
 
 from ifed.messages.tasks import LayerChoice, Policy, TaskSpec
 
-SWEEP_SEED = 0  # the division on which LoRA's learning rate is chosen, the bare model asked, and what stands in no comparison tried
+SWEEP_SEED = 0  # LoRA's learning rate is chosen on its division; methods of one seed run on it
 RATES = (0.0003, 0.001, 0.003, 0.01)
-
-NO_PART = (
+UNUSED_POLICY_FIELDS = (
     *("quorum", "quorum_fraction", "sample", "sample_fraction", "retries", "deadline_seconds"),
     *("patience", "serve", "holdout", "max_holdout", "max_demonstrations"),
 )
-"""Of a policy: what plays no part here, where every client answers in every round and the last version is read."""
+"""Policy fields without effect here, where every client answers in every round and the last version is evaluated."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of every run.
+    """The size of a run.
 
     Attributes:
-        training: examples of the data set's training part that the clients divide.
-        test: examples of its test part.
-        shots: demonstrations in a few-shot prompt, fewer where a client's do not fit.
-        few: test texts on which each client's own coefficients are measured, round by round.
-        few_seeds: so many of the seeds, the first, measure that.
-        lora_rank: of each adapter; its scale is 2, that is `lora_alpha` is twice the rank.
+        training: training examples that are divided among the clients.
+        test: test examples on which accuracy is measured.
+        shots: demonstrations in a few-shot prompt; fewer where a client's do not fit.
+        few: test examples on which each client's own coefficients are evaluated, round by round.
+        few_seeds: number of seeds, the first ones, for which that is done.
+        lora_rank: of each adapter; `lora_alpha` is twice the rank, so the scale is 2.
     """
 
     clients: int = 10
@@ -53,9 +52,9 @@ class Setting:
     """A task whose clients calibrate coefficients.
 
     Attributes:
-        policy: what differs from the product's defaults; the size of the run comes from the plan.
-        rounds_times: so many times the rounds of the plan.
-        steps_times: so many times its steps in each round.
+        policy: differences from the product's defaults; the size of the run comes from the plan.
+        rounds_times: factor on the plan's number of rounds.
+        steps_times: factor on the plan's number of local steps in each round.
     """
 
     groups: int = TaskSpec.model_fields["groups"].default
@@ -65,23 +64,22 @@ class Setting:
     steps_times: int = 1
 
     def fits(self, hidden_size: int) -> bool:
-        """Whether a model's channels divide into its groups; 128 groups do not fit 576 channels."""
+        """Return whether the groups divide a model's channels; 128 groups do not divide 576 channels."""
         return hidden_size % self.groups == 0
 
     def policy_for(self, plan: Plan) -> Policy:
-        """The task's policy."""
+        """Return the task's policy under a plan."""
         work = {"rounds": self.rounds_times * plan.rounds, "local_steps": self.steps_times * plan.local_steps}
         size = {"batch_size": plan.batch_size, "clients_expected": plan.clients}
         return Policy.model_validate(work | size | dict(self.policy))
 
-    def told(self, plan: Plan) -> dict[str, Any]:
-        """JSON-ready: all that a cell of it depends on beside the plan and the model."""
-        policy = self.policy_for(plan).model_dump(mode="json", exclude=set(NO_PART))
+    def describe(self, plan: Plan) -> dict[str, Any]:
+        """Return, JSON-ready, everything that a cell depends on besides the plan and the model."""
+        policy = self.policy_for(plan).model_dump(mode="json", exclude=set(UNUSED_POLICY_FIELDS))
         return {"groups": self.groups, "layers": self.layers, "policy": policy}
 
 
-OURS = Setting()  # the product's defaults, which stand for this software
-
+OURS = Setting()  # the product's defaults
 PUBLISHED = Setting(
     groups=1,
     layers="all",
@@ -102,7 +100,7 @@ COMPACT = replace(OURS, groups=16)
 
 
 def compact(dtype: str) -> Setting:
-    """The compact setting with updates in another number format."""
+    """Return the compact setting with updates in another number format."""
     return replace(COMPACT, policy={**COMPACT.policy, "update_dtype": dtype})
 
 
@@ -122,18 +120,18 @@ SETTINGS: dict[str, Setting] = {
     "steps-long": replace(STEPS, rounds_times=2),
 }
 LORA: dict[str, Setting] = {"lora": OURS, "lora-steps": replace(OURS, steps_times=2)}
-"""FedAvg-LoRA: the policies that its adapters are trained by, all but the learning rate."""
+"""FedAvg-LoRA: the settings whose policies, but for the learning rate, its adapters are trained by."""
 
-TRIED = ("ours-int8", "wide", "constant", "wide-constant", "steps-long", "lora-steps")
-"""What else might have won: methods with a table of their own."""
-ONE_SEED = ("zero-shot", *TRIED)
-"""What runs on the sweep's seed alone."""
-DATA_SETS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(TRIED, ("subj", "emoc")),
+VARIANTS = ("ours-int8", "wide", "constant", "wide-constant", "steps-long", "lora-steps")
+"""Methods that were tried beside the comparison and have a table of their own."""
+ONE_SEED = ("zero-shot", *VARIANTS)
+"""Methods that run on `SWEEP_SEED` alone."""
+RESTRICTED_DATASETS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(VARIANTS, ("subj", "emoc")),
     "more-steps": ("subj",),
     "steps-long": ("subj",),
 }
-"""The data sets of methods that do not run on all."""
+"""The data sets of methods that do not run on all of them."""
 
 TITLES = {
     "zero-shot": "zero-shot",
@@ -154,14 +152,14 @@ TITLES = {
     "steps-long": "ours, int8, twice the steps a round, twice the rounds",
     "lora-steps": "FedAvg-LoRA, twice the steps a round",
 }
-COMPARED = tuple(method for method in TITLES if method not in TRIED)
-"""What stands in the comparison: its tables of accuracy, bytes and seconds, its figure, the target of 95 %."""
+COMPARED = tuple(method for method in TITLES if method not in VARIANTS)
+"""The methods of the comparison: its tables of accuracy, bytes and seconds, its plot, and the target of 95 %."""
 QUICK_METHODS = tuple(method for method in COMPARED if method not in ("steps", "more-steps"))
 
 
 def runs_on(method: str, seed: int, key: str) -> bool:
-    """Whether a method runs under a seed on a data set."""
-    return (seed == SWEEP_SEED or method not in ONE_SEED) and key in DATA_SETS.get(method, (key,))
+    """Return whether a method runs under a seed on the data set of this key."""
+    return (seed == SWEEP_SEED or method not in ONE_SEED) and key in RESTRICTED_DATASETS.get(method, (key,))
 
 
 @dataclass(frozen=True)
@@ -174,5 +172,5 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """How its file is called."""
+        """The name of its file, without the suffix."""
         return f"{self.method}-{self.seed}" if self.rate is None else f"{self.method}-{self.rate:g}-{self.seed}"

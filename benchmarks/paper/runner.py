@@ -1,4 +1,4 @@
-"""The cells of one data set under one seed, those that are missing, one after the other. Prints nothing."""
+"""Runs the missing cells of one data set under one seed."""
 
 from __future__ import annotations
 
@@ -8,143 +8,153 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import Source, dirichlet_split, read
-from benchmarks.federated.federation import Federation, held_back
+from benchmarks.datasets import Dataset, dirichlet_split, read_examples
+from benchmarks.federated.federation import Federation, holdout_size
 from benchmarks.paper import lora, prompting, traffic
-from benchmarks.paper.calibration import Told, calibrated
+from benchmarks.paper.calibration import Progress, run_calibration
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
-from benchmarks.paper.store import Store
+from benchmarks.paper.store import CellStore
 from ifed.messages.tasks import LayerChoice
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import Example
 
-Run = Callable[[Told], dict[str, Any]]
+CellFunction = Callable[[Progress], dict[str, Any]]
 
 
-class Work:
-    """A data set divided by a seed.
+class CellRunner:
+    """The cells of a data set divided by a seed.
 
     Args:
-        rates: learning rates of LoRA, all tried on the sweep's seed; on others, and with more steps, the best of them.
-        tell: told in a sentence what goes on.
+        rates: learning rates of LoRA; all run on `SWEEP_SEED`, and the best of them on other seeds and with more steps.
+        progress: receives lines about the progress.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        source: Source,
+        dataset: Dataset,
         data: Path,
         plan: Plan,
-        store: Store,
+        store: CellStore,
         seed: int,
         rates: Sequence[float],
-        tell: Told,
+        progress: Progress,
     ) -> None:
-        self._lm, self._source, self._data, self._plan = lm, source, data, plan
-        self._store, self._seed, self._rates, self._tell = store, seed, rates, tell
-        self._made: dict[str, tuple[Federation, float]] = {}
+        self._lm, self._dataset, self._data, self._plan = lm, dataset, data, plan
+        self._store, self._seed, self._rates, self._progress = store, seed, rates, progress
+        self._federations: dict[str, tuple[Federation, float]] = {}
 
     def run(self, methods: Sequence[str]) -> None:
-        """Every cell of these methods that is not there yet, of those that run under this seed on this data set, and their bytes."""
-        methods = [method for method in methods if runs_on(method, self._seed, self._source.key)]
+        """Run every missing cell of these methods that runs under this seed on this data set, and count their bytes."""
+        methods = [method for method in methods if runs_on(method, self._seed, self._dataset.key)]
         for method in methods:
             if method in SETTINGS:
-                self._cell(Cell(method, self._seed), lambda told, method=method: self._calibrated(method, told))
-        self._made.clear()  # the clients' kept activations, before anything else needs the memory
-        if "zero-shot" in methods:  # under one seed, which changes only its prior-matched reading
-            held = [example for part in self._parts for example in part[: held_back(part)]]
-            self._cell(Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._source, held, self._test))
+                self._run_cell(Cell(method, self._seed), lambda progress, method=method: self._calibrate(method, progress))
+        self._federations.clear()  # frees the clients' cached activations before the other methods need the memory
+        if "zero-shot" in methods:  # the seed changes only the reading with the prior matched
+            held_out = [example for part in self._parts for example in part[: holdout_size(part)]]
+            self._run_cell(
+                Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._dataset, held_out, self._test)
+            )
         if "icl" in methods:
-            self._cell(Cell("icl", self._seed), lambda _: self._prompted())
+            self._run_cell(Cell("icl", self._seed), lambda _: self._few_shot())
         for method in LORA:
             if method in methods:
-                self._lora(method)
+                self._run_lora(method)
         self._count_bytes(methods)
 
-    def _lora(self, method: str) -> None:
+    def _run_lora(self, method: str) -> None:
+        title = self._dataset.title
         if not lora.fits(self._lm):
-            self._tell(
-                f"{self._source.title}: {self._lm.name} has no modules {' and '.join(lora.TARGETS)}, {TITLES[method]} is left out"
-            )
+            modules = " and ".join(lora.TARGET_MODULES)
+            self._progress(f"{title}: {self._lm.name} has no modules {modules}, {TITLES[method]} is left out")
             return
         sweeps = method == "lora" and self._seed == SWEEP_SEED
-        best = None if sweeps else self._store.best_rate(self._source.key, self._rates)
+        best = None if sweeps else self._store.best_rate(self._dataset.key, self._rates)
         if not sweeps and best is None:
-            self._tell(
-                f"{self._source.title}: {TITLES[method]}, seed {self._seed}, waits for all learning rates of {TITLES['lora']} "
+            self._progress(
+                f"{title}: {TITLES[method]}, seed {self._seed}, waits for all learning rates of {TITLES['lora']} "
                 f"on seed {SWEEP_SEED}; run these with --methods lora --seeds {SWEEP_SEED}, then this again"
             )
             return
         rates = self._rates if best is None else [best]
         for rate in rates:
-            self._cell(Cell(method, self._seed, rate), lambda told, rate=rate: self._adapted(method, rate, told))
+            self._run_cell(Cell(method, self._seed, rate), lambda progress, rate=rate: self._train_adapters(method, rate, progress))
 
-    def _cell(self, cell: Cell, run: Run) -> None:
-        if self._store.has(self._source.key, cell.name):
+    def _run_cell(self, cell: Cell, function: CellFunction) -> None:
+        if self._store.has(self._dataset.key, cell.name):
             return
+        prefix = f"{self._dataset.title}, {cell.name}"
         began = time.monotonic()
-        found = run(lambda words: self._tell(f"{self._source.title}, {cell.name}: {words}"))
-        found |= {"data": self._source.key, "method": cell.method, "seed": cell.seed, "wall_seconds": time.monotonic() - began}
-        self._store.keep(self._source.key, cell.name, found)
-        accuracy = found["rows"][-1]["accuracy"] if "rows" in found else found["accuracy"]
-        self._tell(f"{self._source.title}, {cell.name}: done in {found['wall_seconds']:.0f} s, accuracy {accuracy:.1%}")
+        result = function(lambda message: self._progress(f"{prefix}: {message}"))
+        result |= {
+            "data": self._dataset.key,
+            "method": cell.method,
+            "seed": cell.seed,
+            "wall_seconds": time.monotonic() - began,
+        }
+        self._store.write(self._dataset.key, cell.name, result)
+        accuracy = result["rows"][-1]["accuracy"] if "rows" in result else result["accuracy"]
+        self._progress(f"{prefix}: finished in {result['wall_seconds']:.0f} s, accuracy {accuracy:.1%}")
 
-    def _calibrated(self, method: str, told: Told) -> dict[str, Any]:
+    def _calibrate(self, method: str, progress: Progress) -> dict[str, Any]:
         setting = SETTINGS[method]
-        federation, kept = self._federation(setting.layers, told)
+        federation, cache_seconds = self._federation(setting.layers, progress)
         local = self._seed < self._plan.few_seeds and method in ("published", "ours")
-        found = calibrated(federation, setting, self._plan, self._seed, told, local=local)
-        return found | {"context_seconds": federation.context_seconds, "kept_seconds": kept}
+        result = run_calibration(federation, setting, self._plan, self._seed, progress, local=local)
+        return result | {"context_seconds": federation.context_seconds, "kept_seconds": cache_seconds}
 
-    def _federation(self, layers: LayerChoice, told: Told) -> tuple[Federation, float]:
-        """The clients of these layers, and what one spends to keep what lies below."""
-        if str(layers) not in self._made:
-            told(f"context vectors; clients have {', '.join(str(len(part)) for part in self._parts)} examples")
-            self._made.clear()
-            made = Federation(self._lm, self._source, self._parts, self._test, layers, few=self._plan.few)
-            self._made[str(layers)] = made, made.keep_lower_layers()
-        return self._made[str(layers)]
+    def _federation(self, layers: LayerChoice, progress: Progress) -> tuple[Federation, float]:
+        """Return the federation for these layers, and one client's seconds to cache what lies below them."""
+        if str(layers) not in self._federations:
+            progress(f"context vectors; clients have {', '.join(str(len(part)) for part in self._parts)} examples")
+            self._federations.clear()
+            federation = Federation(self._lm, self._dataset, self._parts, self._test, layers, subset=self._plan.few)
+            self._federations[str(layers)] = federation, federation.cache_lower_layers()
+        return self._federations[str(layers)]
 
-    def _prompted(self) -> dict[str, Any]:
-        own = [part[held_back(part) :] for part in self._parts]
-        return prompting.few_shot(self._lm, self._source, own, self._test, self._plan.shots, self._seed)
+    def _few_shot(self) -> dict[str, Any]:
+        training = [part[holdout_size(part) :] for part in self._parts]
+        return prompting.few_shot(self._lm, self._dataset, training, self._test, self._plan.shots, self._seed)
 
-    def _adapted(self, method: str, rate: float, told: Told) -> dict[str, Any]:
+    def _train_adapters(self, method: str, rate: float, progress: Progress) -> dict[str, Any]:
         policy = LORA[method].policy_for(self._plan).model_copy(update={"learning_rate": rate})
-        return lora.federated(self._lm, self._source, self._parts, self._test, policy, self._plan.lora_rank, self._seed, told)
+        rank = self._plan.lora_rank
+        return lora.run_fedavg(self._lm, self._dataset, self._parts, self._test, policy, rank, self._seed, progress)
 
     def _count_bytes(self, methods: Sequence[str]) -> None:
-        """On the wire, of those that are not counted yet."""
-        known = self._store.wire(self._source.key) or {}
+        """Count the bytes on the wire of the methods whose bytes are not counted yet."""
+        known = self._store.byte_counts(self._dataset.key) or {}
         missing = {method: SETTINGS[method] for method in methods if method in SETTINGS and method not in known}
         adapters = [method for method in methods if method in LORA and method not in known and lora.fits(self._lm)]
         if not missing and not adapters:
             return
-        self._tell(f"{self._source.title}: bytes on the wire")
+        self._progress(f"{self._dataset.title}: bytes on the wire")
         identity = self._lm.identity
-        found = {method: traffic.of_coefficients(identity, self._source, one, self._plan) for method, one in missing.items()}
+        counts = {
+            method: traffic.count_task_bytes(identity, self._dataset, setting, self._plan) for method, setting in missing.items()
+        }
         if adapters:
-            found |= dict.fromkeys(
-                adapters, next((known[method] for method in LORA if method in known), None) or self._of_adapters()
-            )
-        self._store.keep_wire(self._source.key, known | found)
+            already = next((known[method] for method in LORA if method in known), None)
+            counts |= dict.fromkeys(adapters, already or self._count_adapter_bytes())
+        self._store.write_byte_counts(self._dataset.key, known | counts)
 
-    def _of_adapters(self) -> dict[str, Any]:
-        """Bytes of LoRA, whatever its steps."""
-        with lora.adapted(self._lm, self._plan.lora_rank, self._seed) as parameters:
-            return traffic.of_lora(lora.weights_of(parameters))
+    def _count_adapter_bytes(self) -> dict[str, Any]:
+        """Count the bytes of a round of LoRA, which do not depend on its steps."""
+        with lora.inject_adapters(self._lm, self._plan.lora_rank, self._seed) as parameters:
+            return traffic.count_lora_bytes(lora.copy_weights(parameters))
 
     @cached_property
     def _training(self) -> list[Example]:
-        return read(self._data, self._source, "train", self._plan.training)
+        return read_examples(self._data, self._dataset, "train", self._plan.training)
 
     @cached_property
     def _test(self) -> list[Example]:
-        return read(self._data, self._source, "test", self._plan.test)
+        return read_examples(self._data, self._dataset, "test", self._plan.test)
 
     @cached_property
     def _parts(self) -> list[list[Example]]:
-        """The clients' examples."""
+        """Each client's examples."""
         labels = [example.label for example in self._training]
         split = dirichlet_split(labels, self._plan.clients, self._plan.alpha, self._seed)
         return [[self._training[index] for index in part] for part in split]

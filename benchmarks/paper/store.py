@@ -1,4 +1,4 @@
-"""One JSON file a cell, so that a killed run goes on; and what all of them hold, put together. Runs nothing."""
+"""One JSON file a cell, so that an interrupted run resumes; and all cells of a folder together."""
 
 from __future__ import annotations
 
@@ -9,130 +9,134 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import SOURCES
+from benchmarks.datasets import DATASETS
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan
 
-WIRE = "wire"  # the cell of bytes
+BYTE_COUNTS = "wire"  # the file of the bytes on the wire
 
 
-class OtherRun(Exception):
-    """A folder holds cells of another plan, of other weights or number formats of the model, of other texts, or of a method set otherwise."""
+class CellMismatch(Exception):
+    """A folder holds cells of another plan, of another model or number format, of other texts, or of a method with other settings."""
 
 
-class Store:
+class CellStore:
     """The cells of one plan and one model under a folder.
 
     Attributes:
-        machine: what cells run on from now on; each keeps it, since a folder may travel from one machine to the next.
-        loaded: fingerprint and number format of the model, once it is loaded; cells of another are refused.
-        texts: digest of each data set's files by its key, once they were looked at; likewise.
+        machine: what new cells run on; each cell stores it, since a folder may travel from one machine to another.
+        loaded: fingerprint and number format of the model, known once it is loaded; cells of another model are refused.
+        texts: digest of each data set's texts by its key, known once they are read; cells of other texts are refused.
     """
 
     def __init__(self, folder: Path, plan: Plan, model: str) -> None:
-        self.folder, self._plan, self._made = folder, plan, {"plan": asdict(plan), "model": model}
+        self.folder, self._plan, self._run = folder, plan, {"plan": asdict(plan), "model": model}
         self.machine: dict[str, Any] | None = None
         self.loaded: dict[str, str] = {}
         self.texts: dict[str, str] = {}
 
     def has(self, key: str, name: str) -> bool:
-        """Whether a cell is there.
+        """Return whether a cell is stored.
 
         Raises:
-            OtherRun: it is there, but not as `read` wants it.
+            CellMismatch: see `read`.
         """
         return self.read(key, name) is not None
 
     def read(self, key: str, name: str) -> dict[str, Any] | None:
-        """What a cell found, or None.
+        """Return a stored cell, or None if it is missing.
 
         Raises:
-            OtherRun: it was made under another plan, with other weights or texts, or with its method set otherwise, as before a default
-                of the product changed.
+            CellMismatch: it was made under another plan, with other weights or texts, or with other settings of its method, such as
+                earlier defaults of the product.
         """
         path = self._path(key, name)
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = self._wanted(key, found.get("method"))
-        if differing := [word for word, value in wanted.items() if found.get(word) != value]:
-            raise OtherRun(f"{path} differs in {' and '.join(differing)} from this run; name another folder with --out")
-        return found
+        cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        expected = self._provenance(key, cell.get("method"))
+        if differing := [field for field, value in expected.items() if cell.get(field) != value]:
+            raise CellMismatch(f"{path} differs in {' and '.join(differing)} from this run; name another folder with --out")
+        return cell
 
-    def wire(self, key: str) -> dict[str, Any] | None:
-        """Bytes by method, of the methods that are set now as they were then; None where none were counted.
+    def byte_counts(self, key: str) -> dict[str, Any] | None:
+        """Return the bytes by method, of the methods whose settings have not changed since; None where none are counted.
 
         Raises:
-            OtherRun: they were counted under another plan or with another model.
+            CellMismatch: they were counted under another plan or with another model.
         """
-        found = self.read(key, WIRE)
-        if found is None:
+        stored = self.read(key, BYTE_COUNTS)
+        if stored is None:
             return None
-        then, now = found.get("settings", {}), self._told()
-        return {method: found[method] for method in now if method in found and then.get(method) == now[method]}
+        then, now = stored.get("settings", {}), self._settings()
+        return {method: stored[method] for method in now if method in stored and then.get(method) == now[method]}
 
-    def keep_wire(self, key: str, found: Mapping[str, Any]) -> None:
-        """Write the bytes of these methods."""
-        told = self._told()
-        self.keep(key, WIRE, {**found, "settings": {method: told[method] for method in found}})
+    def write_byte_counts(self, key: str, counts: Mapping[str, Any]) -> None:
+        """Store the bytes of these methods."""
+        settings = self._settings()
+        self.write(key, BYTE_COUNTS, {**counts, "settings": {method: settings[method] for method in counts}})
 
-    def _wanted(self, key: str, method: str | None) -> dict[str, Any]:
-        """What a cell must have been made with, as far as that is known by now."""
+    def _provenance(self, key: str, method: str | None) -> dict[str, Any]:
+        """Return what a cell must have been made with, as far as it is known by now."""
         texts = {"texts": self.texts[key]} if key in self.texts else {}
-        setting = {"setting": told} if method is not None and (told := self._told().get(method)) else {}
-        return self._made | self.loaded | texts | setting
+        setting = {"setting": described} if method is not None and (described := self._settings().get(method)) else {}
+        return self._run | self.loaded | texts | setting
 
-    def _told(self) -> dict[str, Any]:
-        """How each method that has rounds is set; LoRA has the loss, the schedule and the draws of ours."""
-        return {one: setting.told(self._plan) for one, setting in (*SETTINGS.items(), *LORA.items())}
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of each method that has rounds; LoRA has the loss, the schedule and the batches of ours."""
+        return {method: setting.describe(self._plan) for method, setting in (*SETTINGS.items(), *LORA.items())}
 
-    def keep(self, key: str, name: str, found: dict[str, Any]) -> None:
-        """Write a cell, whole or not at all."""
+    def write(self, key: str, name: str, result: dict[str, Any]) -> None:
+        """Store a cell, atomically."""
         path = self._path(key, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")  # others may write the bytes of the same data set
-        made = self._wanted(key, found.get("method")) | {"machine": self.machine}
-        part.write_text(json.dumps(found | made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part = path.with_suffix(f".{os.getpid()}.part")  # another process may write the bytes of the same data set
+        provenance = self._provenance(key, result.get("method")) | {"machine": self.machine}
+        part.write_text(json.dumps(result | provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(path)
 
     def best_rate(self, key: str, rates: Sequence[float]) -> float | None:
-        """LoRA's learning rate of the highest accuracy after the last round, on the test set itself; None until all were tried.
+        """Return LoRA's learning rate of the highest test accuracy after the last round; None until all rates have run.
 
-        Of the accuracies with and without the label prior matched the higher one counts; where two rates are level, the lower.
+        Of the accuracies with the label prior kept and matched the higher one counts; of equal rates the lowest is chosen.
         """
-        tried = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
-        if any(found is None for found in tried.values()):
+        cells = {rate: self.read(key, Cell("lora", SWEEP_SEED, rate).name) for rate in rates}
+        if any(cell is None for cell in cells.values()):
             return None
-        return max(sorted(rates), key=lambda rate: _higher((tried[rate] or {})["rows"][-1]))
+        return max(sorted(rates), key=lambda rate: _better_reading((cells[rate] or {})["rows"][-1]))
 
     def collect(self, rates: Sequence[float]) -> dict[str, Any]:
-        """All that is there, data set by data set: runs by method and seed, LoRA at its best rate, the sweep, the bytes."""
+        """Return all stored cells by data set: the runs by method and seed, LoRA's at its best rate, the sweep of rates, the bytes.
+
+        Raises:
+            CellMismatch: see `read`.
+        """
         data = {}
-        for key in SOURCES:
+        for key in DATASETS:
             best = self.best_rate(key, rates)
             runs = {method: self._runs(key, method, best) for method in TITLES}
-            sweep = [one for rate in rates if (one := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
+            sweep = [cell for rate in rates if (cell := self.read(key, Cell("lora", SWEEP_SEED, rate).name))]
             if any(runs.values()) or sweep:
-                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.wire(key)}
-        return self._made | {"machines": _machines(data), "data": data}
+                data[key] = {"runs": runs, "sweep": sweep, "rate": best, "wire": self.byte_counts(key)}
+        return self._run | {"machines": _machines(data), "data": data}
 
     def _runs(self, key: str, method: str, best: float | None) -> list[dict[str, Any]]:
         if method in LORA and best is None:
             return []
-        begins = Cell(method, 0, best if method in LORA else None).name.removesuffix("0")
-        paths = sorted((self.folder / "cells" / key).glob(f"{begins}*.json"))
-        names = [path.stem for path in paths if path.stem.removeprefix(begins).isdigit()]
-        return [one for name in names if (one := self.read(key, name))]
+        prefix = Cell(method, 0, best if method in LORA else None).name.removesuffix("0")
+        paths = sorted((self.folder / "cells" / key).glob(f"{prefix}*.json"))
+        names = [path.stem for path in paths if path.stem.removeprefix(prefix).isdigit()]
+        return [cell for name in names if (cell := self.read(key, name))]
 
     def _path(self, key: str, name: str) -> Path:
         return self.folder / "cells" / key / f"{name}.json"
 
 
 def _machines(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the cells ran on, each once."""
-    cells = [cell for one in data.values() for runs in (*one["runs"].values(), one["sweep"]) for cell in runs]
-    told = {json.dumps(cell["machine"], sort_keys=True): cell["machine"] for cell in cells if cell.get("machine")}
-    return list(told.values())
+    """Return the machines that the cells ran on, each once."""
+    cells = [cell for results in data.values() for runs in (*results["runs"].values(), results["sweep"]) for cell in runs]
+    machines = {json.dumps(cell["machine"], sort_keys=True): cell["machine"] for cell in cells if cell.get("machine")}
+    return list(machines.values())
 
 
-def _higher(row: Mapping[str, Any]) -> float:
+def _better_reading(row: Mapping[str, Any]) -> float:
     return max(float(row["accuracy_plain"]), float(row["accuracy_prior_matched"]))

@@ -1,4 +1,4 @@
-"""What one client sends and receives, by part of a task, with the product's own client and aggregator over HTTP. Runs no model."""
+"""Bytes that one client sends and receives, by part of a task, with the product's own client and aggregator over HTTP."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.datasets import Source
-from benchmarks.paper.byte_counter import Meter, metered
-from benchmarks.paper.lora import Weights, body_of
+from benchmarks.datasets import Dataset
+from benchmarks.paper.byte_counter import ByteCounter, serve_counted
+from benchmarks.paper.lora import Weights, weights_body
 from benchmarks.paper.methods import Plan, Setting
 from ifed.clients import AggregatorClient
 from ifed.messages.bodies import TENSORS, ContextBody, UpdateBody
@@ -30,23 +30,23 @@ from services.aggregator.app import serve
 from services.aggregator.settings import Settings
 from testing.factories import probe
 
-ADMIN, CLIENT, TASK = "benchmark-admin-token-of-32-chars", "client-00", "paper"
-Bytes = dict[str, dict[str, int]]
+ADMIN_TOKEN, CLIENT, TASK = "benchmark-admin-token-of-32-chars", "client-00", "paper"
+ByteCounts = dict[str, dict[str, int]]
 
 
-def of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:
-    """Bytes up and down of a task's parts: joining, the context vector, a calibration round, the evaluation with the question after it; and of
-    the bodies alone.
+def count_task_bytes(identity: ModelIdentity, dataset: Dataset, setting: Setting, plan: Plan) -> dict[str, Any]:
+    """Count the bytes up and down of a task's parts, and the sizes of the bodies alone.
 
-    The values are drawn at random; bodies of numbers are as long whatever the numbers are.
+    The parts are joining, the context vector, a calibration round, and the evaluation with the request for an assignment that follows it.
+    The values are random: the size of a body does not depend on them.
     """
-    with _hushed():
-        return asyncio.run(_of_coefficients(identity, source, setting, plan))
+    with _warnings_only():
+        return asyncio.run(_count_task_bytes(identity, dataset, setting, plan))
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what an aggregator says of every request, among the progress of a benchmark; warnings stay."""
+def _warnings_only() -> Iterator[None]:
+    """Keep the aggregator's log of requests out of the progress of a benchmark."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
     try:
@@ -55,77 +55,89 @@ def _hushed() -> Iterator[None]:
         structlog.configure(**before)
 
 
-async def _of_coefficients(identity: ModelIdentity, source: Source, setting: Setting, plan: Plan) -> dict[str, Any]:
+async def _count_task_bytes(identity: ModelIdentity, dataset: Dataset, setting: Setting, plan: Plan) -> dict[str, Any]:
     policy = setting.policy_for(plan).model_copy(update={"clients_expected": 1, "rounds": 2})
-    spec = spec_of(identity.name, source, setting, policy)
+    spec = task_spec(identity.name, dataset, setting, policy)
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite+aiosqlite:///{Path(folder) / 'aggregator.db'}"
-        given = Settings.model_validate(
-            {"database_url": database, "admin_token": ADMIN, "tick_seconds": 0.05, "migrate_on_start": True}
+        settings = Settings.model_validate(
+            {"database_url": database, "admin_token": ADMIN_TOKEN, "tick_seconds": 0.05, "migrate_on_start": True}
         )
-        async with metered(serve(given)) as meter, AggregatorClient(meter.direct, ADMIN) as admin:
+        async with serve_counted(serve(settings)) as counter, AggregatorClient(counter.direct_url, ADMIN_TOKEN) as admin:
             await admin.create_task(spec)
             await admin.start(TASK)
             token = (await admin.enrol(CLIENT)).token
-            async with AggregatorClient(meter.url, token) as client:
-                return await _part(client, meter, spec, identity, spec.layout(identity))
+            async with AggregatorClient(counter.url, token) as client:
+                return await _take_part(client, counter, spec, identity, spec.layout(identity))
 
 
-def spec_of(model: str, source: Source, setting: Setting, policy: Policy) -> TaskSpec:
-    """The task whose bytes are counted."""
-    template, labels = source.template, list(source.labels)
+def task_spec(model: str, dataset: Dataset, setting: Setting, policy: Policy) -> TaskSpec:
+    """Return the task whose bytes are counted."""
     return TaskSpec(
-        name=TASK, labels=labels, template=template, model=model, layers=setting.layers, groups=setting.groups, policy=policy
+        name=TASK,
+        labels=list(dataset.labels),
+        template=dataset.template,
+        model=model,
+        layers=setting.layers,
+        groups=setting.groups,
+        policy=policy,
     )
 
 
-async def _part(client: AggregatorClient, meter: Meter, spec: TaskSpec, identity: ModelIdentity, layout: Layout) -> dict[str, Any]:
-    """What an agent does in a task of two calibration rounds."""
-    found: Bytes = {}
-    await _asked(client, AssignmentKind.JOIN)
-    counts = dict.fromkeys(spec.labels, 15)
-    await client.join(TASK, JoinRequest(identity=identity, label_counts=counts, holdout=10, probe=probe(identity.num_layers)))
-    found["joining"] = meter.taken()
-    gathering = await _asked(client, AssignmentKind.CONTEXT)
+async def _take_part(
+    client: AggregatorClient, counter: ByteCounter, spec: TaskSpec, identity: ModelIdentity, layout: Layout
+) -> dict[str, Any]:
+    """Make the requests of an agent in a task of two calibration rounds, and count their bytes."""
+    counts: ByteCounts = {}
+    await _next_assignment(client, AssignmentKind.JOIN)
+    label_counts = dict.fromkeys(spec.labels, 15)
+    request = JoinRequest(identity=identity, label_counts=label_counts, holdout=10, probe=probe(identity.num_layers))
+    await client.join(TASK, request)
+    counts["joining"] = counter.reset()
+    context_round = await _next_assignment(client, AssignmentKind.CONTEXT)
     random = np.random.default_rng(0)
     vector = ContextVector(random.normal(size=layout.context_shape))
     meta = ContributionMeta(fingerprint=identity.fingerprint, examples=54, seconds=12.345)
     context = ContextBody(vector, meta).to_bytes()
-    assert gathering.round is not None
-    await client.submit_context(TASK, gathering.round, context)
-    sent = meter.taken()
-    calibrating = await _asked(client, AssignmentKind.CALIBRATION)
-    meter.taken()  # the question for a round's assignment belongs to the round
-    await client.context(TASK, version=calibrating.context_version)
-    found["context"] = {way: sent[way] + count for way, count in meter.taken().items()}
-    for turn in range(2):
-        asked = calibrating if turn == 0 else await _asked(client, AssignmentKind.CALIBRATION)
-        start = await client.coefficients(TASK, version=asked.version)
-        update = _update(spec, identity, asked, start, random)
-        assert asked.round is not None
-        await client.submit_update(TASK, asked.round, update)
-        found["round"] = meter.taken()  # of the second one, whose assignment is asked for within it
-    asked = await _asked(client, AssignmentKind.EVALUATION)
-    await client.coefficients(TASK, version=asked.version)
-    assert asked.round is not None
-    await client.submit_update(TASK, asked.round, _update(spec, identity, asked, None, random))
-    await _asked(client, AssignmentKind.DONE)
-    found["evaluation"] = meter.taken()
-    return found | {"bodies": {"context": len(context), "update": len(update)}}
+    assert context_round.round is not None
+    await client.submit_context(TASK, context_round.round, context)
+    sent = counter.reset()
+    first_calibration = await _next_assignment(client, AssignmentKind.CALIBRATION)
+    counter.reset()  # the request for a round's assignment belongs to the round
+    await client.context(TASK, version=first_calibration.context_version)
+    counts["context"] = {way: sent[way] + count for way, count in counter.reset().items()}
+    for index in range(2):
+        assignment = first_calibration if index == 0 else await _next_assignment(client, AssignmentKind.CALIBRATION)
+        start = await client.coefficients(TASK, version=assignment.version)
+        update = _update_body(spec, identity, assignment, start, random)
+        assert assignment.round is not None
+        await client.submit_update(TASK, assignment.round, update)
+        counts["round"] = counter.reset()  # the second round's stay, which contain the request for its assignment
+    assignment = await _next_assignment(client, AssignmentKind.EVALUATION)
+    await client.coefficients(TASK, version=assignment.version)
+    assert assignment.round is not None
+    await client.submit_update(TASK, assignment.round, _update_body(spec, identity, assignment, None, random))
+    await _next_assignment(client, AssignmentKind.DONE)
+    counts["evaluation"] = counter.reset()
+    return counts | {"bodies": {"context": len(context), "update": len(update)}}
 
 
-async def _asked(client: AggregatorClient, kind: AssignmentKind) -> Assignment:
-    """The assignment, which must be of this kind; the question is held back until there is one."""
-    given = await client.assignment(TASK, wait=30)
-    if given.kind is not kind:
-        raise RuntimeError(f"the aggregator asks for {given.kind}, expected was {kind}: {given.reason}")
-    return given
+async def _next_assignment(client: AggregatorClient, kind: AssignmentKind) -> Assignment:
+    """Return the next assignment, by long poll; raise `RuntimeError` if it is of another kind."""
+    assignment = await client.assignment(TASK, wait=30)
+    if assignment.kind is not kind:
+        raise RuntimeError(f"the aggregator assigns {assignment.kind}, expected {kind}: {assignment.reason}")
+    return assignment
 
 
-def _update(
-    spec: TaskSpec, identity: ModelIdentity, asked: Assignment, start: Coefficients | None, random: np.random.Generator
+def _update_body(
+    spec: TaskSpec,
+    identity: ModelIdentity,
+    assignment: Assignment,
+    start: Coefficients | None,
+    random: np.random.Generator,
 ) -> bytes:
-    """A contribution; to the evaluation where there is nothing to start from."""
+    """Encode a contribution to a calibration round or, without `start`, to the evaluation."""
     values, change, labels = None, None, len(spec.labels)
     if start is not None:
         step = random.normal(scale=0.05, size=start.values.shape).astype(np.float32)
@@ -136,36 +148,39 @@ def _update(
     meta = ContributionMeta(
         fingerprint=identity.fingerprint,
         examples=54,
-        version=asked.version,
+        version=assignment.version,
         loss=None if start is None else float(np.log(2)),
         seconds=12.345,
     )
-    counts = np.eye(labels, dtype=np.int64)
-    return UpdateBody(values, counts, meta, change=change, label_probabilities=means).to_bytes()
+    confusion = np.eye(labels, dtype=np.int64)
+    return UpdateBody(values, confusion, meta, change=change, label_probabilities=means).to_bytes()
 
 
-def of_lora(weights: Weights) -> dict[str, Any]:
-    """Bytes up and down of a round that gets the adapters and gives them back, float32, with the headers of the product's client."""
-    return asyncio.run(_of_lora(body_of(weights)))
+def count_lora_bytes(weights: Weights) -> dict[str, Any]:
+    """Count the bytes of a round that downloads the adapters and uploads them, in float32, with the headers of the product's client."""
+    return asyncio.run(_count_lora_bytes(weights_body(weights)))
 
 
-async def _of_lora(body: bytes) -> dict[str, Any]:
+async def _count_lora_bytes(body: bytes) -> dict[str, Any]:
     app = FastAPI(openapi_url=None)
 
     @app.get("/v1/tasks/paper/adapters")
-    async def give() -> Response:
+    async def download() -> Response:
         return Response(body, media_type=TENSORS, headers={"Content-Digest": content_digest(body)})
 
     @app.put("/v1/tasks/paper/rounds/2/adapters")
-    async def take(request: Request) -> dict[str, int]:
+    async def upload(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    headers = {"Authorization": f"Bearer {ADMIN}"}
-    async with metered(server) as meter, httpx.AsyncClient(base_url=meter.url, headers=headers, trust_env=False) as client:
-        answer = await client.get("/v1/tasks/paper/adapters")
-        digest = {"Content-Type": TENSORS, "Content-Digest": content_digest(answer.content)}
-        sent = await client.put("/v1/tasks/paper/rounds/2/adapters", content=answer.content, headers=digest)
-        if sent.json() != {"bytes": len(body)}:
-            raise RuntimeError("the adapters did not arrive whole")
-        return {"round": meter.taken(), "bodies": {"update": len(body)}}
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    async with (
+        serve_counted(server) as counter,
+        httpx.AsyncClient(base_url=counter.url, headers=headers, trust_env=False) as client,
+    ):
+        downloaded = await client.get("/v1/tasks/paper/adapters")
+        digest = {"Content-Type": TENSORS, "Content-Digest": content_digest(downloaded.content)}
+        uploaded = await client.put("/v1/tasks/paper/rounds/2/adapters", content=downloaded.content, headers=digest)
+        if uploaded.json() != {"bytes": len(body)}:
+            raise RuntimeError("the adapters did not arrive complete")
+        return {"round": counter.reset(), "bodies": {"update": len(body)}}

@@ -1,10 +1,8 @@
-"""`python -m benchmarks.replicas`: aggregators and inference services by replica count, on one machine; prints tables, writes JSON."""
+"""Measure aggregators and inference services by their number of replicas, on one machine: `python -m benchmarks.replicas`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,76 +10,72 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import machine
-from benchmarks.replicas import report
-from benchmarks.replicas.failover import survival
-from benchmarks.replicas.inference import inference
-from benchmarks.replicas.throughput import row, throughput
-from benchmarks.shutdown import end_on_sigterm
-from benchmarks.tables import write_into
+from benchmarks.machine import describe_machine
+from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.replicas.failover import measure_failover
+from benchmarks.replicas.inference import measure_inference
+from benchmarks.replicas.report import markdown
+from benchmarks.replicas.throughput import measure_throughput, median_row
+from benchmarks.shutdown import exit_on_sigterm
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def main() -> None:
+    """Measure, or read stored results; print the tables and write them."""
+    exit_on_sigterm()
+    options = _parse_arguments()
+    results = read_results(options.out) if options.report else _measure(options)
+    tables = markdown(results)
+    print(tables)
+    if not options.report:
+        write_json(options.out, results)
+    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.replicas --report")
+
+
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
     parser.add_argument("--aggregators", type=int, nargs="*", default=[1, 2, 3], help="replica counts of the aggregator")
     parser.add_argument("--clients", type=int, default=240, help="simulated clients of a task")
-    parser.add_argument("--rate", type=float, default=20.0, help="contributions a second while a replica is lost")
+    parser.add_argument("--rate", type=float, default=20.0, help="contributions a second while a replica is killed")
     parser.add_argument(
         "--inference", type=int, nargs="*", default=[1, 2], help="replica counts of inference; they share the cores"
     )
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 32], help="callers of inference")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of one measurement of inference")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each row, of which the medians are told")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each row, whose medians are reported")
     parser.add_argument("--model", default="smollm2-135m", help="catalogue name, Hugging Face id or folder")
     parser.add_argument("--cache", type=Path, default=None, help="folder of downloaded and converted models")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--page", type=Path, help="a page that takes the tables between its marks")
+    parser.add_argument(
+        "--out", "--json", type=Path, default=RESULTS / "replicas.json", help="file of the results; tables go beside it"
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results in --out")
     return parser.parse_args()
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for. Rows that are compared take turns."""
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that was asked for; rows that are compared alternate."""
     load = round(psutil.getloadavg()[0], 1)
     runs: dict[int, list[dict[str, float]]] = {count: [] for count in options.aggregators}
     for _ in range(options.repeats):
         for count in options.aggregators:
-            runs[count].append(throughput(count, options.clients))
-            _say(f"{count} aggregators: {runs[count][-1]['contributions_per_second']:.0f} contributions/s")
-    lost = []
+            runs[count].append(measure_throughput(count, options.clients))
+            log_progress(f"{count} aggregators: {runs[count][-1]['contributions_per_second']:.0f} contributions/s")
+    failovers = []
     for count in options.aggregators:
-        lost.append(survival(count, options.clients, options.rate))
-        _say(f"{count} aggregators, one killed: silence of {lost[-1]['longest_silence_seconds']} s")
-    answers: list[dict[str, Any]] = []
+        failovers.append(measure_failover(count, options.clients, options.rate))
+        log_progress(f"{count} aggregators, one killed: outage of {failovers[-1]['longest_silence_seconds']} s")
+    inference: list[dict[str, Any]] = []
     if options.inference:
         with tempfile.TemporaryDirectory() as folder:
-            answers = inference(options, Path(folder))
+            inference = measure_inference(options, Path(folder))
     return {
-        "machine": {"at": time.strftime("%Y-%m-%d"), "load_average_before": load} | machine(),
+        "machine": {"at": time.strftime("%Y-%m-%d"), "load_average_before": load} | describe_machine(),
         "clients": options.clients,
         "repeats": options.repeats,
         "model": options.model,
-        "aggregators": [row(count, found) for count, found in runs.items()],
-        "survival": lost,
-        "inference": answers,
+        "aggregators": [median_row(count, measured) for count, measured in runs.items()],
+        "survival": failovers,
+        "inference": inference,
     }
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """Read the options, measure, tell."""
-    end_on_sigterm()
-    options = arguments()
-    found = measured(options)
-    words = report.tables(found)
-    print(words)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.page is not None:
-        write_into(options.page, words)
 
 
 if __name__ == "__main__":

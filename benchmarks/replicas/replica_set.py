@@ -1,4 +1,4 @@
-"""Aggregators on one Postgres and one Redis, and connections spread over them as a load balancer would. Measures nothing."""
+"""Aggregators on one Postgres and one Redis, and connections spread over them as a load balancer would."""
 
 from __future__ import annotations
 
@@ -12,57 +12,64 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.aggregator.http_connections import Connection, Wire
+from benchmarks.aggregator.http_connections import Connection, ConnectionPool
 from testing.processes import Process
 from testing.servers import PostgresServer, RedisServer
 
-POOL = "15"  # connections of each replica, as in deploy/kubernetes
+POOL_SIZE = "15"  # database connections of each replica, as in deploy/kubernetes
 
 
-class Fleet:
+class ReplicaSet:
     """The running replicas."""
 
     def __init__(self, replicas: Sequence[Process]) -> None:
         self._replicas = replicas
-        self.ports = [one.port for one in replicas]
+        self.ports = [replica.port for replica in replicas]
 
     def cpu_seconds(self) -> float:
-        """Processor time of all of them so far."""
-        return sum(sum(psutil.Process(one.pid).cpu_times()[:2]) for one in self._replicas)
+        """Return the processor time of all replicas so far."""
+        return sum(sum(psutil.Process(replica.pid).cpu_times()[:2]) for replica in self._replicas)
 
-    def kill(self, number: int) -> None:
-        """End one at once, as a lost machine would."""
-        self._replicas[number].stop(signal.SIGKILL)
+    def kill(self, index: int) -> None:
+        """Kill a replica with SIGKILL, as a lost machine would."""
+        self._replicas[index].stop(signal.SIGKILL)
 
-    def start(self, number: int) -> None:
-        """Start it again on its port, and wait until it is ready."""
-        self._replicas[number].start()
+    def start(self, index: int) -> None:
+        """Start a killed replica again on its port, and wait until it is ready."""
+        self._replicas[index].start()
 
 
 @contextmanager
-def fleet(count: int) -> Iterator[Fleet]:
-    """Fresh servers: nothing of a run before is in them. Postgres syncs its commits to the disk, as it would in production."""
+def start_replicas(count: int) -> Iterator[ReplicaSet]:
+    """Start replicas on fresh servers; Postgres syncs its commits to the disk, as in production."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifed-benchmark-")))
         postgres = stack.enter_context(contextlib.closing(PostgresServer()))
         redis = stack.enter_context(contextlib.closing(RedisServer()))
         postgres.run(fsync="on", full_page_writes="on", shared_buffers="128MB")
         redis.run()
-        given = {"DATABASE_URL": postgres.url, "REDIS_URL": redis.url, "MIGRATE_ON_START": "true", "DATABASE_POOL_SIZE": POOL}
-        replicas = [Process(folder, **given, LOG_LEVEL="WARNING", CLAIM_SECONDS="15") for _ in range(count)]
-        for one in replicas:
-            stack.callback(one.close)
-            one.start()
-        yield Fleet(replicas)
+        settings = {
+            "DATABASE_URL": postgres.url,
+            "REDIS_URL": redis.url,
+            "MIGRATE_ON_START": "true",
+            "DATABASE_POOL_SIZE": POOL_SIZE,
+            "LOG_LEVEL": "WARNING",
+            "CLAIM_SECONDS": "15",
+        }
+        replicas = [Process(folder, **settings) for _ in range(count)]
+        for replica in replicas:
+            stack.callback(replica.close)
+            replica.start()
+        yield ReplicaSet(replicas)
 
 
 @asynccontextmanager
-async def connected(ports: Sequence[int], connections: int) -> AsyncIterator[Wire]:
-    """So many connections, spread evenly over the ports."""
-    turns = [ports[number % len(ports)] for number in range(connections)]
-    opened = [Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**20)) for port in turns]
-    wire = Wire(opened)
+async def connect(ports: Sequence[int], connections: int) -> AsyncIterator[ConnectionPool]:
+    """Open so many connections, spread evenly over the ports."""
+    chosen = [ports[index % len(ports)] for index in range(connections)]
+    opened = [Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**20)) for port in chosen]
+    pool = ConnectionPool(opened)
     try:
-        yield wire
+        yield pool
     finally:
-        wire.close()
+        pool.close()

@@ -1,1 +1,1 @@
-"""Speed of the inference service over loopback, beside what people write first."""
+"""Speed of the inference service over loopback, beside a plain endpoint: `python -m benchmarks.serving`."""

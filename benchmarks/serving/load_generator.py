@@ -1,4 +1,4 @@
-"""Callers over loopback: closed loops, and arrivals at a given rate. HTTP/1.1 by hand, so that the driver takes little of the CPU."""
+"""Load over loopback, as closed loops and as an open loop. HTTP/1.1 is written by hand, so that the driver needs little CPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import suppress
 from time import perf_counter
 from urllib.parse import urlsplit
 
-IDLE_SECONDS = 3.0  # a server closes a connection that was idle for a little longer
-Body = Callable[[], tuple[str, dict[str, object]]]
+IDLE_SECONDS = 3.0  # servers close connections that are idle for a little longer
+NextRequest = Callable[[], tuple[str, dict[str, object]]]
 
 
-class Connection:
-    """One kept-alive connection."""
+class KeepAliveConnection:
+    """One connection, which is opened again after it was idle."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -25,7 +25,7 @@ class Connection:
         self._used = 0.0
 
     async def post(self, path: str, message: dict[str, object]) -> float:
-        """Seconds until the whole answer was there; an answer other than 200 is an error."""
+        """Return the seconds until the whole response has arrived; raise `RuntimeError` unless its status is 200."""
         began = perf_counter()
         if began - self._used > IDLE_SECONDS:
             self.close()
@@ -35,40 +35,43 @@ class Connection:
         body = json.dumps(message).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body)
-        answer = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(answer.split("content-length:")[1].split("\r\n")[0])
-        said = await self._reader.readexactly(length)
-        if " 200 " not in answer.split("\r\n")[0]:
-            raise RuntimeError(f"{answer.splitlines()[0]}: {said.decode()[:300]}")
+        headers = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(headers.split("content-length:")[1].split("\r\n")[0])
+        response = await self._reader.readexactly(length)
+        if " 200 " not in headers.split("\r\n")[0]:
+            raise RuntimeError(f"{headers.splitlines()[0]}: {response.decode()[:300]}")
         self._used = perf_counter()
         return self._used - began
 
     def close(self) -> None:
+        """Close the connection if it is open."""
         if self._writer is not None:
             self._writer.close()
 
 
-async def closed_loop(url: str, body: Body, *, callers: int, seconds: float, patience: float) -> tuple[list[float], float]:
-    """Latencies of `callers` that each ask again as soon as they are answered, and the seconds it took.
+async def closed_loop(
+    url: str, next_request: NextRequest, *, callers: int, seconds: float, timeout_seconds: float
+) -> tuple[list[float], float]:
+    """Return the latencies of `callers` that each send again as soon as they are answered, and the seconds elapsed.
 
-    Goes on past `seconds` until there is an answer for each caller, no longer than `patience` once one has come.
+    The loop lasts longer than `seconds` until each caller has an answer, but no longer than `timeout_seconds` once one has arrived.
     """
     latencies: list[float] = []
     began = perf_counter()
 
     async def caller() -> None:
-        connection = Connection(url)
+        connection = KeepAliveConnection(url)
         try:
             while perf_counter() - began < seconds or len(latencies) < callers:
-                latencies.append(await connection.post(*body()))
+                latencies.append(await connection.post(*next_request()))
         finally:
             connection.close()
 
     tasks = [asyncio.create_task(caller()) for _ in range(callers)]
-    done, left = await asyncio.wait(tasks, timeout=max(seconds, patience))
+    done, pending = await asyncio.wait(tasks, timeout=max(seconds, timeout_seconds))
     while not latencies and not done:
-        done, left = await asyncio.wait(left, timeout=1.0)
-    for task in left:
+        done, pending = await asyncio.wait(pending, timeout=1.0)
+    for task in pending:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -77,30 +80,30 @@ async def closed_loop(url: str, body: Body, *, callers: int, seconds: float, pat
     return latencies, perf_counter() - began
 
 
-async def counted_loop(url: str, body: Body, *, callers: int, requests: int) -> tuple[list[float], float]:
-    """Latencies of so many requests, which `callers` ask one after the other each, and the seconds until all were answered."""
+async def counted_loop(url: str, next_request: NextRequest, *, callers: int, requests: int) -> tuple[list[float], float]:
+    """Return the latencies of so many requests, sent by `callers` in closed loops, and the seconds until all are answered."""
     latencies: list[float] = []
-    left = iter(range(requests))
+    remaining = iter(range(requests))
     began = perf_counter()
 
     async def caller() -> None:
-        connection = Connection(url)
-        latencies.extend([await connection.post(*body()) for _ in left])
+        connection = KeepAliveConnection(url)
+        latencies.extend([await connection.post(*next_request()) for _ in remaining])
         connection.close()
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     return latencies, perf_counter() - began
 
 
-async def open_loop(url: str, body: Body, *, rate: float, seconds: float, seed: int = 0) -> list[float]:
-    """Latencies of requests that arrive at random, `rate` a second on average, whatever the service does."""
+async def open_loop(url: str, next_request: NextRequest, *, rate: float, seconds: float, seed: int = 0) -> list[float]:
+    """Return the latencies of requests that arrive as a Poisson process of `rate` a second, whatever the service does."""
     chance = random.Random(seed)
-    free: list[Connection] = []
+    free: list[KeepAliveConnection] = []
     latencies: list[float] = []
 
-    async def one() -> None:
-        connection = free.pop() if free else Connection(url)
-        latencies.append(await connection.post(*body()))
+    async def send() -> None:
+        connection = free.pop() if free else KeepAliveConnection(url)
+        latencies.append(await connection.post(*next_request()))
         free.append(connection)
 
     async with asyncio.TaskGroup() as group:
@@ -108,7 +111,7 @@ async def open_loop(url: str, body: Body, *, rate: float, seconds: float, seed: 
         at = perf_counter()
         while (at := at + chance.expovariate(rate)) < end:
             await asyncio.sleep(max(0.0, at - perf_counter()))
-            group.create_task(one())
+            group.create_task(send())
     for connection in free:
         connection.close()
     return latencies

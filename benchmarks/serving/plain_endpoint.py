@@ -1,4 +1,4 @@
-"""What people write first: FastAPI around transformers, float32, every request alone. Measured beside the service."""
+"""The baseline of the serving benchmark: FastAPI around `transformers` in float32, one request a forward pass."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-class Question(BaseModel):
-    """One text."""
+class ClassifyRequest(BaseModel):
+    """A text to classify."""
 
     text: str
 
 
 def create_app(folder: str, template: str, labels: list[str]) -> FastAPI:
-    """`/async` keeps the event loop busy with one request after the other, `/sync` runs as many as FastAPI has threads."""
+    """Return an app whose `/async` blocks the event loop during each request, and whose `/sync` runs requests in FastAPI's threads."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     first = [tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in labels]
     app = FastAPI()
 
-    def answer(question: Question) -> dict[str, object]:
-        inputs = tokenizer(template.replace("{text}", question.text), return_tensors="pt", truncation=True, max_length=1024)
+    def classify(request: ClassifyRequest) -> dict[str, object]:
+        inputs = tokenizer(template.replace("{text}", request.text), return_tensors="pt", truncation=True, max_length=1024)
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1]
         scores = torch.softmax(logits[first], dim=0).tolist()
         return {"label": labels[scores.index(max(scores))], "scores": scores}
 
     @app.post("/async")
-    async def one_after_the_other(question: Question) -> dict[str, object]:
-        return answer(question)
+    async def in_event_loop(request: ClassifyRequest) -> dict[str, object]:
+        return classify(request)
 
     @app.post("/sync")
-    def in_threads(question: Question) -> dict[str, object]:
-        return answer(question)
+    def in_threads(request: ClassifyRequest) -> dict[str, object]:
+        return classify(request)
 
     @app.get("/readyz")
     def ready() -> None:
@@ -48,8 +48,8 @@ def create_app(folder: str, template: str, labels: list[str]) -> FastAPI:
 
 
 if __name__ == "__main__":
-    given = os.environ
-    if "THREADS" in given:
-        torch.set_num_threads(int(given["THREADS"]))
-    app = create_app(given["MODEL"], given["TEMPLATE"], given["LABELS"].split("|"))
-    uvicorn.run(app, host=given["HOST"], port=int(given["PORT"]), log_level="warning")
+    environment = os.environ
+    if "THREADS" in environment:
+        torch.set_num_threads(int(environment["THREADS"]))
+    app = create_app(environment["MODEL"], environment["TEMPLATE"], environment["LABELS"].split("|"))
+    uvicorn.run(app, host=environment["HOST"], port=int(environment["PORT"]), log_level="warning")

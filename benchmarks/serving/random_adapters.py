@@ -1,4 +1,4 @@
-"""Adapters for a benchmark: any number of tasks with tensors of the size a real one has, random. Trains nothing."""
+"""Random adapters of the size of real ones, for any number of tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS = 64
 
 
 def identity(model: str, cache: Path | None) -> tuple[ModelIdentity, Path]:
-    """The identity of a model and its folder, from a process of its own, so that the driver keeps no model in memory."""
+    """Return the identity of a model and its folder, computed in a process of its own, so that the driver holds no model in memory."""
     program = (
         "import json, sys; from pathlib import Path; from ifed.downloads import cache_folder;"
         "from ifed.modeling.catalog import prepare; from ifed.modeling.loading import load;"
@@ -29,21 +29,19 @@ def identity(model: str, cache: Path | None) -> tuple[ModelIdentity, Path]:
         "print(json.dumps([load(sys.argv[1], cache=cache).identity.model_dump(), "
         "str(prepare(sys.argv[1], cache=cache, announce=lambda _: None))]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, model, str(cache or "")], check=True, capture_output=True, text=True
-    )  # our own line
-    said, folder = json.loads(done.stdout.splitlines()[-1])
-    return ModelIdentity.model_validate(said), Path(folder)
+    process = subprocess.run([sys.executable, "-c", program, model, str(cache or "")], check=True, capture_output=True, text=True)
+    identity_fields, folder = json.loads(process.stdout.splitlines()[-1])
+    return ModelIdentity.model_validate(identity_fields), Path(folder)
 
 
 def write(folder: Path, count: int, model: ModelIdentity, labels: list[str]) -> None:
-    """`task-0` to `task-{count - 1}` in the upper half of the layers, near the bare model."""
+    """Write adapters `task-0` to `task-{count - 1}` for the upper half of the layers, near the bare model."""
     folder.mkdir(parents=True)
     layers = list(range(model.num_layers // 2, model.num_layers))
     layout = Layout(layers=layers, hidden_size=model.hidden_size, groups=math.gcd(GROUPS, model.hidden_size))
-    chance = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for number in range(count):
-        coefficients = chance.normal(scale=0.05, size=layout.coefficients_shape)
+        coefficients = random.normal(scale=0.05, size=layout.coefficients_shape)
         coefficients[:, :, 1] += 1.0
         meta = AdapterMeta(
             task=f"task-{number}",
@@ -54,5 +52,5 @@ def write(folder: Path, count: int, model: ModelIdentity, labels: list[str]) -> 
             layout=layout,
             created_at=datetime.now(UTC),
         )
-        body = AdapterBody(ContextVector(chance.normal(scale=0.5, size=layout.context_shape)), Coefficients(coefficients), meta)
+        body = AdapterBody(ContextVector(random.normal(scale=0.5, size=layout.context_shape)), Coefficients(coefficients), meta)
         (folder / f"task-{number}.safetensors").write_bytes(body.to_bytes())

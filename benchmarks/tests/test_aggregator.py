@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.aggregator.report import Figures, Goal, goals, medians
+from benchmarks.aggregator.report import Goal, Result, goals, medians
 
 
-def figures(system: str, clients: int, rate: float, **more: object) -> Figures:
-    return Figures(system, "18x2x640", clients, 1.0, rate, **more)  # type: ignore[arg-type]
+def figures(system: str, clients: int, rate: float, **more: object) -> Result:
+    return Result(system, "18x2x640", clients, 1.0, rate, **more)  # type: ignore[arg-type]
 
 
 def test_what_was_not_measured_meets_no_goal_and_misses_none() -> None:

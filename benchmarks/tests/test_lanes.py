@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lanes.injection_overhead import ONE, SEVERAL, compared
-from benchmarks.lanes.queue_simulation import Cost, fitted, waits
+from benchmarks.lanes.injection_overhead import ONE, SEVERAL, measure_overhead
+from benchmarks.lanes.queue_simulation import Cost, fit_cost, simulate_waits
 from ifed.modeling.batching import Row
 from ifed.modeling.replicas import replicate
 from testing.random_models import build
 
 
 def test_the_line_through_passes_that_lie_on_one() -> None:
-    found = fitted([1, 3, 8], [32, 36, 46])
+    found = fit_cost([1, 3, 8], [32, 36, 46])
     assert (found.fixed, found.a_token) == (pytest.approx(30), pytest.approx(2))
 
 
 def test_a_text_that_finds_nobody_takes_one_pass() -> None:
-    rare = waits([10], Cost(30, 2), rate=0.001, lanes=2, budget=100, short=0, texts=50)
+    rare = simulate_waits([10], Cost(30, 2), rate=0.001, lanes=2, budget=100, short=0, texts=50)
     assert rare == [pytest.approx(50)] * 50
 
 
 def test_three_texts_at_once_are_two_passes_side_by_side_and_one_after_them() -> None:
-    flood = waits([10], Cost(30, 2), rate=1e12, lanes=2, budget=100, short=0, texts=3)
+    flood = simulate_waits([10], Cost(30, 2), rate=1e12, lanes=2, budget=100, short=0, texts=3)
     assert flood == [pytest.approx(50), pytest.approx(50), pytest.approx(100)]
 
 
 def test_a_short_pass_is_not_left_to_busy_lanes() -> None:
-    shared, whole = (waits([10], Cost(50, 0.1), rate=60, lanes=2, budget=1000, short=short, texts=4000) for short in (0, 40))
+    shared, whole = (
+        simulate_waits([10], Cost(50, 0.1), rate=60, lanes=2, budget=1000, short=short, texts=4000) for short in (0, 40)
+    )
     assert whole[len(whole) // 2] < shared[len(shared) // 2]
 
 
 def test_injection_is_held_against_the_bare_model_on_the_same_texts() -> None:
     lm = build("llama")
     rows = [Row.for_last_token((1, 2, 3, length)) for length in range(5, 17)]
-    found = compared([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)
+    found = measure_overhead([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)
     assert [(row["texts"], row["injected"]) for row in found] == [(3, ONE), (3, SEVERAL)]
     for row in found:
         assert row["turns"] >= 2

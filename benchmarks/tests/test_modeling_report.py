@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.datasets import DATASETS
 from benchmarks.modeling.measurements import DEMONSTRATIONS, Setting, overheads, speeds
-from benchmarks.modeling.options import loaded_otherwise, options
-from benchmarks.modeling.report import ROWS, tables
-from benchmarks.modeling.roofline import ceilings
-from benchmarks.modeling.texts import SOURCES
+from benchmarks.modeling.options import measure_load_options, measure_options
+from benchmarks.modeling.report import ROWS, markdown
+from benchmarks.modeling.roofline import speedup_limits
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
@@ -49,7 +49,7 @@ def found() -> dict[str, Any]:
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_tables_say_what_was_found_now_and_from_the_file(kept: bool) -> None:
     given = json.loads(json.dumps(found())) if kept else found()
-    lines = tables(given).splitlines()
+    lines = markdown(given).splitlines()
     assert "| smollm2 | SUBJ | extraction | all layers, as published | 100.0 | 8.0 | 12.5 | 10 |" in lines
     assert sum("| SUBJ | calibration |" in line for line in lines) == 6
     assert "| smollm2 | SUBJ | 40 | 200 | 6.2 | 9.0 |" in lines
@@ -78,30 +78,30 @@ def test_an_overhead_is_positive_where_the_change_is_slower() -> None:
 
 
 def setting(lm: LanguageModel) -> Setting:
-    return Setting(lm, lm, SOURCES[0], examples(DEMONSTRATIONS + 4), repetitions=1, groups=4)
+    return Setting(lm, lm, DATASETS["subj"], examples(DEMONSTRATIONS + 4), repetitions=1, groups=4)
 
 
 def test_a_whole_run_on_a_small_model_fills_every_cell() -> None:
     given = setting(build(max_position_embeddings=2048))
     told = {"model": "random", "data": "SUBJ", "milliseconds": speeds(given), "overheads": overheads(given, pairs=2), "options": {}}
-    told |= {"ceilings": ceilings(given)}
-    assert all(value > 0 for value in ceilings(given).values())
+    told |= {"ceilings": speedup_limits(given)}
+    assert all(value > 0 for value in speedup_limits(given).values())
     assert all(value > 0 for value in told["milliseconds"].values())
-    lines = tables({"runs": [told]}).splitlines()
+    lines = markdown({"runs": [told]}).splitlines()
     assert sum(line.startswith("| random | SUBJ |") for line in lines) == len(ROWS) + 2
     assert not any("not possible" in line for line in lines), "a Llama model can be folded"
 
 
 def test_the_head_and_both_rates_make_the_ceiling() -> None:
     given = setting(build(max_position_embeddings=2048))
-    found, layers = ceilings(given), given.fast.family.layers(given.fast.model)
+    found, layers = speedup_limits(given), given.fast.family.layers(given.fast.model)
     inner = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim == 2)
     head = given.fast.model.get_output_embeddings().weight.numel()
     assert found["extraction, classification"] == pytest.approx(found["ours"] / found["published"] * (1 + head / inner))
 
 
 def test_every_option_is_measured_on_a_small_model() -> None:
-    measured = options(setting(build(max_position_embeddings=2048)), pairs=2)
+    measured = measure_options(setting(build(max_position_embeddings=2048)), pairs=2)
     assert len(measured) == 9
     for ratios in measured.values():
         assert len(ratios) == 3
@@ -113,7 +113,7 @@ def test_options_of_the_loaded_model_are_measured_or_their_refusal_is_told(tmp_p
     build_model("llama").save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     lm = load(str(tmp_path), cache=tmp_path)
-    measured = loaded_otherwise(setting(lm), str(tmp_path), tmp_path, pairs=2)
+    measured = measure_load_options(setting(lm), str(tmp_path), tmp_path, pairs=2)
     assert "needs a C++ compiler" in measured["torch.compile"]
     assert len(measured["int8 weights"]) == 3
     assert 0 < measured["int8 weights: largest change of a probability"] < 0.5

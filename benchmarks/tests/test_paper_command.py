@@ -9,50 +9,50 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.datasets import SOURCES
+from benchmarks.datasets import DATASETS
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import methods
-from benchmarks.paper.methods import LORA, QUICK, SETTINGS, TITLES, TRIED, Plan, runs_on
-from benchmarks.paper.store import OtherRun, Store
-from benchmarks.tests.conftest import AS_SET
+from benchmarks.paper.methods import LORA, QUICK, SETTINGS, TITLES, VARIANTS, Plan, runs_on
+from benchmarks.paper.store import CellMismatch, CellStore
+from benchmarks.tests.conftest import DEFAULT_SETTINGS
 from benchmarks.tests.sample_cells import RATES, run, wire
 from benchmarks.tests.test_convergence import folder_of_texts
 from testing.random_models import build_model, build_tokenizer
 
 
 def test_a_cell_of_another_plan_model_or_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path, QUICK, "tiny")
-    store.keep("subj", "ours-0", run("ours", 0.5))
-    store.keep("subj", "lora-0.001-0", run("lora", 0.5))
-    store.keep_wire("subj", {"ours": wire(10), "compact": wire(5)})
-    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
-    with pytest.raises(OtherRun, match="differs in plan and setting from this run; name another folder"):
-        Store(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
-    with pytest.raises(OtherRun, match="differs in model from this run"):
-        Store(tmp_path, QUICK, "large").has("subj", "ours-0")
+    store = CellStore(tmp_path, QUICK, "tiny")
+    store.write("subj", "ours-0", run("ours", 0.5))
+    store.write("subj", "lora-0.001-0", run("lora", 0.5))
+    store.write_byte_counts("subj", {"ours": wire(10), "compact": wire(5)})
+    assert CellStore(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    with pytest.raises(CellMismatch, match="differs in plan and setting from this run; name another folder"):
+        CellStore(tmp_path, replace(QUICK, rounds=9), "tiny").has("subj", "ours-0")
+    with pytest.raises(CellMismatch, match="differs in model from this run"):
+        CellStore(tmp_path, QUICK, "large").has("subj", "ours-0")
     ours = SETTINGS["ours"]
     changed = replace(ours, policy={"learning_rate": 0.03})
     monkeypatch.setitem(SETTINGS, "ours", changed)
     monkeypatch.setitem(LORA, "lora", changed)
     for name in ("ours-0", "lora-0.001-0"):
-        with pytest.raises(OtherRun, match=f"{name}.json differs in setting"):
-            Store(tmp_path, QUICK, "tiny").has("subj", name)
-    assert Store(tmp_path, QUICK, "tiny").wire("subj") == {"compact": wire(5)}, "bytes are counted again, not refused"
+        with pytest.raises(CellMismatch, match=f"{name}.json differs in setting"):
+            CellStore(tmp_path, QUICK, "tiny").has("subj", name)
+    assert CellStore(tmp_path, QUICK, "tiny").byte_counts("subj") == {"compact": wire(5)}, "bytes are counted again, not refused"
     monkeypatch.setitem(SETTINGS, "ours", replace(ours, policy={"deadline_seconds": 60.0}))
-    assert Store(tmp_path, QUICK, "tiny").has("subj", "ours-0")
+    assert CellStore(tmp_path, QUICK, "tiny").has("subj", "ours-0")
 
 
 def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
-    store = Store(tmp_path, QUICK, "tiny")
-    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
+    store = CellStore(tmp_path, QUICK, "tiny")
+    store.write("subj", "lora-0.001-0", run("lora", 0.7))
     assert store.best_rate("subj", RATES) is None
     assert store.collect(RATES)["data"]["subj"]["runs"]["lora"] == []
-    store.keep("subj", "lora-0.01-0", run("lora", 0.8, rate=0.01))
-    store.keep("subj", "lora-0.01-1", run("lora", 0.9, seed=1))
+    store.write("subj", "lora-0.01-0", run("lora", 0.8, rate=0.01))
+    store.write("subj", "lora-0.01-1", run("lora", 0.9, seed=1))
     assert store.best_rate("subj", RATES) == 0.01
-    store.keep("subj", "lora-0.001-0", run("lora", 0.8))
+    store.write("subj", "lora-0.001-0", run("lora", 0.8))
     assert store.best_rate("subj", (0.01, 0.001)) == 0.001, "of level ones the lowest"
-    store.keep("subj", "lora-0.001-0", run("lora", 0.7))
+    store.write("subj", "lora-0.001-0", run("lora", 0.7))
     assert [one["seed"] for one in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
 
 
@@ -78,33 +78,31 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     assert (cells / "ours-1.json").read_bytes() == first
     (best,) = (rate for rate in RATES if (cells / f"lora-{rate:g}-1.json").exists())
     names = {path.stem for path in cells.glob("*.json")}
-    both = {f"{method}-{seed}" for method in (*SETTINGS, "icl") if method not in TRIED for seed in (0, 1)}
-    once = {f"{method}-0" for method in ("zero-shot", *TRIED) if method not in LORA}
+    both = {f"{method}-{seed}" for method in (*SETTINGS, "icl") if method not in VARIANTS for seed in (0, 1)}
+    once = {f"{method}-0" for method in ("zero-shot", *VARIANTS) if method not in LORA}
     assert names == both | once | {"wire", f"lora-{best:g}-1", f"lora-steps-{best:g}-0", *(f"lora-{rate:g}-0" for rate in RATES)}
     losses = [json.loads((cells / f"{method}-{best:g}-0.json").read_text(encoding="utf-8"))["rows"][-1]["loss"] for method in LORA]
     assert losses[0] != losses[1], "more steps end elsewhere"
-    assert "### Goals" in (data / "out" / "paper.md").read_text(encoding="utf-8")
+    assert "### Goals" in (data / "out" / "tables.md").read_text(encoding="utf-8")
     kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
     (ran_on,) = kept["machines"]
     assert (ran_on["device"], ran_on["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
     assert len(kept["data"]["subj"]["runs"]["ours"]) == 2
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    page = tmp_path / "page.md"
-    page.write_text("<!-- figures -->\n<!-- end of figures -->\n", encoding="utf-8")
-    start(monkeypatch, data, model, "--report", "--page", str(page))
+    start(monkeypatch, data, model, "--report")
     assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert capsys.readouterr().out.count("### Goals") == 2
-    shown = page.read_text(encoding="utf-8")
-    assert "### Goals" in shown
+    written = (data / "out" / "tables.md").read_text(encoding="utf-8")
+    assert written.startswith(f"Generated by `python -m benchmarks.paper --report --out {data / 'out'} --lora-rates 0.001 0.01`")
     for name in ("paper-accuracy.svg", "paper-local.svg"):
-        assert f"]({name})" in shown
-        assert (tmp_path / name).exists()
+        assert f"]({name})" in written
+        assert (data / "out" / name).exists()
     titles = [one["title"] for one in kept["tables"]]
     assert (titles[0], titles[-1]) == ("Accuracy after the last round", "Goals")
 
 
 def test_a_run_of_another_size_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Store(tmp_path / "out", QUICK, "tiny").keep("subj", "ours-0", run("ours", 0.5))
+    CellStore(tmp_path / "out", QUICK, "tiny").write("subj", "ours-0", run("ours", 0.5))
     with pytest.raises(SystemExit, match="differs in plan and model and setting"):
         report(monkeypatch, tmp_path / "out")
 
@@ -115,15 +113,15 @@ def report(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
 
 
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"no cells under .*; a run makes them, and --out names the folder"):
+    with pytest.raises(SystemExit, match=r"no cells under .*; run without --report, or name another folder with --out"):
         report(monkeypatch, tmp_path / "out")
 
 
 def test_that_lora_waits_for_its_rates_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store(tmp_path, Plan(), command.MODEL)
-    store.keep("subj", "lora-0.001-0", run("lora", 0.7, rate=0.001))
+    store = CellStore(tmp_path, Plan(), command.MODEL)
+    store.write("subj", "lora-0.001-0", run("lora", 0.7, rate=0.001))
     report(monkeypatch, tmp_path)
     assert (
         "SUBJ: FedAvg-LoRA has no accuracy and no seconds until all of its learning rates have run on seed 0"
@@ -182,7 +180,7 @@ def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: py
 
 
 def test_quick_leaves_rows_out() -> None:
-    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "more-steps", *TRIED}
+    assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "more-steps", *VARIANTS}
 
 
 def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
@@ -213,7 +211,7 @@ def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
 def test_the_limits_of_a_method_are_told_in_its_help_too(
     method: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command._limits(method) == words
+    assert command._restriction(method) == words
     monkeypatch.setenv("COLUMNS", "10000")
     monkeypatch.setattr(sys, "argv", ["benchmarks.paper", "--help"])
     with pytest.raises(SystemExit):
@@ -235,15 +233,6 @@ def test_more_steps_of_lora_wait_for_its_rates(
     )
 
 
-def test_a_page_without_room_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    with pytest.raises(SystemExit, match=r"page.md cannot be read: No such file"):
-        report(monkeypatch, tmp_path, "--page", str(page))
-    page.write_text("words", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"page.md has no <!-- figures --> and"):
-        report(monkeypatch, tmp_path, "--page", str(page))
-
-
 def test_a_run_needs_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks.paper"])
     with pytest.raises(SystemExit):
@@ -251,15 +240,15 @@ def test_a_run_needs_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "--data names the folder of the data sets" in capsys.readouterr().err
 
 
-def test_the_cells_of_the_documentation_are_those_of_the_methods_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for method, setting in AS_SET.items():
+def test_the_stored_cells_are_those_of_the_methods_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, setting in DEFAULT_SETTINGS.items():
         monkeypatch.setitem(SETTINGS, method, setting)
-    store = Store(Path("benchmarks/results/paper"), Plan(), command.MODEL)
+    store = CellStore(Path("benchmarks/results/paper"), Plan(), command.MODEL)
     found = store.collect(methods.RATES)["data"]
-    assert set(found) == set(SOURCES)
+    assert set(found) == set(DATASETS)
     for key in found:
-        assert set(store.wire(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
-    unseen = Store(Path("benchmarks/results/paper/unseen"), Plan(), command.MODEL).collect((0.001,))["data"]["subj"]["runs"]
+        assert set(store.byte_counts(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
+    unseen = CellStore(Path("benchmarks/results/paper/unseen"), Plan(), command.MODEL).collect((0.001,))["data"]["subj"]["runs"]
     assert {method for method, runs in unseen.items() if runs} == {"lora", "ours", "steps", "more-steps", "long"}
 
 
@@ -277,7 +266,7 @@ def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Pat
     with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
         start(monkeypatch, data, nowhere)
     train.write_text(whole, encoding="utf-8")
-    with pytest.raises(SystemExit, match="64 examples do not suffice for 5 clients of at least 16; take more examples or fewer"):
+    with pytest.raises(SystemExit, match="64 examples are too few for 5 clients of at least 16; take more examples or fewer"):
         start(monkeypatch, data, nowhere, "--clients", "5")
     train.unlink()
     with pytest.raises(SystemExit, match=r"subj.train.jsonl cannot be read: No such file or directory; --data names the folder"):
@@ -294,4 +283,4 @@ def test_a_run_that_is_interrupted_says_how_it_goes_on(
     with pytest.raises(SystemExit) as ended:
         start(monkeypatch, tmp_path, tmp_path)
     assert ended.value.code == 130
-    assert "stopped; the same command goes on with the cells that are missing" in capsys.readouterr().err
+    assert "interrupted; the same command resumes with the missing cells" in capsys.readouterr().err

@@ -13,14 +13,14 @@ import uvicorn
 from fastapi import FastAPI
 from torch import nn
 
-from benchmarks.federated.algorithms import plan_of
+from benchmarks.federated.algorithms import local_plan
 from benchmarks.federated.federation import Federation
 from benchmarks.paper import lora, traffic
-from benchmarks.paper.byte_counter import metered
-from benchmarks.paper.calibration import calibrated
+from benchmarks.paper.byte_counter import serve_counted
+from benchmarks.paper.calibration import run_calibration
 from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
-from benchmarks.paper.prompting import few_shot, prompt_of, zero_shot
-from benchmarks.tests.test_federated import SOURCE
+from benchmarks.paper.prompting import few_shot, few_shot_template, zero_shot
+from benchmarks.tests.test_federated import DATASET
 from ifed.messages.tasks import LayerChoice
 from ifed.modeling.calibration import LocalPlan
 from ifed.modeling.language_model import LanguageModel
@@ -37,8 +37,8 @@ def quietly(_: str) -> None:
 
 
 def scores(lm: LanguageModel) -> np.ndarray:
-    template = PromptTemplate.of(lm, SOURCE.template)
-    labels = template.labels(SOURCE.labels)
+    template = PromptTemplate.of(lm, DATASET.template)
+    labels = template.labels(DATASET.labels)
     return np.stack(score(lm, [ScoringItem(template.prompt(one.text), labels, None) for one in examples(8)]))
 
 
@@ -46,12 +46,12 @@ def scores(lm: LanguageModel) -> np.ndarray:
 def test_adapters_change_nothing_before_they_learn_and_nothing_after_they_are_off(family: str) -> None:
     lm = build(family)
     before, names = scores(lm), [name for name, _ in lm.model.named_modules()]
-    with lora.adapted(lm, 2, 0) as parameters:
+    with lora.inject_adapters(lm, 2, 0) as parameters:
         assert len(parameters) == 3 * 2 * 2
         assert all("q_proj" in name or "v_proj" in name for name in parameters)
         assert all(one.dtype is torch.float32 for one in parameters.values())
         np.testing.assert_array_equal(scores(lm), before)
-        lora.put(parameters, {name: one + np.float32(0.3) for name, one in lora.weights_of(parameters).items()})
+        lora.load_weights(parameters, {name: one + np.float32(0.3) for name, one in lora.copy_weights(parameters).items()})
         assert np.abs(scores(lm) - before).max() > 1e-3
     np.testing.assert_array_equal(scores(lm), before)
     assert [name for name, _ in lm.model.named_modules()] == names
@@ -62,79 +62,79 @@ def test_adapters_are_drawn_by_the_seed_and_leave_the_draws_of_others_alone() ->
     lm, drawn = build("llama"), []
     for seed in (0, 0, 1):
         torch.manual_seed(5)
-        with lora.adapted(lm, 2, seed) as parameters:
-            drawn.append(lora.body_of(lora.weights_of(parameters)))
+        with lora.inject_adapters(lm, 2, seed) as parameters:
+            drawn.append(lora.weights_body(lora.copy_weights(parameters)))
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_model_without_such_projections_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"q_proj"), lora.adapted(build("gpt2"), 2, 0):
+    with pytest.raises(ValueError, match=r"q_proj"), lora.inject_adapters(build("gpt2"), 2, 0):
         pass
     assert [lora.fits(build(family)) for family in ("gpt2", "phi3", "qwen2")] == [False, False, True]
 
 
 def test_the_local_steps_are_those_of_a_plain_loop_over_padded_rows() -> None:
     lm = build("llama", dtype=torch.float64)
-    (learner,) = lora.learners_of(lm, SOURCE, [examples(16)], 0.0)
-    with lora.adapted(lm, 2, 0) as parameters:
-        start = lora.weights_of(parameters)
-        learner.walk(lm, parameters, LOCAL)
-        ours = lora.weights_of(parameters)
-        lora.put(parameters, start)
+    (client,) = lora.make_clients(lm, DATASET, [examples(16)], 0.0)
+    with lora.inject_adapters(lm, 2, 0) as parameters:
+        start = lora.copy_weights(parameters)
+        client.train(lm, parameters, LOCAL)
+        ours = lora.copy_weights(parameters)
+        lora.load_weights(parameters, start)
         optimiser = torch.optim.AdamW(parameters.values(), lr=LOCAL.learning_rate, weight_decay=0.0)
-        for step, indices in enumerate(lora.sample_batches(len(learner.rows), 4, 3, 1)):
+        for step, indices in enumerate(lora.sample_batches(len(client.rows), 4, 3, 1)):
             optimiser.param_groups[0]["lr"] = LOCAL.learning_rate * (1 - step / 3)
             optimiser.zero_grad()
             loss, tokens = torch.zeros((), dtype=torch.float64), 0
             for index in indices:
-                row, label = learner.rows[index], PromptTemplate.of(lm, SOURCE.template).labels(SOURCE.labels).ids
+                row, label = client.rows[index], PromptTemplate.of(lm, DATASET.template).labels(DATASET.labels).ids
                 logits = lm.model(torch.tensor([row.ids])).logits[0, list(row.output_positions)]
-                loss = loss + nn.functional.cross_entropy(logits, torch.tensor(label[learner.truths[index]]), reduction="sum")
+                loss = loss + nn.functional.cross_entropy(logits, torch.tensor(label[client.truths[index]]), reduction="sum")
                 tokens += len(row.output_positions)
             (loss / tokens).backward()
             optimiser.step()
-        for name, values in lora.weights_of(parameters).items():
+        for name, values in lora.copy_weights(parameters).items():
             np.testing.assert_allclose(ours[name], values, atol=2e-5)
     assert max(np.abs(ours[name] - start[name]).max() for name in start) > 0.01
 
 
 def test_adapters_are_averaged_by_examples() -> None:
-    class Fixed(lora.Learner):
-        def walk(self, lm: LanguageModel, parameters: Mapping[str, nn.Parameter], plan: LocalPlan) -> float:
+    class Fixed(lora.LoraClient):
+        def train(self, lm: LanguageModel, parameters: Mapping[str, nn.Parameter], plan: LocalPlan) -> float:
             with torch.no_grad():
                 for one in parameters.values():
                     one.add_(len(self.rows))
             return float(len(self.rows))
 
     lm = build("llama")
-    learners = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in told(lm, (1, 3))]
-    with lora.adapted(lm, 2, 0) as parameters:
-        start = lora.weights_of(parameters)
-        after, loss = lora.one_round(lm, parameters, start, learners, [LOCAL] * 2)
+    clients = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in told(lm, (1, 3))]
+    with lora.inject_adapters(lm, 2, 0) as parameters:
+        start = lora.copy_weights(parameters)
+        after, loss = lora.run_round(lm, parameters, start, clients, [LOCAL] * 2)
     assert loss == 2.0
     for name, values in after.items():
         np.testing.assert_allclose(values, start[name] + (1 * 1 + 3 * 3) / 4, rtol=1e-6)
 
 
-def told(lm: LanguageModel, counts: tuple[int, ...]) -> list[tuple[lora.Learner, int]]:
-    return list(zip(lora.learners_of(lm, SOURCE, [examples(8)] * len(counts), 0.0), counts, strict=True))
+def told(lm: LanguageModel, counts: tuple[int, ...]) -> list[tuple[lora.LoraClient, int]]:
+    return list(zip(lora.make_clients(lm, DATASET, [examples(8)] * len(counts), 0.0), counts, strict=True))
 
 
 def test_lora_trains_on_the_very_batches_of_a_task() -> None:
     lm, parts = build("llama"), [examples(24), examples(40)]
-    made = Federation(lm, SOURCE, parts, examples(8), "upper_half")
-    learners = lora.learners_of(lm, SOURCE, parts, 1.0)
-    for party, learner in zip(made.parties, learners, strict=True):
-        assert (party.name, party.examples) == (learner.name, len(learner.rows))
-        assert party.calibrator._rows == learner.rows
+    made = Federation(lm, DATASET, parts, examples(8), "upper_half")
+    clients = lora.make_clients(lm, DATASET, parts, 1.0)
+    for member, client in zip(made.clients, clients, strict=True):
+        assert (member.name, member.examples) == (client.name, len(client.rows))
+        assert member.calibrator._rows == client.rows
 
 
 def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
     plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
     low, high = (OURS.policy_for(plan).model_copy(update={"learning_rate": rate}) for rate in (0.001, 0.05))
-    found, other = (lora.federated(lm, SOURCE, parts, examples(8), policy, plan.lora_rank, 0, quietly) for policy in (low, high))
+    found, other = (lora.run_fedavg(lm, DATASET, parts, examples(8), policy, plan.lora_rank, 0, quietly) for policy in (low, high))
     assert [found["rate"], other["rate"]] == [0.001, 0.05]
     assert found["rows"][-1]["loss"] != other["rows"][-1]["loss"]
     assert [row["round"] for row in found["rows"]] == [1, 2, 3]
@@ -185,8 +185,8 @@ def test_lora_is_trained_by_the_policy_of_ours_but_for_the_steps() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> None:
     setting = SETTINGS[name]
-    made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers, few=4)
-    found = calibrated(made, setting, PLAN, 0, quietly, local=True)
+    made = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers, subset=4)
+    found = run_calibration(made, setting, PLAN, 0, quietly, local=True)
     assert [row["round"] for row in found["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
     assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in found["rows"][1:])
     if name == "published":
@@ -196,15 +196,15 @@ def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> N
 
 def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_where_there_are_none() -> None:
     def made(layers: LayerChoice) -> Federation:
-        return Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), layers)
+        return Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), layers)
 
     lazy, kept = made("upper_half"), made("upper_half")
-    assert not any(party.calibrator._lower._kept for party in kept.parties)
-    assert kept.keep_lower_layers() > 0
-    assert all(len(party.calibrator._lower._kept) == party.examples for party in kept.parties)
-    ends = [calibrated(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
+    assert not any(member.calibrator._lower._kept for member in kept.clients)
+    assert kept.cache_lower_layers() > 0
+    assert all(len(member.calibrator._lower._kept) == member.examples for member in kept.clients)
+    ends = [run_calibration(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
     assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
-    assert made("all").keep_lower_layers() == 0.0
+    assert made("all").cache_lower_layers() == 0.0
 
 
 def test_ours_is_what_the_product_does_unless_told() -> None:
@@ -216,13 +216,13 @@ def test_ours_is_what_the_product_does_unless_told() -> None:
     assert (OURS.groups, small.groups) == (64, 16)
     published = PUBLISHED.policy_for(Plan())
     assert (published.initial_context_weight, published.logit_adjustment, published.label_bias) == (0.1, 0.0, False)
-    assert plan_of(published, 5, 0).learning_rate_end == published.learning_rate
+    assert local_plan(published, 5, 0).learning_rate_end == published.learning_rate
 
 
 def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
     def last(setting: Setting) -> dict[str, float]:
-        made = Federation(build("llama"), SOURCE, [examples(20), examples(24)], examples(8), setting.layers)
-        return dict(calibrated(made, setting, PLAN, 0, quietly, local=False)["rows"][-1])
+        made = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers)
+        return dict(run_calibration(made, setting, PLAN, 0, quietly, local=False)["rows"][-1])
 
     whole, half, eighth = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
     assert whole["body_up"] > half["body_up"] > eighth["body_up"]
@@ -234,33 +234,33 @@ def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
 def test_a_prompt_holds_demonstrations_in_their_order_as_far_as_they_fit() -> None:
     lm = build("llama")
     shown = [Example("bad", 1), Example("has {text} in it", 0), Example("we liked it", 0)]
-    template, count = prompt_of(lm, SOURCE, shown)
+    template, count = few_shot_template(lm, DATASET, shown)
     assert count == 2
     before = "Review: bad\nSentiment: negative\n\nReview: we liked it\nSentiment: positive\n\n"
-    assert template.template == before + SOURCE.template
-    fitting, fewer = prompt_of(lm, SOURCE, [Example("bad " * 30, 1)] * 8)
+    assert template.template == before + DATASET.template
+    fitting, fewer = few_shot_template(lm, DATASET, [Example("bad " * 30, 1)] * 8)
     assert 0 < fewer < 8
     assert fitting.template.count("bad") == 30 * fewer
-    assert prompt_of(lm, SOURCE, [Example("bad " * 400, 1)])[1] == 0
+    assert few_shot_template(lm, DATASET, [Example("bad " * 400, 1)])[1] == 0
 
 
 def test_each_text_is_asked_of_one_client_with_its_own_demonstrations() -> None:
     lm, test = build("llama"), examples(7)
     parts = [[Example("bad", 1)] * 3, [Example("we liked it", 0)] * 3]
-    found = few_shot(lm, SOURCE, parts, test, 2, 0)
+    found = few_shot(lm, DATASET, parts, test, 2, 0)
     assert found["shots"] == 2
     right = 0
     for index, one in enumerate(test):
-        template, _ = prompt_of(lm, SOURCE, parts[index % 2][:2])
-        (alone,) = score(lm, [ScoringItem(template.prompt(one.text), template.labels(SOURCE.labels), None)])
+        template, _ = few_shot_template(lm, DATASET, parts[index % 2][:2])
+        (alone,) = score(lm, [ScoringItem(template.prompt(one.text), template.labels(DATASET.labels), None)])
         right += int(np.argmax(alone) == one.label)
     assert found["accuracy"] == pytest.approx(right / 7)
-    assert zero_shot(lm, SOURCE, examples(4), test)["accuracy"] == pytest.approx(
+    assert zero_shot(lm, DATASET, examples(4), test)["accuracy"] == pytest.approx(
         np.mean(np.argmax(scores(lm)[:7], axis=1) == [one.label for one in test])
     )
 
 
-def test_a_meter_counts_every_byte_of_http() -> None:
+def test_a_counter_counts_every_byte_of_http() -> None:
     app, seen = FastAPI(openapi_url=None), []
 
     @app.put("/thing")
@@ -269,9 +269,9 @@ def test_a_meter_counts_every_byte_of_http() -> None:
 
     async def run() -> None:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-        async with metered(server) as meter, httpx.AsyncClient(base_url=meter.url, trust_env=False) as client:
+        async with serve_counted(server) as counter, httpx.AsyncClient(base_url=counter.url, trust_env=False) as client:
             answer = await client.put("/thing", content=b"x" * 100_000)
-            seen.append((meter.taken(), answer, meter.taken()))
+            seen.append((counter.reset(), answer, counter.reset()))
 
     asyncio.run(run())
     ((count, answer, nothing),) = seen
@@ -285,7 +285,7 @@ def test_a_meter_counts_every_byte_of_http() -> None:
 
 def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
     identity = build("llama").identity
-    found = {name: traffic.of_coefficients(identity, SOURCE, setting, PLAN) for name, setting in SETTINGS.items()}
+    found = {name: traffic.count_task_bytes(identity, DATASET, setting, PLAN) for name, setting in SETTINGS.items()}
     for parts in found.values():
         assert parts["context"]["up"] > parts["bodies"]["context"] + 300
         assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
@@ -293,7 +293,7 @@ def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
         assert parts["round"]["down"] < parts["evaluation"]["down"] < parts["round"]["down"] + 2000
     ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
     assert ups == sorted(ups, reverse=True)
-    with lora.adapted(build("llama"), 8, 0) as parameters:
-        sent = traffic.of_lora(lora.weights_of(parameters))
+    with lora.inject_adapters(build("llama"), 8, 0) as parameters:
+        sent = traffic.count_lora_bytes(lora.copy_weights(parameters))
     for way in ("up", "down"):
         assert 0 < sent["round"][way] - sent["bodies"]["update"] < 1500

@@ -9,11 +9,19 @@ from typing import Any
 import pytest
 
 from benchmarks.paper import __main__ as command
-from benchmarks.paper.methods import COMPARED, TITLES, TRIED, Plan
+from benchmarks.paper.methods import COMPARED, TITLES, VARIANTS, Plan
 from benchmarks.paper.plots import draw, mean_by_round
 from benchmarks.paper.report import markdown
-from benchmarks.paper.summary import Goal, above_lora, bytes_until, goals, reached, seconds_until, target, times_fewer_in_all
-from benchmarks.tables import write_into
+from benchmarks.paper.summary import (
+    Goal,
+    byte_ratio_in_all,
+    bytes_until,
+    first_row_reaching,
+    gap_to_lora,
+    goals,
+    seconds_until,
+    target,
+)
 from benchmarks.tests.sample_cells import MACHINE, found, row, run
 
 
@@ -31,7 +39,7 @@ def test_seconds_and_bytes_add_up_to_the_row_that_reaches_the_target() -> None:
     one = found()["data"]["subj"]
     assert target(one) == pytest.approx(0.95 * 0.93)
     first, second = one["runs"]["ours"]
-    assert (reached(first, 0.88), reached(second, 0.88), reached(first, 0.99)) == (1, 2, None)
+    assert (first_row_reaching(first, 0.88), first_row_reaching(second, 0.88), first_row_reaching(first, 0.99)) == (1, 2, None)
     assert seconds_until(first) == [4.0, 6.0, 8.0]
     assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711]
     assert bytes_until(first, None) is None
@@ -45,13 +53,15 @@ def test_seconds_of_another_machine_go_into_no_mean() -> None:
     first, second = bare["data"]["subj"]["runs"]["ours"]
     first["machine"], first["context_seconds"] = MACHINE | {"amx": False}, 100.0
     assert (
-        "Seconds are of the cells that ran on a CPU with AMX, 2 cores, 1 thread, on cpu in float32, torch 2 alone; bytes are of all. "
+        "Seconds are those of the cells that ran on a CPU with AMX, 2 cores, 1 thread, on cpu in float32, torch 2; bytes are those of all cells. "
         in markdown(bare)
     )
     assert "| SUBJ | ours | 1 | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 8.0 | 2,666 | – |" in markdown(bare)
     elsewhere = MACHINE | {"cpu": "elsewhere"}
     bare["data"]["subj"]["runs"]["wide"] = [run("wide", 0.5, 0.6, machine=elsewhere) for _ in range(30)]
-    assert "Seconds are of the cells that ran on a CPU with AMX" in markdown(bare), "rows that are not in the table decide nothing"
+    assert "Seconds are those of the cells that ran on a CPU with AMX" in markdown(bare), (
+        "rows that are not in the table decide nothing"
+    )
     second["machine"] = first["machine"]
     assert "| SUBJ | ours | 0 | – | – | – | 88.3 | 2 of 2 | – | 2,666 | – |" in markdown(bare)
 
@@ -64,7 +74,7 @@ def test_the_paper_s_bytes_stand_beside_ours() -> None:
 
 def test_both_readings_of_a_learning_rate_are_told() -> None:
     assert "| SUBJ | 0.001 | 82.0 | 92.0 | 0.500 |  |" in markdown(found())
-    assert "| SUBJ | 0.01 | 82.0 | 92.0 | 0.500 | taken |" in markdown(found())
+    assert "| SUBJ | 0.01 | 82.0 | 92.0 | 0.500 | chosen |" in markdown(found())
 
 
 def test_what_else_was_tried_stands_on_its_own_beside_what_it_differs_from() -> None:
@@ -82,7 +92,7 @@ def test_what_else_was_tried_stands_on_its_own_beside_what_it_differs_from() -> 
     best = target(bare["data"]["subj"])
     runs["wide"] = [run("wide", 0.99)]
     assert target(bare["data"]["subj"]) == best
-    runs |= {method: [] for method in TRIED if method != "constant"}
+    runs |= {method: [] for method in VARIANTS if method != "constant"}
     assert tried(bare) == ""
 
 
@@ -102,7 +112,7 @@ def test_lora_of_as_many_steps_is_a_goal_where_it_ran() -> None:
     words = f"SUBJ, {TITLES['steps']}: at most 2 points below {TITLES['lora-steps']}, on seed 0 alone, its rate that of fewer steps"
     assert words not in {said(one) for one in goals(bare)}
     bare["data"]["subj"]["runs"]["lora-steps"] = [run("lora-steps", 0.5, 0.7, 0.83)]
-    told = {said(one): (one.found, one.met) for one in goals(bare)}
+    told = {said(one): (one.result, one.met) for one in goals(bare)}
     assert told[words] == ("-3.0 points", False)
     assert not [one for one in told if one.startswith("SUBJ, ours:") and "on seed 0 alone" in one], "ours has fewer steps"
     bare["data"]["subj"]["runs"]["steps"] = [run("steps", 0.6, 0.7, 0.8, 0.85, 0.92)]
@@ -144,22 +154,22 @@ def test_goals_are_held_against_the_paper_and_the_better_reading_of_lora(changes
 
 def test_against_lora_count_the_seeds_that_both_have() -> None:
     one = found(ours=0.95, lora=0.96)["data"]["subj"]
-    assert above_lora(one, "ours", "accuracy_prior_matched") == pytest.approx(0.94 - 0.96)
+    assert gap_to_lora(one, "ours", "accuracy_prior_matched") == pytest.approx(0.94 - 0.96)
     one["runs"]["lora"].append({**run("lora", 0.9, seed=1), "rate": 0.01})
-    assert above_lora(one, "ours", "accuracy_prior_matched") == pytest.approx((0.94 - 0.96 + 0.96 - 0.9) / 2)
+    assert gap_to_lora(one, "ours", "accuracy_prior_matched") == pytest.approx((0.94 - 0.96 + 0.96 - 0.9) / 2)
     one["runs"]["lora"] = [run("lora", 0.9, seed=7)]
-    assert above_lora(one, "ours", "accuracy_plain") is None
+    assert gap_to_lora(one, "ours", "accuracy_plain") is None
 
 
 @pytest.mark.parametrize("method", ["ours", "steps", "more-steps", "long"])
 def test_each_way_to_win_is_held_against_the_same_goals(method: str) -> None:
     told = [one for one in goals(found()) if (one.data, one.method) == ("SUBJ", TITLES[method])]
     assert [one.met for one in told] == [method == "ours", method == "ours", True, True]
-    assert told[0].words == "accuracy above the paper's 8B"
+    assert told[0].goal == "accuracy above the paper's 8B"
 
 
 def said(goal: Goal) -> str:
-    return f"{goal.data}, {goal.method}: {goal.words}"
+    return f"{goal.data}, {goal.method}: {goal.goal}"
 
 
 def test_a_goal_says_where_lora_is_given_fewer_rounds() -> None:
@@ -180,7 +190,7 @@ def test_two_points_below_are_at_most_two() -> None:
     bare = found(ours=0.718, lora=0.728)
     bare["data"]["subj"]["runs"]["ours"] = bare["data"]["subj"]["runs"]["ours"][:1]
     assert 100 * (0.708 - 0.728) < -2, "in floating point"
-    told = {said(one): (one.found, one.met) for one in goals(bare)}
+    told = {said(one): (one.result, one.met) for one in goals(bare)}
     assert told["SUBJ, ours: at most 2 points below tuned FedAvg-LoRA"] == ("-2.0 points", True)
 
 
@@ -190,18 +200,24 @@ def test_as_good_as_the_paper_is_not_above_it() -> None:
 
 def test_bytes_are_compared_by_round_and_in_all() -> None:
     one = found()["data"]["subj"]
-    assert times_fewer_in_all(one, "ours") == pytest.approx(800_000 / (100 + 2 * 1711 + 17))
+    assert byte_ratio_in_all(one, "ours") == pytest.approx(800_000 / (100 + 2 * 1711 + 17))
     assert f"| {400_000 / 1711:,.0f} | {800_000 / 3539:,.0f} | – | – |" in markdown(found())
     one["runs"]["ours"] = []
-    assert times_fewer_in_all(one, "ours") is None
+    assert byte_ratio_in_all(one, "ours") is None
 
 
 def test_another_model_has_a_folder_of_its_own() -> None:
     def folder(model: str, *, quick: bool) -> str:
-        return str(command._folder(argparse.Namespace(model=model, quick=quick)))
+        return str(command._default_folder(argparse.Namespace(model=model, quick=quick)))
 
-    assert [folder("gemma-3-270m", quick=quick) for quick in (False, True)] == [".paper", ".paper-quick"]
-    assert [folder("Qwen/Qwen2.5-7B", quick=quick) for quick in (False, True)] == [".paper-qwen2.5-7b", ".paper-qwen2.5-7b-quick"]
+    assert [folder("gemma-3-270m", quick=quick) for quick in (False, True)] == [
+        "benchmarks/results/paper",
+        "benchmarks/results/paper-quick",
+    ]
+    assert [folder("Qwen/Qwen2.5-7B", quick=quick) for quick in (False, True)] == [
+        "benchmarks/results/paper-qwen2.5-7b",
+        "benchmarks/results/paper-qwen2.5-7b-quick",
+    ]
 
 
 def test_what_was_not_measured_is_left_out_and_meets_no_goal() -> None:
@@ -245,13 +261,3 @@ def test_figures_are_drawn_by_round_by_bytes_and_for_local_coefficients(tmp_path
 def test_a_figure_means_over_the_rounds_that_all_seeds_have() -> None:
     runs = [run("lora", 0.5, 0.6, 0.7, 0.8), {**run("lora", 0.0), "rows": [row(1, 0.8), row(3, 1.0)]}]
     assert mean_by_round(runs, "accuracy") == pytest.approx({1: 70.0, 3: 90.0})
-
-
-def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n", encoding="utf-8")
-    write_into(page, markdown(found()))
-    text = page.read_text(encoding="utf-8")
-    assert "old" not in text
-    assert text.startswith("before\n<!-- figures -->\ntiny; ")
-    assert text.endswith("<!-- end of figures -->\nafter\n")

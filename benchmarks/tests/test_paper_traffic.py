@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import traffic
-from benchmarks.paper.byte_counter import metered
+from benchmarks.paper.byte_counter import serve_counted
 from benchmarks.paper.methods import SETTINGS, Plan
-from benchmarks.tests.test_federated import SOURCE
+from benchmarks.tests.test_federated import DATASET
 from ifed.clients import AggregatorClient
 from ifed.messages.enums import TaskState
 from ifed.messages.tasks import TaskSpec
@@ -34,34 +34,34 @@ def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path
     lm = load(str(model), cache=tmp_path, device="cpu", threads=1)
     setting = SETTINGS[name]
     capsys.readouterr()
-    counted = traffic.of_coefficients(lm.identity, SOURCE, setting, PLAN)
+    counted = traffic.count_task_bytes(lm.identity, DATASET, setting, PLAN)
     assert capsys.readouterr().out == "", "the aggregator's log"
-    spec = traffic.spec_of(lm.name, SOURCE, setting, setting.policy_for(PLAN))
-    rows = [{"text": one.text or "nothing", "label": SOURCE.labels[one.label]} for one in examples(40)]
+    spec = traffic.task_spec(lm.name, DATASET, setting, setting.policy_for(PLAN))
+    rows = [{"text": one.text or "nothing", "label": DATASET.labels[one.label]} for one in examples(40)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sent = asyncio.run(_taken_part(spec, model, data, tmp_path))
+    sent = asyncio.run(_take_part_in_task(spec, model, data, tmp_path))
     for way in ("up", "down"):
         expected = sum(counted[part][way] for part in ("joining", "context", "evaluation")) + 3 * counted["round"][way]
         assert sent[way] == pytest.approx(expected, rel=0.02), way
 
 
-async def _taken_part(spec: TaskSpec, model: Path, data: Path, folder: Path) -> dict[str, int]:
+async def _take_part_in_task(spec: TaskSpec, model: Path, data: Path, folder: Path) -> dict[str, int]:
     given = AggregatorSettings.model_validate(
         {
             "database_url": f"sqlite+aiosqlite:///{folder / 'aggregator.db'}",
-            "admin_token": traffic.ADMIN,
+            "admin_token": traffic.ADMIN_TOKEN,
             "tick_seconds": 0.05,
             "migrate_on_start": True,
         }
     )
-    async with metered(serve(given)) as meter, AggregatorClient(meter.direct, traffic.ADMIN) as admin:
+    async with serve_counted(serve(given)) as counter, AggregatorClient(counter.direct_url, traffic.ADMIN_TOKEN) as admin:
         await admin.create_task(spec)
         await admin.start(spec.name)
         token = (await admin.enrol("client-00")).token
         agent = AgentSettings.model_validate(
             {
-                "aggregator_url": meter.url,
+                "aggregator_url": counter.url,
                 "client_token": token,
                 "task": spec.name,
                 "data_file": data,
@@ -73,4 +73,4 @@ async def _taken_part(spec: TaskSpec, model: Path, data: Path, folder: Path) -> 
         )
         await take_part(agent, Status())
         assert (await admin.task(spec.name)).state is TaskState.FINISHED
-        return meter.taken()
+        return counter.reset()

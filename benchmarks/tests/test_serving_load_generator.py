@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from benchmarks.serving.load_generator import closed_loop, counted_loop, open_loop
-from benchmarks.serving.measurements import Bodies
+from benchmarks.serving.measurements import Requests
 
 TEXTS = [f"text {number}" for number in range(5)]
 
@@ -43,9 +43,9 @@ async def service() -> AsyncIterator[Service]:
 
 
 async def test_a_turn_of_so_many_requests_asks_the_same_texts_again(service: Service) -> None:
-    bodies = Bodies(TEXTS)
+    requests = Requests(TEXTS)
     for _ in range(2):
-        latencies, took = await counted_loop(service.url, bodies.ours(["a"], first=3), callers=2, requests=7)
+        latencies, took = await counted_loop(service.url, requests.ours(["a"], first=3), callers=2, requests=7)
         assert len(latencies) == 7
         assert took > 0
     assert sorted(service.asked[:7]) == sorted(service.asked[7:])
@@ -54,17 +54,17 @@ async def test_a_turn_of_so_many_requests_asks_the_same_texts_again(service: Ser
 
 async def test_a_row_waits_for_its_first_answer_however_late(service: Service) -> None:
     service.seconds = 0.5
-    latencies, took = await closed_loop(service.url, Bodies(TEXTS).ours(["a"]), callers=3, seconds=0.05, patience=0.1)
+    latencies, took = await closed_loop(service.url, Requests(TEXTS).ours(["a"]), callers=3, seconds=0.05, timeout_seconds=0.1)
     assert latencies
     assert took >= 0.5
 
 
 async def test_a_row_ends_when_every_caller_has_an_answer_and_the_time_is_over(service: Service) -> None:
-    latencies, took = await closed_loop(service.url, Bodies(TEXTS).ours(["a"]), callers=3, seconds=0.2, patience=5.0)
+    latencies, took = await closed_loop(service.url, Requests(TEXTS).ours(["a"]), callers=3, seconds=0.2, timeout_seconds=5.0)
     assert len(latencies) >= 3
     assert 0.2 <= took < 5.0
 
 
 async def test_requests_that_arrive_at_random_are_all_answered(service: Service) -> None:
-    latencies = await open_loop(service.url, Bodies(TEXTS).ours(["a"]), rate=100.0, seconds=0.3)
+    latencies = await open_loop(service.url, Requests(TEXTS).ours(["a"]), rate=100.0, seconds=0.3)
     assert 10 < len(latencies) == len(service.asked) < 60

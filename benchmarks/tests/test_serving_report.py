@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.serving import __main__ as command
 from benchmarks.serving.measurements import Row, half_load_turn, over_turns
-from benchmarks.serving.report import cpu_ratio, goals, ratio, table
+from benchmarks.serving.report import cpu_ratio, goals, rate_ratio, table
 
 HALF = {"p99_over_single": 4.9}
 NAMES = (
@@ -77,8 +77,8 @@ def test_a_slow_tail_at_half_load_misses_its_goal() -> None:
 
 def test_rows_that_took_turns_are_held_against_each_other_turn_by_turn() -> None:
     busy_in_the_second = row("one task", 100.0, 10.0, 100.0), row("bare model", 110.0, 11.0, 100.0)
-    assert ratio(*busy_in_the_second) == pytest.approx(100 / 110)
-    assert ratio(row("one task", 90.0, 100.0, 80.0), row("plain", 9.0)) == pytest.approx(10.0)
+    assert rate_ratio(*busy_in_the_second) == pytest.approx(100 / 110)
+    assert rate_ratio(row("one task", 90.0, 100.0, 80.0), row("plain", 9.0)) == pytest.approx(10.0)
 
 
 def test_the_cpu_time_of_a_request_is_compared_as_well() -> None:
@@ -94,7 +94,7 @@ def test_the_cpu_time_of_a_request_is_compared_as_well() -> None:
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
-    lines = table(rows()).splitlines()
+    lines = table([one.json() for one in rows()]).splitlines()
     assert len(lines) == 2 + 2 * len(NAMES)
     assert lines[-1] == "| plain, in threads | 32 | 10.0 | 20 | 30 | 30 | 5.0 | 1.00 | 300 |"
 

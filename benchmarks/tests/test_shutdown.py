@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.shutdown import end_on_sigterm
+from benchmarks.shutdown import exit_on_sigterm
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def killed(cleaned: list[bool]) -> None:
 @pytest.mark.usefixtures("handler_of_before")
 def test_a_benchmark_that_is_told_to_end_cleans_up() -> None:
     cleaned: list[bool] = []
-    end_on_sigterm()
+    exit_on_sigterm()
     with pytest.raises(SystemExit) as ended:
         killed(cleaned)
     assert (ended.value.code, cleaned) == (143, [True])

@@ -1,60 +1,77 @@
-"""Markdown tables of the benchmarks: one function writes them all."""
+"""Markdown tables of the benchmarks, and the stored tables of the stored results."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregator.report import Figures, table
-from benchmarks.lanes import __main__ as lanes
-from benchmarks.paper.formatting import one_decimal, percent, whole
-from benchmarks.paper.summary import Spread
-from benchmarks.replicas import report
-from benchmarks.tables import Table, grid
+import pytest
 
-DOCS = Path("docs")
+from benchmarks.aggregator import report as aggregator
+from benchmarks.convergence import report as convergence
+from benchmarks.convergence.settings import Plan as ConvergencePlan
+from benchmarks.lanes import __main__ as lanes
+from benchmarks.modeling import report as modeling
+from benchmarks.paper import report as paper
+from benchmarks.paper.__main__ import MODEL
+from benchmarks.paper.formatting import one_decimal, percent, whole
+from benchmarks.paper.methods import RATES, SETTINGS, Plan
+from benchmarks.paper.store import CellStore
+from benchmarks.paper.summary import Spread
+from benchmarks.replicas import report as replicas
+from benchmarks.serving import report as serving
+from benchmarks.tables import Table, markdown_table
+from benchmarks.tests.conftest import DEFAULT_SETTINGS
+
 RESULTS = Path("benchmarks/results")
 
 
-def kept(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
-
-
-def test_words_stand_to_the_left_and_figures_to_the_right() -> None:
+def test_text_is_aligned_to_the_left_and_numbers_to_the_right() -> None:
     lines = ["| way | ms |", "| --- | ---: |", "| ours | 3 |", "| theirs | 4.5 |"]
-    assert grid(["way", "ms"], [["ours", 3], ["theirs", "4.5"]], ["way"]).splitlines() == lines
-    told = Table("Times", ["way", "ms"], [["ours", "3"]], note="Of one.", wordy=["way"]).markdown().splitlines()
-    assert told == ["### Times", "", "Of one.", "", *lines[:3]]
+    assert markdown_table(["way", "ms"], [["ours", 3], ["theirs", "4.5"]], ["way"]).splitlines() == lines
+    table = Table("Times", ["way", "ms"], [["ours", "3"]], note="Of one.", text_columns=["way"])
+    assert table.markdown().splitlines() == ["### Times", "", "Of one.", "", *lines[:3]]
 
 
-def test_figures_have_words() -> None:
+def test_numbers_are_rounded_and_missing_ones_are_dashes() -> None:
     spread = Spread(0.86, 0.008, 3)
     assert (percent(spread), percent(Spread(0.86, None, 1)), percent(None)) == ("86.0 ± 0.8", "86.0", "–")
     assert (one_decimal(Spread(5.44, None, 1)), whole(1132.4), whole(None)) == ("5.4", "1,132", "–")
 
 
-def test_the_tables_of_replicas_are_those_of_their_page() -> None:
-    page = (DOCS / "explanation-scaling.md").read_text(encoding="utf-8")
-    assert f"<!-- figures -->\n{report.tables(kept('replicas.json'))}\n<!-- end of figures -->" in page
+@pytest.mark.parametrize(
+    ("name", "markdown"),
+    [
+        ("aggregator", aggregator.markdown),
+        ("lanes", lanes.markdown),
+        ("modeling", modeling.markdown),
+        ("replicas", replicas.markdown),
+        ("serving", serving.markdown),
+        ("serving-amx", serving.markdown),
+    ],
+)
+def test_the_stored_tables_are_those_of_the_stored_results(name: str, markdown: Callable[[Mapping[str, Any]], str]) -> None:
+    results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8").partition("\n\n")[2] == markdown(results) + "\n"
 
 
-def test_lanes_have_a_line_for_every_pass_and_place_in_the_queue() -> None:
-    found = kept("lanes.json")
-    row = found["passes"][0]
-    first = lanes._table(found["passes"]).splitlines()
-    parts = "traced" if row["traced"] else "operator by operator"
-    assert len(first) == 2 + len(found["passes"])
-    assert first[2].startswith(f"| {row['texts']} | {parts} | {row['alone_ms']:.0f} | ")
-    assert first[1] == "| ---: | --- | ---: | ---: | ---: |"
-    injected = lanes._injected_table(found["injected"]).splitlines()
-    assert f"| {', '.join(f'{value:.3f}' for value in found['injected'][0]['cpu'])} | " in injected[2]
-    queue = lanes._queue_table(found["queue"]).splitlines()
-    assert queue[0].startswith("Simulated: ")
-    assert len(queue) == 4 + len(found["queue"])
+def test_the_stored_tables_of_the_convergence_study_are_those_of_its_cells() -> None:
+    text = convergence.markdown(convergence.collect(RESULTS / "convergence", ConvergencePlan()))
+    assert (RESULTS / "convergence/tables.md").read_text(encoding="utf-8").partition("\n\n")[2] == text + "\n"
 
 
-def test_what_a_system_does_not_tell_is_left_empty() -> None:
-    one = Figures("flower", "6 kB", 1000, 1.5, 1500.0, update_p50_ms=3.0, update_p99_ms=40.0)
-    assert table([one]).splitlines()[2] == "| flower | 6 kB | 1,000 | 1.5 | 1.5e+03 |  | 3.0 / 40.0 |  |  |  |"
+@pytest.mark.parametrize(("folder", "rates"), [("paper", RATES), ("paper/unseen", (0.001,))])
+def test_the_stored_tables_of_the_paper_are_those_of_its_cells(
+    folder: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method, setting in DEFAULT_SETTINGS.items():
+        monkeypatch.setitem(SETTINGS, method, setting)
+    text = paper.markdown(CellStore(RESULTS / folder, Plan(), MODEL).collect(rates))
+    assert (RESULTS / folder / "tables.md").read_text(encoding="utf-8").partition("\n\n")[2].startswith(text + "\n")
+
+
+def test_what_a_system_does_not_measure_is_left_empty() -> None:
+    result = aggregator.Result("flower", "6 kB", 1000, 1.5, 1500.0, update_p50_ms=3.0, update_p99_ms=40.0)
+    assert aggregator.table([result]).splitlines()[2] == "| flower | 6 kB | 1,000 | 1.5 | 1.5e+03 |  | 3.0 / 40.0 |  |  |  |"

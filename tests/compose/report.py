@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.tables import grid
+from benchmarks.tables import markdown_table
 
 HEADINGS = (
     "fault",
@@ -51,7 +51,7 @@ class Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return the table in Markdown."""
-    return grid(HEADINGS, (outcome.row for outcome in outcomes), wordy=HEADINGS[:1])
+    return markdown_table(HEADINGS, (outcome.row for outcome in outcomes), text_columns=HEADINGS[:1])
 
 
 def save(outcomes: Sequence[Outcome], page: Path, figures: Path) -> None:

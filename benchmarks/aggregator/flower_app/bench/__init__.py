@@ -1,1 +1,1 @@
-"""The federation of `python -m benchmarks.aggregator` as a Flower app. Imports Flower, and nothing of ours."""
+"""The federation of `python -m benchmarks.aggregator` as a Flower app, which imports Flower and not this project."""

@@ -1,4 +1,4 @@
-"""A Flower client with the payloads of our simulated one. Imports nothing of ours."""
+"""A Flower client with the payloads of the simulated clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """A context vector, an update or an evaluation, as the round asks."""
+    """Return a context vector, an update or an evaluation, according to the kind of round."""
     config, random = context.run_config, np.random.default_rng()
     layers, hidden, groups = int(config["layers"]), int(config["hidden"]), int(config["groups"])
     sent: list[np.ndarray] = []
