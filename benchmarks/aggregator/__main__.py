@@ -74,7 +74,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     flower = measure_flower(options.flower, options.flower_venv, SMALL, ROUNDS, options.flower_minutes * 60)
     runs += [_median_run(SMALL, result.clients, options) for result in flower if result.clients not in options.clients]
     runs += flower
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    machine: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     machine |= {"load_after": os.getloadavg()[0], "at": time.strftime("%Y-%m-%d")}
     return {
         "machine": machine,

@@ -65,15 +65,28 @@ def _run_federation(binaries: Path, clients: int, payload: Payload, rounds: int,
             "FLWR_HOME": str(folder),
             "FLWR_TELEMETRY_ENABLED": "0",
         }
-        superlink = [binaries / "flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+        superlink: list[str | Path] = [
+            binaries / "flower-superlink",
+            "--insecure",
+            "--port",
+            str(port),
+            "--disable-runtime-dependency-installation",
+        ]
         stack.enter_context(_running(superlink, environment, folder / "superlink.log"))
         time.sleep(10)
         for rank in range(clients):
-            node = [binaries / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
+            node: list[str | Path] = [
+                binaries / "flower-supernode",
+                "--insecure",
+                "--superlink",
+                f"127.0.0.1:{port}",
+                "--port",
+                str(free_port()),
+            ]
             stack.enter_context(_running(node, environment, folder / f"supernode-{rank}.log"))
         shape = f"layers={payload.layers} hidden={payload.hidden} groups={payload.groups}"
         config = f'clients={clients} rounds={rounds} {shape} out="{out}"'
-        command = [binaries / "flwr", "run", APP, "bench", "--run-config", config]
+        command: list[str | Path] = [binaries / "flwr", "run", APP, "bench", "--run-config", config]
         end = time.monotonic() + timeout
         try:
             subprocess.run(command, env=environment, check=True, capture_output=True, timeout=timeout)

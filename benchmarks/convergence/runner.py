@@ -29,6 +29,8 @@ def run_setting(federation: Federation, setting: Setting, plan: Plan, progress: 
     current = federation.initial_coefficients(setting.groups or federation.lm.hidden_size, setting.context_weight)
     empty = HeldOutResult(np.zeros((len(federation.dataset.labels),) * 2, dtype=np.int64), None)
     began, losses = time.monotonic(), []
+    up: float
+    down: float
     up, down = federation.context_bytes
     held_out = measure_held_out(federation, current)
     rows = [_evaluate(federation, current, held_out) | {"round": 0, "loss": None, "bytes_up": up, "bytes_down": down}]

@@ -103,7 +103,7 @@ def byte_ratio_in_all(data: Data, method: str) -> float | None:
     both = [bytes_until(runs[name][0], wire) for name in ("lora", method) if runs[name]]
     if len(both) < 2 or both[0] is None or both[1] is None:
         return None
-    return both[0][-1] / (both[1][-1] + sum(wire[method].get("evaluation", {}).values()))
+    return float(both[0][-1] / (both[1][-1] + sum(wire[method].get("evaluation", {}).values())))
 
 
 def first_row_reaching(run: Mapping[str, Any], accuracy: float) -> int | None:

@@ -80,7 +80,7 @@ def test_an_uncorrected_walk_is_the_local_work_of_the_product() -> None:
 
 def test_clients_without_a_correction_are_fedavg_of_the_aggregator() -> None:
     class Plain(Baseline):
-        run_client = staticmethod(run_local_steps)  # type: ignore[assignment]
+        run_client = staticmethod(run_local_steps)
 
     made = federation()
     start = made.initial_coefficients(4, 0.0)

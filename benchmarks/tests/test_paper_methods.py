@@ -199,9 +199,9 @@ def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_wh
         return Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), layers)
 
     lazy, kept = made("upper_half"), made("upper_half")
-    assert not any(member.calibrator._lower._kept for member in kept.clients)
+    assert not any(member.calibrator._activations._hidden for member in kept.clients)
     assert kept.cache_lower_layers() > 0
-    assert all(len(member.calibrator._lower._kept) == member.examples for member in kept.clients)
+    assert all(len(member.calibrator._activations._hidden) == member.examples for member in kept.clients)
     ends = [run_calibration(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
     assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
     assert made("all").cache_lower_layers() == 0.0
