@@ -14,6 +14,7 @@ from ifed.messages.rounds import ContributionMeta
 from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalResult
 from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.updates import Update
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
 from services.aggregator.aggregation.accumulators import AggregationResult, ContextAccumulator, RoundAccumulator, Start
 from services.aggregator.domain.round import Round
@@ -64,13 +65,14 @@ class InProcessAggregator:
         Args:
             change: sent in place of the coefficients of `work`.
         """
-        coefficients = work.coefficients if isinstance(work, LocalResult) and change is None else None
-        gradient = Gradient(work.values) if isinstance(work, LocalGradient) else None
+        update: Update | None = change
+        if isinstance(work, LocalGradient):
+            update = Gradient(work.values)
+        elif work is not None and change is None:
+            update = work.coefficients
         meta = self._meta(examples, version=version, loss=None if work is None else work.loss)
         means = held_out.label_probabilities
-        return UpdateBody(
-            coefficients, held_out.confusion, meta, gradient=gradient, change=change, label_probabilities=means
-        ).to_bytes()
+        return UpdateBody(update, held_out.confusion, meta, label_probabilities=means).to_bytes()
 
     def aggregate_context(self, bodies: Sequence[bytes]) -> tuple[ContextVector, int]:
         """Return the global context vector, and the size of its body in bytes."""

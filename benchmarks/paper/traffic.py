@@ -25,6 +25,7 @@ from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest
 from ifed.messages.tasks import Layout, ModelIdentity, Policy, TaskSpec
 from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.updates import Update
 from ifed.tensors.values import Coefficients, ContextVector, content_digest
 from services.aggregator.app import serve
 from services.aggregator.settings import Settings
@@ -138,12 +139,12 @@ def _update_body(
     random: np.random.Generator,
 ) -> bytes:
     """Encode a contribution to a calibration round or, without `start`, to the evaluation."""
-    values, change, labels = None, None, len(spec.labels)
+    update: Update | None = None
+    labels = len(spec.labels)
     if start is not None:
         step = random.normal(scale=0.05, size=start.values.shape).astype(np.float32)
         dtype = spec.policy.update_dtype
-        change = None if dtype == "float32" else QuantizedUpdate.of(step, dtype)
-        values = Coefficients(start.values + step) if change is None else None
+        update = Coefficients(start.values + step) if dtype == "float32" else QuantizedUpdate.of(step, dtype)
     means = np.full(labels, 1 / labels, np.float32) if spec.policy.label_bias else None
     meta = ContributionMeta(
         fingerprint=identity.fingerprint,
@@ -153,7 +154,7 @@ def _update_body(
         seconds=12.345,
     )
     confusion = np.eye(labels, dtype=np.int64)
-    return UpdateBody(values, confusion, meta, change=change, label_probabilities=means).to_bytes()
+    return UpdateBody(update, confusion, meta, label_probabilities=means).to_bytes()
 
 
 def count_lora_bytes(weights: Weights) -> dict[str, Any]:

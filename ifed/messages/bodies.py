@@ -11,11 +11,10 @@ from pydantic import ValidationError
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
 from ifed.messages.rounds import AdapterMeta, ContributionMeta
 from ifed.messages.tasks import Message
-from ifed.tensors.quantization import QuantizedUpdate
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
+from ifed.tensors.updates import UPDATE_TENSORS, Update, read_update, update_tensors
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64, TensorBody
 
 TENSORS = "application/vnd.safetensors"
-UPDATE_TENSORS = ("confusion", "coefficients", "gradient", "change", "scales", "label_probabilities")
 SUM_TOLERANCE = 1e-3
 Meta = TypeVar("Meta", bound=Message)
 
@@ -43,42 +42,26 @@ class UpdateBody:
     """
 
     def __init__(
-        self,
-        coefficients: Coefficients | None,
-        confusion: Int64,
-        meta: ContributionMeta,
-        *,
-        gradient: Gradient | None = None,
-        change: QuantizedUpdate | None = None,
-        label_probabilities: Float32 | None = None,
+        self, update: Update | None, confusion: Int64, meta: ContributionMeta, *, label_probabilities: Float32 | None = None
     ) -> None:
-        self.coefficients, self.confusion, self.meta = coefficients, confusion, meta
-        self.gradient, self.change, self.label_probabilities = gradient, change, label_probabilities
+        self.update, self.confusion, self.meta, self.label_probabilities = update, confusion, meta, label_probabilities
 
     def to_bytes(self) -> bytes:
-        tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion}
-        if self.coefficients is not None:
-            tensors["coefficients"] = self.coefficients.values
-        if self.gradient is not None:
-            tensors["gradient"] = self.gradient.values
-        if self.change is not None:
-            tensors |= self.change.tensors()
+        tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion} | update_tensors(self.update)
         if self.label_probabilities is not None:
             tensors["label_probabilities"] = self.label_probabilities
         return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        parsed = _only(TensorBody.from_bytes(body), *UPDATE_TENSORS)
+        parsed = _only(TensorBody.from_bytes(body), "confusion", "label_probabilities", *UPDATE_TENSORS)
         confusion = parsed.tensor("confusion", np.int64)
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
             raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
         return cls(
-            read_coefficients(parsed) if "coefficients" in parsed.tensors else None,
+            read_update(parsed),
             confusion,
             _meta(ContributionMeta, parsed),
-            gradient=read_gradient(parsed) if "gradient" in parsed.tensors else None,
-            change=QuantizedUpdate.read(parsed) if {"change", "scales"} & set(parsed.tensors) else None,
             label_probabilities=read_label_probabilities(parsed) if "label_probabilities" in parsed.tensors else None,
         )
 
@@ -123,16 +106,6 @@ def _only(body: TensorBody, *names: str) -> TensorBody:
     if unknown := sorted(set(body.tensors) - set(names)):
         raise LayoutMismatch(f"the body holds tensors that have no place here: {unknown[:5]}; it takes {' and '.join(names)}")
     return body
-
-
-def read_gradient(body: TensorBody) -> Gradient:
-    """The tensor `gradient` of a body, float32, shape (layer, site, coefficient, group).
-
-    Raises:
-        LayoutMismatch: it is not there, or of another dtype or number of axes.
-        NonFinite: it holds NaN or Inf.
-    """
-    return Gradient(body.tensor("gradient", np.float32))
 
 
 def read_label_probabilities(body: TensorBody) -> Float32:

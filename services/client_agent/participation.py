@@ -194,19 +194,12 @@ class Participant:
         self._status.begin(Activity.CALIBRATING, round_=assignment.round)
         seed = self._seed(assignment)
         update, loss = await asyncio.to_thread(self._model.calibrate, assignment, start, seed, self._status.progress)
-        coefficients = gradient = change = None
-        if isinstance(update, Gradient):
-            gradient = update
-        elif (dtype := task.policy.update_dtype) == "float32":
-            coefficients = update
-        else:
-            change = self._state.error_feedback.quantize(
+        if not isinstance(update, Gradient) and (dtype := task.policy.update_dtype) != "float32":
+            update = self._state.error_feedback.quantize(
                 update.values - start.values, dtype, round_=assignment.round, version=assignment.version
             )
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=loss)
-        return UpdateBody(
-            coefficients, confusion, meta, gradient=gradient, change=change, label_probabilities=label_probabilities
-        ).to_bytes()
+        return UpdateBody(update, confusion, meta, label_probabilities=label_probabilities).to_bytes()
 
     def _seed(self, assignment: Assignment) -> int:
         """Return the round's seed with this client's name mixed in, so that clients draw different batches."""

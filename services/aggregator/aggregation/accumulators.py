@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ifed.messages.bodies import read_coefficients, read_context, read_gradient, read_label_probabilities
+from ifed.messages.bodies import read_coefficients, read_context, read_label_probabilities
 from ifed.messages.enums import RoundKind
 from ifed.messages.tasks import Policy
 from ifed.tensors.label_prior import bias_of
-from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.updates import apply_update, read_update
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, Int64, TensorBody
 from services.aggregator.aggregation.rules import Reducer, WeightedMean
 from services.aggregator.aggregation.server_optimizers import Moments, ServerOptimizer
@@ -129,12 +129,10 @@ class RoundAccumulator:
 
     def _update(self, parsed: TensorBody) -> Float32 | Float64:
         """Return the coefficients of the client after its local work, or in gradient mode its gradient."""
-        if self._policy.mode == "gradient":
-            return read_gradient(parsed).values
-        if self._policy.update_dtype == "float32":
-            return read_coefficients(parsed).values
-        assert self._start_values is not None, "a change is measured from a version"
-        return self._start_values + QuantizedUpdate.read(parsed).restored()
+        update = read_update(parsed)
+        assert update is not None, "a calibration round stores contributions with an update alone"
+        assert self._start_values is not None, "a calibration round starts from a version"
+        return apply_update(update, self._start_values)
 
     def summed(self) -> AggregationResult:
         """Return the coefficients in float32 and the evaluation, or the evaluation alone in an evaluation round.

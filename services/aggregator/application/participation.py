@@ -355,9 +355,7 @@ def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
         body,
         parsed.meta.fingerprint,
         parsed.meta.version,
-        coefficients=parsed.coefficients,
-        gradient=parsed.gradient,
-        change=parsed.change,
+        update=parsed.update,
         confusion=parsed.confusion,
         label_probabilities=parsed.label_probabilities,
     )

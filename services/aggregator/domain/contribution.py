@@ -8,7 +8,8 @@ from datetime import datetime
 from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
 from ifed.messages.enums import RoundKind
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, check_layout
+from ifed.tensors.updates import Update
+from ifed.tensors.values import ContextVector, Float32, Gradient, Int64, check_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,13 @@ class ContributionSchema:
     gradient: bool = False
     update_dtype: UpdateDType = "float32"
 
-    @property
-    def update(self) -> str:
-        """The name of the tensor that a calibration round takes."""
-        return "gradient" if self.gradient else "coefficients" if self.update_dtype == "float32" else "change"
+    def accepts(self, update: Update | None) -> bool:
+        """Return whether a calibration round takes this kind of update; shapes are not looked at."""
+        if isinstance(update, QuantizedUpdate):
+            return not self.gradient and update.dtype == self.update_dtype
+        if isinstance(update, Gradient):  # a subclass of Coefficients
+            return self.gradient
+        return update is not None and not self.gradient and self.update_dtype == "float32"
 
     def takes(self, kind: RoundKind) -> str:
         """Describe what a round of this kind takes, for an error detail."""
@@ -44,8 +48,9 @@ class ContributionSchema:
             return "a context vector at …/context"
         if kind is RoundKind.EVALUATION:
             return "confusion counts alone at …/update"
-        words = {"gradient": "a gradient", "coefficients": "coefficients", "change": f"a change in {self.update_dtype}"}
-        return f"{words[self.update]} and confusion counts at …/update"
+        compact = self.update_dtype != "float32"
+        update = "a gradient" if self.gradient else f"a change in {self.update_dtype}" if compact else "coefficients"
+        return f"{update} and confusion counts at …/update"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,7 @@ class Contribution:
     fingerprint: str
     version: int | None = None
     context: ContextVector | None = None
-    coefficients: Coefficients | None = None
-    gradient: Gradient | None = None
-    change: QuantizedUpdate | None = None
+    update: Update | None = None
     confusion: Int64 | None = None
     label_probabilities: Float32 | None = None
 
@@ -109,14 +112,10 @@ class Contribution:
             raise Malformed("a contribution has at least one example behind it")
 
     def _check_update(self, kind: RoundKind, form: ContributionSchema) -> None:
-        updates = {"coefficients": self.coefficients, "gradient": self.gradient, "change": self.change}
-        sent = [name for name, update in updates.items() if update is not None]
-        compact = self.change is not None and self.change.dtype != form.update_dtype
-        if compact or sent != ([form.update] if kind is RoundKind.CALIBRATION else []):
+        if not (self.update is None if kind is RoundKind.EVALUATION else form.accepts(self.update)):
             raise LayoutMismatch(f"this is a {kind} round; it takes {form.takes(kind)}")
-        for update in updates.values():
-            if update is not None:
-                check_layout(update.values, form.coefficients_shape, what="the update")
+        if self.update is not None:
+            check_layout(self.update.values, form.coefficients_shape, what="the update")
         if self.confusion is None:
             raise LayoutMismatch("an update needs the confusion counts of the version it started from")
         check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")

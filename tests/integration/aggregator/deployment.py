@@ -64,16 +64,17 @@ class SimulatedClient(AggregatorClient):
     async def update(self, assignment: Assignment, task: str = TASK) -> bytes:
         given = await self.coefficients(task, version=assignment.version)
         calibrates, gradient = assignment.kind is AssignmentKind.CALIBRATION, assignment.task.policy.mode == "gradient"
-        made = Coefficients(given.values + np.float32(self.value)) if calibrates and not gradient else None
-        change, dtype = None, assignment.task.policy.update_dtype
-        if made is not None and dtype != "float32":
-            made, change = None, QuantizedUpdate.of(made.values - given.values, dtype)
-        slope = Gradient(np.full_like(given.values, -self.value)) if calibrates and gradient else None
+        dtype, update = assignment.task.policy.update_dtype, None
+        if calibrates and gradient:
+            update = Gradient(np.full_like(given.values, -self.value))
+        elif calibrates:
+            made = Coefficients(given.values + np.float32(self.value))
+            update = made if dtype == "float32" else QuantizedUpdate.of(made.values - given.values, dtype)
         scores = np.array(self.label_probabilities, np.float32) if assignment.task.policy.label_bias else None
         meta = ContributionMeta(
             fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
         )
-        return UpdateBody(made, self.confusion, meta, gradient=slope, change=change, label_probabilities=scores).to_bytes()
+        return UpdateBody(update, self.confusion, meta, label_probabilities=scores).to_bytes()
 
     async def run(self, task: str = TASK) -> Assignment:
         """Take part until the task is done."""

@@ -145,7 +145,7 @@ def gradient_body(value: float, scores: list[float] | None = None) -> bytes:
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
     gradient = Gradient(np.full_like(coefficients().values, value))
     told = None if scores is None else np.array(scores, np.float32)
-    return UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, gradient=gradient, label_probabilities=told).to_bytes()
+    return UpdateBody(gradient, np.array([[1, 0], [0, 3]]), meta, label_probabilities=told).to_bytes()
 
 
 def test_in_gradient_mode_the_server_steps_against_the_mean_gradient() -> None:
@@ -181,7 +181,7 @@ def test_a_change_counts_as_the_coefficients_it_leads_to(dtype: UpdateDType) -> 
     tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
     for value in (0.01, 50.0):  # the second is bounded to a length of 1
         change = QuantizedUpdate.of(np.full_like(coefficients().values, value), dtype)
-        tally.add(10, UpdateBody(None, np.array([[1, 0], [0, 3]]), meta, change=change).to_bytes())
+        tally.add(10, UpdateBody(change, np.array([[1, 0], [0, 3]]), meta).to_bytes())
     summed = tally.summed()
     assert summed.body is not None
     found = read_coefficients(TensorBody.from_bytes(summed.body)).values

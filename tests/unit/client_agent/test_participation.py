@@ -14,6 +14,8 @@ from ifed.errors import AlreadyContributed, IFedError, RoundClosed, StaleUpdate
 from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind, TaskState
 from ifed.messages.rounds import Assignment, JoinRequest
+from ifed.tensors.quantization import QuantizedUpdate
+from ifed.tensors.values import Coefficients, Gradient
 from testing.factories import probe
 from tests.unit.client_agent.fakes import IDENTITY, SPLIT, WORK, FakeFederation, assignment, brief, whole_task
 
@@ -32,10 +34,10 @@ async def test_each_round_gets_the_contribution_of_its_kind(tmp_path: Path) -> N
     (_, context), (_, calibration), (_, evaluation) = federation.aggregator.submissions
     assert ContextBody.from_bytes(context).meta.examples == 3
     update = UpdateBody.from_bytes(calibration)
-    assert update.coefficients is not None
+    assert isinstance(update.update, Coefficients)
     assert (update.meta.examples, update.meta.loss, update.meta.version) == (6, 0.5, 0)
     scores = UpdateBody.from_bytes(evaluation)
-    assert (scores.coefficients, scores.meta.examples) == (None, 1)
+    assert (scores.update, scores.meta.examples) == (None, 1)
     assert federation.model.adopted == 1, "the context vector is adopted once for both rounds"
 
 
@@ -44,9 +46,8 @@ async def test_in_gradient_mode_the_gradient_is_sent_in_place_of_coefficients(tm
     federation = FakeFederation(tmp_path, [*whole_task()[:2], gradient_round, whole_task()[-1]])
     await federation.agent.run()
     update = UpdateBody.from_bytes(federation.aggregator.submissions[1][1])
-    assert update.coefficients is None
-    assert update.gradient is not None
-    assert (update.gradient.values == 2.0).all()
+    assert isinstance(update.update, Gradient)
+    assert (update.update.values == 2.0).all()
     assert update.meta.loss == 0.25
 
 
@@ -150,5 +151,6 @@ async def first_changes(folder: Path, script: Sequence[Assignment], *, error: IF
     federation.model.local_steps[..., 1] = 1.27
     await federation.agent.run()
     bodies = [UpdateBody.from_bytes(body) for round_, body in federation.aggregator.submissions if round_ > 1]
-    assert all(body.coefficients is None for body in bodies)
-    return [float(body.change.restored()[0, 0, 0, 0]) for body in bodies if body.change is not None]
+    updates = [body.update for body in bodies if body.update is not None]
+    assert all(isinstance(update, QuantizedUpdate) for update in updates)
+    return [float(update.restored()[0, 0, 0, 0]) for update in updates if isinstance(update, QuantizedUpdate)]

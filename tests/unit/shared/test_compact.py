@@ -12,6 +12,7 @@ from ifed.errors import LayoutMismatch, NonFinite
 from ifed.messages.bodies import UpdateBody
 from ifed.messages.rounds import ContributionMeta
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
+from ifed.tensors.updates import read_update
 from ifed.tensors.values import TensorBody
 
 COMPACT: tuple[UpdateDType, ...] = ("float16", "int8")
@@ -65,14 +66,17 @@ def test_what_was_lost_under_another_layout_is_forgotten() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1800), ("int8", 1400)])
 def test_a_compact_body_of_nine_layers_and_four_labels_is_at_most_1800_bytes(dtype: UpdateDType, most: int) -> None:
     change = QuantizedUpdate.of(np.random.default_rng(0).normal(size=(9, 2, 2, 16)).astype(np.float32), dtype)
-    body = UpdateBody(
-        None, np.ones((4, 4), np.int64), META, change=change, label_probabilities=np.full(4, 0.25, np.float32)
-    ).to_bytes()
+    body = UpdateBody(change, np.ones((4, 4), np.int64), META, label_probabilities=np.full(4, 0.25, np.float32)).to_bytes()
     assert len(body) <= most
     back = UpdateBody.from_bytes(body)
-    assert back.coefficients is None
-    assert back.change is not None
-    assert np.array_equal(back.change.restored(), change.restored())
+    assert isinstance(back.update, QuantizedUpdate)
+    assert np.array_equal(back.update.restored(), change.restored())
+
+
+def test_a_body_with_two_updates_is_refused_by_their_names() -> None:
+    values = np.ones((1, 2, 2, 3), np.float32)
+    with pytest.raises(LayoutMismatch, match="one update, this one coefficients and gradient"):
+        read_update(TensorBody({"coefficients": values, "gradient": values}, {}))
 
 
 def tensors(**changed: np.ndarray | None) -> TensorBody:
@@ -108,4 +112,4 @@ def test_scales_that_make_no_number_are_refused(scale: float) -> None:
 
 def test_any_dtype_but_the_compact_ones_leaves_a_body_without_a_change() -> None:
     body = UpdateBody(None, np.ones((2, 2), np.int64), META).to_bytes()
-    assert UpdateBody.from_bytes(body).change is None
+    assert UpdateBody.from_bytes(body).update is None
