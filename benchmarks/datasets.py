@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ifed.modeling.prompts import Example
+from ifed.messages.texts import LabelledText
 
 MIN_CLIENT_EXAMPLES = 16
 
@@ -45,7 +45,7 @@ class InvalidDataset(Exception):
     """A file is missing, not UTF-8, too short for what is asked of it, or has a line that is not an example of its data set."""
 
 
-def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"], count: int) -> list[Example]:
+def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"], count: int) -> list[LabelledText[int]]:
     """Return the first `count` examples of a split, skipping empty lines; the files are shuffled.
 
     Raises:
@@ -66,7 +66,9 @@ def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"
     return examples
 
 
-def read_splits(folder: Path, dataset: Dataset, training: int, test: int) -> tuple[list[Example], list[Example]]:
+def read_splits(
+    folder: Path, dataset: Dataset, training: int, test: int
+) -> tuple[list[LabelledText[int]], list[LabelledText[int]]]:
     """Return the first `training` examples of the training split and the first `test` of the test split.
 
     Raises:
@@ -75,13 +77,13 @@ def read_splits(folder: Path, dataset: Dataset, training: int, test: int) -> tup
     return read_examples(folder, dataset, "train", training), read_examples(folder, dataset, "test", test)
 
 
-def digest_examples(*splits: Sequence[Example]) -> str:
+def digest_examples(*splits: Sequence[LabelledText[int]]) -> str:
     """Return the SHA-256 of the texts and labels of these splits, in hexadecimal."""
     pairs = [[(example.text, example.label) for example in split] for split in splits]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _parse_example(dataset: Dataset, line: str, place: str) -> Example:
+def _parse_example(dataset: Dataset, line: str, place: str) -> LabelledText[int]:
     try:
         row = json.loads(line)
         text, label = row["text"], dataset.labels.index(row["label"])
@@ -89,7 +91,7 @@ def _parse_example(dataset: Dataset, line: str, place: str) -> Example:
         raise InvalidDataset(_expected_line(dataset, place)) from error
     if not isinstance(text, str):
         raise InvalidDataset(_expected_line(dataset, place))
-    return Example(text, label)
+    return LabelledText(text, label)
 
 
 def _expected_line(dataset: Dataset, place: str) -> str:

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel, wrap
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.values import Coefficients, ContextVector
 
 LAYERS, HIDDEN, POSITIONS = 3, 32, 256
@@ -113,9 +114,9 @@ def template(lm: LanguageModel, text: str = TEMPLATE) -> PromptTemplate:
     return PromptTemplate.of(lm, text)
 
 
-def examples(count: int = len(TEXTS), labels: int = 2) -> list[Example]:
+def examples(count: int = len(TEXTS), labels: int = 2) -> list[LabelledText[int]]:
     """Return `count` distinct texts, their labels in turn."""
-    return [Example(TEXTS[index % len(TEXTS)] + " good" * (index // len(TEXTS)), index % labels) for index in range(count)]
+    return [LabelledText(TEXTS[index % len(TEXTS)] + " good" * (index // len(TEXTS)), index % labels) for index in range(count)]
 
 
 def random_context(layers: int, *, seed: int = 1) -> ContextVector:

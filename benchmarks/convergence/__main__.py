@@ -20,9 +20,9 @@ from benchmarks.datasets import DATASETS, Dataset, InvalidDataset, dirichlet_spl
 from benchmarks.federated.federation import Federation
 from benchmarks.output import RESULTS, log_progress, write_json, write_tables
 from ifed.downloads import cache_folder
+from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import load
-from ifed.modeling.prompts import Example
 
 
 def main() -> None:
@@ -68,7 +68,12 @@ def _run_missing(arguments: argparse.Namespace, chosen: list[Setting], plan: Pla
 
 
 def _federations(
-    lm: LanguageModel, dataset: Dataset, training: list[Example], test: list[Example], settings: list[Setting], plan: Plan
+    lm: LanguageModel,
+    dataset: Dataset,
+    training: list[LabelledText[int]],
+    test: list[LabelledText[int]],
+    settings: list[Setting],
+    plan: Plan,
 ) -> Iterator[tuple[Setting, Federation]]:
     """Yield each setting with its federation; settings of the same layers share one, with its cached activations."""
     split = dirichlet_split([example.label for example in training], plan.clients, plan.alpha, plan.seed)

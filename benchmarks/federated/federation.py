@@ -11,11 +11,12 @@ from benchmarks.datasets import Dataset
 from benchmarks.federated.aggregation import InProcessAggregator
 from benchmarks.federated.clock import now
 from ifed.messages.tasks import LayerChoice, resolve_layers
+from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import CACHE_BYTES, Calibrator
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import HeldOut
 from ifed.tensors.values import Coefficients, Float32
 
@@ -53,8 +54,8 @@ class Federation:
         self,
         lm: LanguageModel,
         dataset: Dataset,
-        parts: Sequence[Sequence[Example]],
-        test: Sequence[Example],
+        parts: Sequence[Sequence[LabelledText[int]]],
+        test: Sequence[LabelledText[int]],
         layers: LayerChoice,
         *,
         subset: int = 0,
@@ -115,6 +116,6 @@ class Federation:
         return injection_of(self.context, coefficients, self.layers, device=self.lm.device, dtype=self.lm.dtype)
 
 
-def holdout_size(part: Sequence[Example]) -> int:
+def holdout_size(part: Sequence[LabelledText[int]]) -> int:
     """Return how many of a client's examples, the first ones, are held out from training."""
     return min(MAX_HOLDOUT, int(HOLDOUT_FRACTION * len(part)))

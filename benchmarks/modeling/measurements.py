@@ -18,12 +18,13 @@ from benchmarks.modeling.published import Published
 from benchmarks.modeling.timing import median_seconds, overhead
 from ifed.errors import UnsupportedFamily
 from ifed.messages.tasks import resolve_layers
+from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import Calibrator, LocalPlan
 from ifed.modeling.export import fold, write
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet, wrap
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Coefficients, ContextVector
 
@@ -38,7 +39,7 @@ class Setting:
     exact: LanguageModel
     fast: LanguageModel
     dataset: Dataset
-    examples: Sequence[Example]
+    examples: Sequence[LabelledText[int]]
     repetitions: int
     groups: int
 
@@ -114,7 +115,7 @@ def _scoring(lm: LanguageModel, setting: Setting, chosen: Injection | None) -> C
     return partial(score, lm, [ScoringItem(template.prompt(text), labels, chosen) for text in setting.texts])
 
 
-def demonstration(dataset: Dataset, example: Example) -> str:
+def demonstration(dataset: Dataset, example: LabelledText[int]) -> str:
     """Return a demonstration as it stands in a prompt, without a text slot of its own."""
     return dataset.template.replace("{text}", example.text.replace("{text}", "")) + " " + dataset.labels[example.label]
 

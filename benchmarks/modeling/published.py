@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 
 
 class Published:
@@ -26,7 +27,7 @@ class Published:
         self._modules = [lm.family.sites(layer) for layer in lm.family.layers(lm.model)]
         self.coefficients = torch.tensor([0.1, 1.0]).repeat(lm.num_layers, 2, 1)
 
-    def extract(self, examples: Sequence[Example]) -> Tensor:
+    def extract(self, examples: Sequence[LabelledText[int]]) -> Tensor:
         """Return the context vector, (layer, site, d): the mean of the sites' outputs at the last token."""
         total = torch.zeros(self._lm.num_layers, 2, self._lm.hidden_size)
         for example in examples:
@@ -36,7 +37,9 @@ class Published:
             total += torch.stack([torch.stack([kept[layer, site] for site in (0, 1)]) for layer in range(self._lm.num_layers)])
         return total / len(examples)
 
-    def calibrate(self, examples: Sequence[Example], context: Tensor, *, batch_size: int = 2, learning_rate: float = 0.01) -> float:
+    def calibrate(
+        self, examples: Sequence[LabelledText[int]], context: Tensor, *, batch_size: int = 2, learning_rate: float = 0.01
+    ) -> float:
         """Train the scalars for one epoch by AdamW, two examples a step, with the loss over the whole vocabulary; return the mean loss."""
         values = self.coefficients.clone().requires_grad_(True)
         optimiser = torch.optim.AdamW([values], lr=learning_rate)

@@ -20,12 +20,13 @@ from benchmarks.federated.evaluation import estimate_bias, evaluate_readings, se
 from benchmarks.federated.federation import holdout_size
 from benchmarks.paper.calibration import Progress
 from ifed.messages.tasks import Policy
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.calibration import LocalPlan, sample_batches, training_row
 from ifed.modeling.hooks import output_states
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Float32, Int64, TensorBody
 from services.aggregator.aggregation.rules import WeightedMean
@@ -113,8 +114,8 @@ class LoraClient:
 def run_fedavg(
     lm: LanguageModel,
     dataset: Dataset,
-    parts: Sequence[Sequence[Example]],
-    test: Sequence[Example],
+    parts: Sequence[Sequence[LabelledText[int]]],
+    test: Sequence[LabelledText[int]],
     policy: Policy,
     rank: int,
     seed: int,
@@ -158,7 +159,9 @@ class _TestSet:
     held_out_truths: Int64
 
     @classmethod
-    def of(cls, lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[Example]], test: Sequence[Example]) -> _TestSet:
+    def of(
+        cls, lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[LabelledText[int]]], test: Sequence[LabelledText[int]]
+    ) -> _TestSet:
         template = PromptTemplate.of(lm, dataset.template)
         labels = template.labels(dataset.labels)
         held_out = [example for part in parts for example in part[: holdout_size(part)]]
@@ -191,7 +194,7 @@ def run_round(
 
 
 def make_clients(
-    lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[Example]], logit_adjustment: float
+    lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[LabelledText[int]]], logit_adjustment: float
 ) -> list[LoraClient]:
     """Return the clients, with the same training examples and the same loss as those of a task."""
     template = PromptTemplate.of(lm, dataset.template)

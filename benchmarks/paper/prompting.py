@@ -12,14 +12,17 @@ from benchmarks.federated.clock import now
 from benchmarks.federated.evaluation import estimate_bias, evaluate_readings, evaluate_scores, select_reading
 from ifed.errors import BadTemplate
 from ifed.messages.tasks import TEXT_SLOT
+from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Float32
 
 
-def zero_shot(lm: LanguageModel, dataset: Dataset, held_out: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
+def zero_shot(
+    lm: LanguageModel, dataset: Dataset, held_out: Sequence[LabelledText[int]], test: Sequence[LabelledText[int]]
+) -> dict[str, Any]:
     """Return accuracy and macro-F1 of the bare model, also with the label prior matched to the clients' held-out texts."""
     began, template = now(lm), PromptTemplate.of(lm, dataset.template)
     scores = _score(lm, dataset, template, test)
@@ -30,7 +33,12 @@ def zero_shot(lm: LanguageModel, dataset: Dataset, held_out: Sequence[Example], 
 
 
 def few_shot(
-    lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[Example]], test: Sequence[Example], shots: int, seed: int
+    lm: LanguageModel,
+    dataset: Dataset,
+    parts: Sequence[Sequence[LabelledText[int]]],
+    test: Sequence[LabelledText[int]],
+    shots: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Evaluate local in-context learning: each client prompts with demonstrations of its own.
 
@@ -54,7 +62,9 @@ def few_shot(
     return {"accuracy": result.accuracy, "macro_f1": result.macro_f1} | cost
 
 
-def few_shot_template(lm: LanguageModel, dataset: Dataset, demonstrations: Sequence[Example]) -> tuple[PromptTemplate, int]:
+def few_shot_template(
+    lm: LanguageModel, dataset: Dataset, demonstrations: Sequence[LabelledText[int]]
+) -> tuple[PromptTemplate, int]:
     """Return a template that begins with as many demonstrations as leave room for a text, and their number.
 
     Demonstrations that contain the text slot are left out.
@@ -71,7 +81,7 @@ def few_shot_template(lm: LanguageModel, dataset: Dataset, demonstrations: Seque
     return PromptTemplate.of(lm, dataset.template), 0
 
 
-def _score(lm: LanguageModel, dataset: Dataset, template: PromptTemplate, texts: Sequence[Example]) -> Float32:
+def _score(lm: LanguageModel, dataset: Dataset, template: PromptTemplate, texts: Sequence[LabelledText[int]]) -> Float32:
     """Return the labels' log-probabilities, (n, C); the prompts' common prefix is run once."""
     labels = PromptTemplate.of(lm, dataset.template).labels(dataset.labels)
     items = [ScoringItem(template.prompt(example.text), labels, None) for example in texts]

@@ -15,8 +15,8 @@ from benchmarks.paper.calibration import Progress, run_calibration
 from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
 from benchmarks.paper.store import CellStore
 from ifed.messages.tasks import LayerChoice
+from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import Example
 
 CellFunction = Callable[[Progress], dict[str, Any]]
 
@@ -145,15 +145,15 @@ class CellRunner:
             return traffic.count_lora_bytes(lora.copy_weights(parameters))
 
     @cached_property
-    def _training(self) -> list[Example]:
+    def _training(self) -> list[LabelledText[int]]:
         return read_examples(self._data, self._dataset, "train", self._plan.training)
 
     @cached_property
-    def _test(self) -> list[Example]:
+    def _test(self) -> list[LabelledText[int]]:
         return read_examples(self._data, self._dataset, "test", self._plan.test)
 
     @cached_property
-    def _parts(self) -> list[list[Example]]:
+    def _parts(self) -> list[list[LabelledText[int]]]:
         """Each client's examples."""
         labels = [example.label for example in self._training]
         split = dirichlet_split(labels, self._plan.clients, self._plan.alpha, self._seed)

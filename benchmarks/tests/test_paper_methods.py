@@ -22,9 +22,10 @@ from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Sett
 from benchmarks.paper.prompting import few_shot, few_shot_template, zero_shot
 from benchmarks.tests.test_federated import DATASET
 from ifed.messages.tasks import LayerChoice
+from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import LocalPlan
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
 from testing.random_models import build, examples
 
@@ -233,20 +234,20 @@ def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
 
 def test_a_prompt_holds_demonstrations_in_their_order_as_far_as_they_fit() -> None:
     lm = build("llama")
-    shown = [Example("bad", 1), Example("has {text} in it", 0), Example("we liked it", 0)]
+    shown = [LabelledText("bad", 1), LabelledText("has {text} in it", 0), LabelledText("we liked it", 0)]
     template, count = few_shot_template(lm, DATASET, shown)
     assert count == 2
     before = "Review: bad\nSentiment: negative\n\nReview: we liked it\nSentiment: positive\n\n"
     assert template.template == before + DATASET.template
-    fitting, fewer = few_shot_template(lm, DATASET, [Example("bad " * 30, 1)] * 8)
+    fitting, fewer = few_shot_template(lm, DATASET, [LabelledText("bad " * 30, 1)] * 8)
     assert 0 < fewer < 8
     assert fitting.template.count("bad") == 30 * fewer
-    assert few_shot_template(lm, DATASET, [Example("bad " * 400, 1)])[1] == 0
+    assert few_shot_template(lm, DATASET, [LabelledText("bad " * 400, 1)])[1] == 0
 
 
 def test_each_text_is_asked_of_one_client_with_its_own_demonstrations() -> None:
     lm, test = build("llama"), examples(7)
-    parts = [[Example("bad", 1)] * 3, [Example("we liked it", 0)] * 3]
+    parts = [[LabelledText("bad", 1)] * 3, [LabelledText("we liked it", 0)] * 3]
     found = few_shot(lm, DATASET, parts, test, 2, 0)
     assert found["shots"] == 2
     right = 0

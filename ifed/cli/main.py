@@ -13,6 +13,7 @@ from ifed import __version__
 from ifed.cli import classify, clients, demo, events, export, models, tasks_ledger, webhooks
 from ifed.cli.console import console, error_console
 from ifed.errors import IFedError
+from ifed.messages.validation import describe_errors
 from ifed.server.logs import hush_imports
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ def main() -> None:
     except IFedError as refusal:
         _complain(type(refusal).__name__, refusal.detail)
     except ValidationError as reason:
-        _complain("BadArguments", "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in reason.errors()))
+        _complain("BadArguments", describe_errors(reason.errors()))
     except (OSError, UnicodeError) as reason:
         _complain(type(reason).__name__, str(reason))
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
 from ifed.messages.rounds import AdapterMeta, ContributionMeta
 from ifed.messages.tasks import Message
+from ifed.messages.validation import describe_errors
 from ifed.tensors.updates import UPDATE_TENSORS, Update, read_update, update_tensors
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64, TensorBody
 
@@ -130,5 +131,4 @@ def _meta(kind: type[Meta], parsed: TensorBody) -> Meta:
     try:
         return kind.model_validate(dict(parsed.metadata))
     except ValidationError as reason:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in reason.errors())
-        raise Malformed(f"the body's metadata is not what a {kind.__name__} holds: {problems}") from reason
+        raise Malformed(f"the body's metadata is not what a {kind.__name__} holds: {describe_errors(reason.errors())}") from reason

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch, Malformed
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.forward import ActivationCache
 from ifed.modeling.hooks import inject, output_states
@@ -17,7 +18,7 @@ from ifed.modeling.injection import Injection, injection_of, scale_and_shift
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import HeldOut
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64
 
@@ -103,11 +104,11 @@ class Calibrator:
         lm: LanguageModel,
         template: PromptTemplate,
         labels: LabelTokens,
-        examples: Sequence[Example],
+        examples: Sequence[LabelledText[int]],
         context: ContextVector,
         layers: Sequence[int],
         *,
-        held_out: Sequence[Example] = (),
+        held_out: Sequence[LabelledText[int]] = (),
         expected_draws: int | None = None,
         token_budget: int | None = None,
         cache_bytes: int = CACHE_BYTES,

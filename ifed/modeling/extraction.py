@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ifed.errors import Malformed
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.hooks import capture, final_hidden, mlp_at_outputs
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.values import SITES, ContextVector
 
 
@@ -20,7 +21,7 @@ def context_vector(
     lm: LanguageModel,
     template: PromptTemplate,
     labels: LabelTokens,
-    examples: Sequence[Example],
+    examples: Sequence[LabelledText[int]],
     *,
     layers: Sequence[int],
     token_budget: int | None = None,

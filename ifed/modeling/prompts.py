@@ -21,14 +21,6 @@ MAX_CHARACTERS_PER_TOKEN = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A text with the index of its label."""
-
-    text: str
-    label: int
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
     """A text in its template, as tokens.
 

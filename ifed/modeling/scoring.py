@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Row
 from ifed.modeling.forward import ActivationCache, run_rows
 from ifed.modeling.injection import Injection
@@ -16,7 +17,7 @@ from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.logits import label_scores
 from ifed.modeling.prefix_cache import PrefixSharing
-from ifed.modeling.prompts import Example, Prompt, PromptTemplate
+from ifed.modeling.prompts import Prompt, PromptTemplate
 from ifed.tensors.values import Float32, Int64
 
 
@@ -64,7 +65,7 @@ def evaluate(
     lm: LanguageModel,
     template: PromptTemplate,
     labels: LabelTokens,
-    examples: Sequence[Example],
+    examples: Sequence[LabelledText[int]],
     injection: Injection | None,
     *,
     token_budget: int | None = None,
@@ -93,7 +94,7 @@ class HeldOut:
         lm: LanguageModel,
         template: PromptTemplate,
         labels: LabelTokens,
-        examples: Sequence[Example],
+        examples: Sequence[LabelledText[int]],
         *,
         first_layer: int,
         cache_bytes: int,

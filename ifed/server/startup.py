@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ifed.errors import IFedError
+from ifed.messages.validation import field_problems
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
@@ -26,8 +27,8 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
         secrets(settings)
     except ValidationError as reason:
         problems = "\n".join(
-            f"  {'.'.join(map(str, one['loc'])).upper() or 'SETTINGS'}: {one['msg'].removeprefix('Value error, ')}"
-            for one in reason.errors()
+            f"  {field.upper() or 'SETTINGS'}: {problem.removeprefix('Value error, ')}"
+            for field, problem in field_problems(reason.errors())
         )
         _end(f"{service}: these settings, read from the environment, are missing or wrong:\n{problems}")
     except (ValueError, IFedError) as reason:

@@ -20,6 +20,7 @@ from starlette.types import Message as ASGIMessage
 
 from ifed.errors import IFedError, Malformed, TooLarge, Unauthenticated
 from ifed.messages.rounds import ErrorBody
+from ifed.messages.validation import describe_errors
 from ifed.server import openapi
 
 log = structlog.get_logger(__name__)
@@ -123,8 +124,7 @@ async def _refusal(_request: Request, reason: Exception) -> JSONResponse:
 
 async def _malformed(_request: Request, reason: Exception) -> JSONResponse:
     assert isinstance(reason, RequestValidationError)
-    problems = "; ".join(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in reason.errors())
-    return _answer(Malformed.status, Malformed.__name__, problems)
+    return _answer(Malformed.status, Malformed.__name__, describe_errors(reason.errors()))
 
 
 async def _http(_request: Request, reason: Exception) -> JSONResponse:

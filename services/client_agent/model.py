@@ -15,7 +15,7 @@ from ifed.modeling.extraction import context_vector
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.probing import probe_of
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.probes import Probe
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64
 from services.client_agent.demonstrations import Split
@@ -89,7 +89,7 @@ class LocalModel:
             self._model,
             template,
             template.labels(task.labels),
-            _examples(examples),
+            examples,
             layers=self._layers(task),
             token_budget=self._token_budget,
             progress=progress,
@@ -102,10 +102,10 @@ class LocalModel:
             self._model,
             template,
             template.labels(task.labels),
-            _examples(split.training),
+            split.training,
             context,
             self._layers(task),
-            held_out=_examples(split.holdout),
+            held_out=split.holdout,
             expected_draws=policy.rounds * (policy.local_steps if policy.mode == "coefficients" else 1) * policy.batch_size,
             token_budget=self._token_budget,
         )
@@ -156,7 +156,3 @@ class LocalModel:
     def _prepared(self) -> Calibrator:
         assert self._calibrator is not None, "adopt() comes before the first round"
         return self._calibrator
-
-
-def _examples(demonstrations: Sequence[LabelledText[int]]) -> list[Example]:
-    return [Example(demonstration.text, demonstration.label) for demonstration in demonstrations]

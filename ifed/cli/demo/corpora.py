@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ifed.downloads import fetch
 from ifed.errors import DownloadFailed
+from ifed.messages.texts import LabelledText
 
 LABELS = ("negative", "positive")
 THRESHOLD = 0.5
@@ -32,21 +33,13 @@ SOURCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """One text and its label, as words."""
-
-    text: str
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
 class Organisation:
     """One of the four: its private file, and texts that no one learns from."""
 
     name: str
     file: Path
     examples: int
-    test: tuple[Labelled, ...]
+    test: tuple[LabelledText[str], ...]
 
 
 def organisations(folder: Path, *, cache: Path, examples: int, announce: Callable[[str], None]) -> list[Organisation]:
@@ -92,17 +85,17 @@ def _member(archive: Path, name: str) -> str:
         return file.read().decode("utf-8", errors="replace")
 
 
-def _labelled(lines: str) -> list[Labelled]:
+def _labelled(lines: str) -> list[LabelledText[str]]:
     """The clear-cut snippets of a `GroundTruth` file: identifier, mean rating from -4 to 4, text, between tabs; no text twice."""
-    found: dict[str, Labelled] = {}
+    found: dict[str, LabelledText[str]] = {}
     for line in lines.splitlines():
         _, mean, text = line.split("\t", 2)
         if abs(rating := float(mean)) >= THRESHOLD:
             words = html.unescape(text).strip()
-            found.setdefault(words, Labelled(words, LABELS[rating > 0]))
+            found.setdefault(words, LabelledText(words, LABELS[rating > 0]))
     return list(found.values())
 
 
-def _shuffled(labelled: Sequence[Labelled], *, seed: str) -> list[Labelled]:
+def _shuffled(labelled: Sequence[LabelledText[str]], *, seed: str) -> list[LabelledText[str]]:
     """An order that looks random and is the same on every machine."""
     return sorted(labelled, key=lambda one: hashlib.sha256(f"{seed}/{one.text}".encode()).digest())

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ifed.cli.console import size
 from ifed.cli.demo import corpora, demo_texts
-from ifed.cli.demo.corpora import Labelled, Organisation
+from ifed.cli.demo.corpora import Organisation
 from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
 from ifed.cli.demo.measure import Accuracy, Outcome
 from ifed.cli.demo.presets import PRESETS, preset_for
@@ -27,6 +27,7 @@ from ifed.errors import BadData, LayoutMismatch
 from ifed.messages.enums import RoundKind, RoundState, TaskState
 from ifed.messages.rounds import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
 from ifed.messages.tasks import TaskSpec
+from ifed.messages.texts import LabelledText
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -67,7 +68,7 @@ def task_of(rounds: list[RoundInfo], *, joined: bool = True) -> TaskInfo:
 
 def test_a_clear_cut_snippet_is_labelled_and_the_rest_is_dropped() -> None:
     found = corpora._labelled("1\t2.1\tSo good &amp; true\r\n2\t-0.5\tmeh\r\n3\t0.49\tso so\r\n4\t0.5\tmeh\r\n")
-    assert found == [Labelled("So good & true", "positive"), Labelled("meh", "negative")]
+    assert found == [LabelledText("So good & true", "positive"), LabelledText("meh", "negative")]
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_the_display_shows_every_client_and_round() -> None:
 
 
 def outcome() -> Outcome:
-    people = [Organisation(name, Path(name), 10, (Labelled("a", "negative"),)) for name in ("tweets", "editorials")]
+    people = [Organisation(name, Path(name), 10, (LabelledText("a", "negative"),)) for name in ("tweets", "editorials")]
     return Outcome(
         people,
         bare={"tweets": Accuracy(1, 2), "editorials": Accuracy(1, 4)},

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ifed.errors import LayoutMismatch, Malformed
+from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import Calibrator, LocalPlan, sample_batches
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.fingerprint import fingerprint_of_model
 from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
-from ifed.modeling.prompts import Example
 from ifed.modeling.scoring import ScoringItem, evaluate, score
 from ifed.tensors.values import Coefficients
 from testing.random_models import (
@@ -236,7 +236,7 @@ def test_extraction_and_calibration_together_learn_a_separable_task(family: str)
     lm = build(family)
     prompts = template(lm)
     labels = prompts.labels(SINGLE)
-    every = [Example(text, label) for label, text in enumerate(["good film", "bad plot"])] * 4
+    every = [LabelledText(text, label) for label, text in enumerate(["good film", "bad plot"])] * 4
     vector = context_vector(lm, prompts, labels, every, layers=ALL)
     client = Calibrator(lm, prompts, labels, every, vector, ALL, held_out=every)
     done = client.run(Coefficients.identity(3, 8), replace(PLAN, steps=60, batch_size=8, learning_rate=0.1, learning_rate_end=0.1))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ifed.downloads import cache_folder
 from ifed.errors import ProbeMismatch, UnsupportedFamily
+from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Batch, Row
 from ifed.modeling.catalog import CATALOG
 from ifed.modeling.export import fold, write
@@ -22,7 +23,7 @@ from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options, quiet
 from ifed.modeling.loading import DType, load
 from ifed.modeling.probing import probe_of
-from ifed.modeling.prompts import Example, PromptTemplate
+from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.probes import TEXTS, Probe
 from ifed.tensors.values import Coefficients, ContextVector
 from tests.unit.modeling.reference_forward import gemma3_by_hand, llama_by_hand
@@ -110,7 +111,7 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> Non
     exact = load(name, cache=cache_folder(_cache()), dtype="float32")
     exact.model.double()
     labels = template(lm).labels(["negative", "positive"])
-    examples = [Example(text, index % 2) for index, text in enumerate(TEXTS)]
+    examples = [LabelledText(text, index % 2) for index, text in enumerate(TEXTS)]
     with torch.no_grad():
         rows = [torch.tensor(template(lm).demonstration(one.text, one.label, labels)) for one in examples]
         expected = torch.stack([by_hand(exact, ids) for ids in rows]).mean(0)

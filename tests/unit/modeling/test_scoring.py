@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from ifed.messages.texts import LabelledText
 from ifed.modeling.hooks import inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import Example
 from ifed.modeling.scoring import ScoringItem, evaluate, score
 from ifed.tensors.values import Coefficients
 from testing.random_models import ALL, CODE_PATHS, FAMILY_NAMES, TEXTS, build, random_coefficients, random_context, template
@@ -114,7 +114,7 @@ def test_the_confusion_counts_truths_in_rows_and_predictions_in_columns() -> Non
     prompts = template(lm)
     labels = prompts.labels(["positive", "negative"])
     scores = score(lm, [ScoringItem(prompts.prompt(text), labels, None) for text in TEXTS])
-    examples = [Example(text, index % 2) for index, text in enumerate(TEXTS)]
+    examples = [LabelledText(text, index % 2) for index, text in enumerate(TEXTS)]
     expected = np.zeros((2, 2), dtype=np.int64)
     for example, found in zip(examples, scores, strict=True):
         expected[example.label, int(found.argmax())] += 1
