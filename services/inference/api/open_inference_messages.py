@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ifed.errors import Malformed
 from ifed.messages.inference import ServedModel
+from ifed.messages.validation import describe_errors
 from services.inference.service import Answer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -133,8 +134,7 @@ def parse_inference(body: bytes, header_length: int | None) -> Inference:
     try:
         request = InferRequest.model_validate_json(header)
     except ValidationError as reason:
-        problems = "; ".join(f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in reason.errors())
-        raise Malformed(f"the body is not a request of the Open Inference Protocol: {problems}") from reason
+        raise Malformed(f"the body is not a request of the Open Inference Protocol: {describe_errors(reason.errors())}") from reason
     (tensor,) = request.inputs
     if tensor.datatype != "BYTES":
         raise Malformed(f"the input {tensor.name!r} is {tensor.datatype}; texts are BYTES")
