@@ -16,6 +16,7 @@ from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, TaskBrief
 from ifed.messages.texts import LabelledText
+from ifed.tensors.updates import Update
 from ifed.tensors.values import Gradient
 from services.client_agent.demonstrations import Split
 from services.client_agent.state import AgentState
@@ -193,10 +194,11 @@ class Participant:
             return UpdateBody(None, confusion, meta, label_probabilities=label_probabilities).to_bytes()
         self._status.begin(Activity.CALIBRATING, round_=assignment.round)
         seed = self._seed(assignment)
-        update, loss = await asyncio.to_thread(self._model.calibrate, assignment, start, seed, self._status.progress)
-        if not isinstance(update, Gradient) and (dtype := task.policy.update_dtype) != "float32":
+        result, loss = await asyncio.to_thread(self._model.calibrate, assignment, start, seed, self._status.progress)
+        update: Update = result
+        if not isinstance(result, Gradient) and (dtype := task.policy.update_dtype) != "float32":
             update = self._state.error_feedback.quantize(
-                update.values - start.values, dtype, round_=assignment.round, version=assignment.version
+                result.values - start.values, dtype, round_=assignment.round, version=assignment.version
             )
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=loss)
         return UpdateBody(update, confusion, meta, label_probabilities=label_probabilities).to_bytes()
