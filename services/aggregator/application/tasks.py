@@ -11,6 +11,7 @@ from ifed.errors import Malformed
 from ifed.messages.enums import TaskState
 from ifed.messages.rounds import Page, Start, TaskChanges, TaskInfo
 from ifed.messages.tasks import TaskSpec
+from ifed.messages.validation import describe_errors
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import may_serve, open_next_round
@@ -193,5 +194,5 @@ def changed(spec: TaskSpec, changes: TaskChanges) -> tuple[TaskSpec, bool]:
     try:
         after = TaskSpec.model_validate(fields)
     except ValidationError as reason:
-        raise Malformed("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in reason.errors())) from reason
+        raise Malformed(describe_errors(reason.errors())) from reason
     return after, all(getattr(after, name) == getattr(spec, name) for name in JOINED_WITH)
