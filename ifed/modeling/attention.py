@@ -56,7 +56,7 @@ class RowAttention:
     _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def mask(self, prefix_length: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return a boolean mask, (length, prefix_length + length), true where a token attends; None if plain causal attention is the same."""
+        """Return a boolean mask, (length, prefix_length + length), true where a token attends; None if plain causal attention computes the same."""
         total = prefix_length + length
         reach = total if window is None else min(window, total)
         if not prefix_length and reach == length:
@@ -69,7 +69,7 @@ class RowAttention:
         return self._masks[key]
 
 
-class AttentionInputs(Exception):  # not an error: it leaves an attention module before it attends
+class AttentionInputs(Exception):  # not an error: raised to leave an attention module before it attends
     """The queries, keys and values, positions included, and the options that an attention module passes to `attend`."""
 
     def __init__(self, states: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ def attend(
         return output
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if rows.fill is not None:
-        # Copies: a family that projects all three at once gives views, which would keep the queries alive too.
+        # Copies: a family that projects all three at once returns views, which would keep the queries in memory too.
         rows.fill.keys[layer], rows.fill.values[layer] = key.clone(), value.clone()
     prefix_keys = [None if prefix is None else prefix.keys[layer] for prefix in rows.prefixes]
     prefix_values = [None if prefix is None else prefix.values[layer] for prefix in rows.prefixes]

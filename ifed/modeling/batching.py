@@ -28,7 +28,7 @@ class Row:
     Attributes:
         ids: its tokens, at least one.
         output_positions: the positions in `ids`, in rising order, whose final hidden states are returned.
-        prefix_length: the leading tokens that belong to the template, so that they may have been run before; none is an output position.
+        prefix_length: the number of leading tokens that belong to the template and may be in a KV cache; none is an output position.
         kv_cache: the keys and values of the prefix, if it is not part of `ids`; only in packed batches.
     """
 
@@ -77,9 +77,9 @@ class Batch:
         """Lay out `rows` in the given order.
 
         Args:
-            pad: the token that fills up.
-            multiple: fill up a packed batch to a multiple of so many tokens with one more row, which has no output positions; `arrange` and
-                `split` count that row too.
+            pad: the padding token.
+            multiple: pad a packed batch to a multiple of this number of tokens with one more row, which has no output positions;
+                `arrange` and `split` include that row.
         """
         row_count = len(rows)
         if layout == "packed" and (missing := -sum(len(row.ids) for row in rows) % multiple):
@@ -139,8 +139,8 @@ def group_by_budget(lengths: Sequence[int], budget: int, layout: BatchLayout) ->
     groups: list[list[int]] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        grown = tokens + lengths[index] if layout == "packed" else lengths[index] * (len(groups[-1]) + 1 if groups else 1)
-        if groups and grown <= budget:
+        size = tokens + lengths[index] if layout == "packed" else lengths[index] * (len(groups[-1]) + 1 if groups else 1)
+        if groups and size <= budget:
             groups[-1].append(index)
             tokens += lengths[index]
         else:
@@ -150,7 +150,7 @@ def group_by_budget(lengths: Sequence[int], budget: int, layout: BatchLayout) ->
 
 
 def run_with_halving(group: list[int], run: Callable[[list[int]], None]) -> None:
-    """Run a group; if the memory does not suffice, run its two halves instead, and so on.
+    """Run a group; if it runs out of memory, run its two halves instead, recursively.
 
     Raises:
         torch.OutOfMemoryError: a single row does not fit.

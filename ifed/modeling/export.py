@@ -57,7 +57,7 @@ def export(lm: LanguageModel, adapter: AdapterBody, folder: Path) -> None:
 
     Raises:
         FingerprintMismatch: the adapter was calibrated on another model.
-        UnsupportedFamily: the model has no exact place for an injection; the detail says why.
+        UnsupportedFamily: the model cannot represent an injection exactly; the detail says why.
         AlreadyExists: the folder is not empty.
     """
     meta = adapter.meta
@@ -88,13 +88,15 @@ def fold(lm: LanguageModel, injection: Injection, *, dtype: torch.dtype | None =
         dtype: of the weights; the model's own by default. Products are computed in at least float32.
 
     Raises:
-        UnsupportedFamily: the family, or this configuration of it, has no place for the injection; the detail says why.
+        UnsupportedFamily: the family, or this configuration of it, cannot represent the injection; the detail says why.
         LayoutMismatch: the model does not have one of the layers or has another hidden size, or the injection differs between rows.
     """
     _check(lm, injection)
     family = lm.family.name
     if family not in FOLDING:
-        raise UnsupportedFamily(f"{lm.name} cannot be exported: {family} has no exact place for an injection; {UNFOLDABLE[family]}")
+        raise UnsupportedFamily(
+            f"{lm.name} cannot be exported: {family} cannot represent an injection exactly; {UNFOLDABLE[family]}"
+        )
     config, weights, projections = FOLDING[family](lm)
     index_of = {layer: index for index, layer in enumerate(injection.layers)}
     for layer in range(lm.num_layers):
@@ -166,9 +168,9 @@ The next token after the prompt is the label. For inputs of up to {positions} to
 
 def _check(lm: LanguageModel, injection: Injection) -> None:
     if lm.options.int8:
-        raise UnsupportedFamily(f"{lm.name} holds its weights in eight bits; load it without that to export it")
+        raise UnsupportedFamily(f"{lm.name} stores its weights in eight bits; load it without int8 to export it")
     if injection.scale.ndim != UNBATCHED_NDIM:
-        raise LayoutMismatch("rows with injections of their own cannot be folded: a checkpoint holds one")
+        raise LayoutMismatch("an injection that differs between rows cannot be folded: a checkpoint contains a single injection")
     if injection.hidden_size != lm.hidden_size or not all(0 <= layer < lm.num_layers for layer in injection.layers):
         raise LayoutMismatch(
             f"an injection into the layers {list(injection.layers)} of hidden size {injection.hidden_size} is not for {lm.name}"
@@ -222,10 +224,10 @@ def _longest_position(lm: LanguageModel) -> int:
         raise UnsupportedFamily(f"{lm.name} cannot be exported: it rotates a part of each head, which Llama configurations cannot")
     if lm.family.name == "phi3" and rope.get("rope_type", "default") not in WINDOW_SAFE_ROPE:
         raise UnsupportedFamily(f"{lm.name} cannot be exported: its {rope['rope_type']} positions are Phi-3's own")
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    slides = getattr(config, "sliding_window", None) is not None and "sliding_attention" in kinds
+    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    has_window = getattr(config, "sliding_window", None) is not None and "sliding_attention" in layer_types
     longest = int(config.max_position_embeddings)
-    if not slides or config.sliding_window >= longest:
+    if not has_window or config.sliding_window >= longest:
         return longest
     if config.sliding_window < min(MIN_WINDOW, longest) or rope.get("rope_type", "default") not in WINDOW_SAFE_ROPE:
         raise UnsupportedFamily(
@@ -236,7 +238,7 @@ def _longest_position(lm: LanguageModel) -> int:
 
 
 def _weights(lm: LanguageModel) -> Weights:
-    """Return the weights by name, without the second name of tied ones."""
+    """Return the weights by name, tied weights under their first name alone."""
     weights = dict(lm.model.state_dict())
     if lm.model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

@@ -41,7 +41,7 @@ def _pre_norm(name: str) -> Family:
 
 
 def _pre_and_post_norm(name: str) -> Family:
-    """Gemma 2 and 3 normalise the output of a sub-layer before they add it."""
+    """Return a family that normalises the output of a sub-layer before adding it, as Gemma 2 and 3 do."""
     return Family(name, stack="layers", attention="post_attention_layernorm", mlp="post_feedforward_layernorm")
 
 
@@ -74,7 +74,7 @@ def require_known_family(name: str) -> None:
     """Check that a `model_type` is in `FAMILIES`.
 
     Raises:
-        UnsupportedFamily: it is not; the detail names those that are.
+        UnsupportedFamily: it is not; the detail lists those that are.
     """
     if name not in FAMILIES:
         raise UnsupportedFamily(

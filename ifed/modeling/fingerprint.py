@@ -1,7 +1,7 @@
 """The fingerprint of a model: one sha256 over weights, configuration and tokenizer.
 
-Two folders have the same fingerprint exactly if they hold the same numbers: neither the spread of the tensors over files, nor the place of
-the folder, nor the dtype of the forward pass enters.
+Two folders have the same fingerprint exactly if they hold the same numbers: neither the sharding of the tensors over files, nor the path
+of the folder, nor the dtype of the forward pass matters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CACHE_FILE = ".ifed-fingerprint.json"
-SCHEME = 1  # raise it if the computation changes: cached fingerprints are then computed anew
+SCHEME = 1  # increment it when the computation changes, so that cached fingerprints are computed again
 HASHED_FILES = (
     "*.safetensors",
     "config.json",
@@ -47,8 +47,8 @@ DTYPES = {
 def fingerprint_of_folder(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the fingerprint of a folder of safetensors, in hexadecimal.
 
-    Hashing reads every byte, so the result is cached beside the files and used again while their sizes and modification times stay the same;
-    in a folder that cannot be written it is computed each time.
+    Hashing reads every byte, so the result is cached beside the files and reused while their sizes and modification times stay the same; in a
+    folder that is not writable it is computed each time.
     """
     stamp = _stamp(folder)
     if (cached := _read_cached(folder, stamp)) is not None:
@@ -119,7 +119,7 @@ def config_identity(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the tokenizer's own serialisation, without the padding and truncation that a call leaves behind in it."""
+    """Return the tokenizer's own serialisation, without the padding and truncation state that a call leaves in it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     serialised: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     serialised.pop("padding", None)
@@ -128,7 +128,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _stamp(folder: Path) -> dict[str, Any]:
-    """Return the sizes and modification times by which a cached fingerprint is judged."""
+    """Return the sizes and modification times that a cached fingerprint is checked against."""
     files = {path.name: path.stat() for pattern in HASHED_FILES for path in folder.glob(pattern)}
     return {"scheme": SCHEME, "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(files.items())}}
 

@@ -14,15 +14,15 @@ from ifed.modeling.injection import Injection, batch_injections
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
 
-# Packed batches have a multiple of so many tokens. oneDNN makes a kernel for each number of tokens of each product, which takes time once
-# and memory from then on; AMX multiplies 16 tokens at once whether they are there or not.
+# Packed batches have a multiple of this number of tokens. oneDNN builds a kernel for each number of tokens of each product, which takes time
+# once and memory from then on; AMX always multiplies 16 tokens at once.
 TOKEN_MULTIPLE = 16
 
 
 class ActivationCache:
     """The hidden states that enter the first injected layer, for a fixed set of rows: computed once, since no coefficient changes them.
 
-    All rows are computed together at the first use, so that the cached values do not depend on which rows were asked for first. They stay
+    All rows are computed together at the first use, so that the cached values do not depend on which rows are replayed first. They stay
     on the CPU in the dtype of the model.
 
     Args:
@@ -84,8 +84,8 @@ def run_rows(
     Args:
         injections: one per row; the same object for rows of one task.
         token_budget: tokens of one forward pass; the model's own by default.
-        activations: the cache of these very rows, if no injection reaches below its first layer.
-        prefixes: keeps the KV caches of prefixes from call to call; by default they live for this call. Not used if `activations` is.
+        activations: the cache of these rows, if no injection reaches below its first layer.
+        prefixes: keeps the KV caches of prefixes from call to call; by default they last for this call. Not used with `activations`.
 
     Returns:
         One (output positions, d) per row, in the order of the rows, on the device of the model.
@@ -102,8 +102,8 @@ def run_rows(
         hidden.update(zip(group, states.split([len(rows[index].output_positions) for index in group]), strict=True))
 
     with torch.inference_mode():
-        whole = layout == "padded" or (activations is not None and activations.enabled)
-        rows_to_run = list(rows) if whole else (prefixes or PrefixSharing(lm)).apply(rows, injections)
+        needs_full_rows = layout == "padded" or (activations is not None and activations.enabled)
+        rows_to_run = list(rows) if needs_full_rows else (prefixes or PrefixSharing(lm)).apply(rows, injections)
         for group in group_by_budget([len(row.ids) for row in rows_to_run], token_budget or lm.token_budget, layout):
             run_with_halving(group, run)
     return [hidden[index] for index in range(len(rows))]

@@ -21,7 +21,7 @@ from ifed.tensors.values import SITES
 _injected_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-class _ForwardDone(Exception):  # not an error: it leaves a forward pass that has given all that was asked for
+class _ForwardDone(Exception):  # not an error: raised to leave a forward pass once its result is complete
     pass
 
 
@@ -51,7 +51,9 @@ def final_hidden(lm: LanguageModel, batch: Batch, *, fill: KVCache | None = None
     """
     mask, keywords = batch.attention_mask, {}
     if mask is None and lm.row_attention:
-        mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=lm.device)  # of four axes: transformers derives none of its own
+        mask = torch.zeros(
+            1, 1, 1, 1, dtype=torch.bool, device=lm.device
+        )  # with four axes, so that transformers does not derive one
         keywords["rows"] = RowAttention(batch.lengths, batch.kv_caches, fill)
     output = lm.model.base_model(
         input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **keywords
@@ -61,17 +63,17 @@ def final_hidden(lm: LanguageModel, batch: Batch, *, fill: KVCache | None = None
 
 
 def output_states(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Return the final hidden states at the output positions, (n, d); the last MLP need not run at any other token."""
+    """Return the final hidden states at the output positions, (n, d); the last MLP runs at these alone if that is faster."""
     with mlp_at_outputs(lm, batch, lm.num_layers - 1):
         return batch.select_outputs(final_hidden(lm, batch))
 
 
 def layer_input(lm: LanguageModel, layer: int, batch: Batch) -> Tensor:
     """Return the hidden states that enter `layer`, (B, W, d); that layer and the ones above are not run."""
-    entered: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def stop(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        entered.append(arguments[0] if arguments else keywords["hidden_states"])
+        inputs.append(arguments[0] if arguments else keywords["hidden_states"])
         raise _ForwardDone
 
     hook = lm.family.layers(lm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
@@ -80,7 +82,7 @@ def layer_input(lm: LanguageModel, layer: int, batch: Batch) -> Tensor:
             final_hidden(lm, batch)
     finally:
         hook.remove()
-    return entered[0]
+    return inputs[0]
 
 
 @contextlib.contextmanager
@@ -146,7 +148,7 @@ def inject(lm: LanguageModel, injection: Injection | InjectionBatch | None, *, r
 
 @contextlib.contextmanager
 def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None]:
-    """Within the block, the layers below `first_layer` do nothing, and `hidden` enters there in place of what they would have given.
+    """Within the block, the layers below `first_layer` do nothing, and `hidden` enters there in place of their output.
 
     With `hidden` from `layer_input` on the same batch, the outputs are those of the full forward pass, bit for bit.
 
@@ -171,30 +173,30 @@ def replay(lm: LanguageModel, first_layer: int, hidden: Tensor) -> Iterator[None
 
 @contextlib.contextmanager
 def mlp_at_outputs(lm: LanguageModel, batch: Batch, layer: int) -> Iterator[None]:
-    """Within the block, the MLP of `layer` gives zero except at the output positions; for a layer after which nothing else is read."""
+    """Within the block, the MLP of `layer` outputs zero except at the output positions; for the last layer that is read."""
     mlp = lm.family.layers(lm.model)[layer].get_submodule("mlp")
     full_forward = mlp.forward
 
     def sparse_forward(hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        # Of three axes, as in every other pass: a traced MLP may take no other number.
+        # With three axes, as in every other pass: a traced MLP may not accept another number.
         outputs = full_forward(flat[None, batch.output_indices])[0]
         return torch.zeros_like(flat).index_copy(0, batch.output_indices, outputs).view_as(hidden)
 
-    pays = lm.options.sparse_last_mlp and 2 * len(batch.output_indices) <= batch.input_ids.numel()
-    with _replaced_forward(mlp, sparse_forward) if pays else contextlib.nullcontext():
+    is_faster = lm.options.sparse_last_mlp and 2 * len(batch.output_indices) <= batch.input_ids.numel()
+    with _replaced_forward(mlp, sparse_forward) if is_faster else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = {name: value for name, value in module.__dict__.items() if name == "forward"}
+    original = {name: value for name, value in module.__dict__.items() if name == "forward"}
     module.__dict__["forward"] = forward  # on the instance, where it hides the method of the class
     try:
         yield
     finally:
         module.__dict__.pop("forward")
-        module.__dict__.update(before)
+        module.__dict__.update(original)
 
 
 def _skip_layer(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -219,7 +221,7 @@ def _activation(output: Any) -> Tensor:
 def _sites(lm: LanguageModel, layers: Sequence[int]) -> list[tuple[nn.Module, nn.Module]]:
     """Return the sites of each of `layers`; all are looked up before the first hook is set."""
     if unknown := [layer for layer in layers if not 0 <= layer < lm.num_layers]:
-        raise LayoutMismatch(f"{lm.name} has the layers 0 to {lm.num_layers - 1}, asked for {unknown}")
+        raise LayoutMismatch(f"{lm.name} has the layers 0 to {lm.num_layers - 1}, got {unknown}")
     stack = lm.family.layers(lm.model)
     return [lm.family.sites(stack[layer]) for layer in layers]
 
@@ -227,4 +229,4 @@ def _sites(lm: LanguageModel, layers: Sequence[int]) -> list[tuple[nn.Module, nn
 def _refuse_replayed_layers(lm: LanguageModel, layers: Sequence[int]) -> None:
     stack = lm.family.layers(lm.model)
     if replayed := [layer for layer in layers if stack[layer].__dict__.get("forward") is _skip_layer]:
-        raise RuntimeError(f"the layers {replayed} of {lm.name} are being replayed: nothing can be changed in them")
+        raise RuntimeError(f"the layers {replayed} of {lm.name} are being replayed and cannot be changed")

@@ -29,7 +29,7 @@ class Injection:
         shift: likewise.
 
     Raises:
-        LayoutMismatch: the shapes differ from each other or do not fit the layers, or the layers do not rise.
+        LayoutMismatch: the shapes differ from each other or do not fit the layers, or the layers are not in strictly rising order.
     """
 
     layers: tuple[int, ...]
@@ -41,17 +41,19 @@ class Injection:
             shapes = f"scale {tuple(self.scale.shape)} and shift {tuple(self.shift.shape)}"
             raise LayoutMismatch(f"{shapes} do not fit {len(self.layers)} layers of {len(SITES)} sites")
         if list(self.layers) != sorted(set(self.layers)):
-            raise LayoutMismatch(f"the layers {list(self.layers)} must rise, each once, as the tensors' first axis does")
+            raise LayoutMismatch(
+                f"the layers {list(self.layers)} must be in strictly rising order, that of the tensors' first axis"
+            )
 
     @property
     def hidden_size(self) -> int:
-        """d."""
+        """The hidden size, d."""
         return int(self.scale.shape[-1])
 
     def transforms(self, rows: Tensor | None = None) -> Sequence[ChannelAffine]:
         """Return the transform of each site, layer after layer and site after site.
 
-        For a whole batch these are the same objects each time, so an injection that is to have gradients must not be used without them first.
+        For a whole batch these are the same objects each time, so an injection that needs gradients must not be used without them first.
 
         Args:
             rows: int64, (B, W), the row of each token, if rows differ. By default row i is for row i of the batch.
@@ -68,7 +70,7 @@ class Injection:
 
 
 class InjectionBatch:
-    """Injections for the rows of one batch: row i takes `injections[i]`; None leaves it as the bare model, bit for bit.
+    """Injections for the rows of one batch: row i takes `injections[i]`; with None it computes what the bare model does, bit for bit.
 
     Attributes:
         layers: the union of the injected layers.
@@ -84,7 +86,7 @@ class InjectionBatch:
         self.layers = tuple(sorted({layer for injection in self._present for layer in injection.layers}))
         sizes = {injection.hidden_size for injection in self._present}
         if len(sizes) != 1 or any(injection.scale.ndim != UNBATCHED_NDIM for injection in self._present):
-            raise LayoutMismatch(f"injections of the hidden sizes {sorted(sizes)}, or of rows, cannot be batched")
+            raise LayoutMismatch(f"injections of the hidden sizes {sorted(sizes)}, or with rows of their own, cannot be batched")
         (self.hidden_size,) = sizes
 
     def transforms(self, rows: Tensor | None = None) -> Sequence[SiteTransform]:
@@ -149,8 +151,8 @@ class ChannelAffine:
 
     The result has the bits of a multiplication and an addition with one rounding for both (`addcmul`), however it is computed. If `a` is
     bfloat16 or float16 on a CPU, scale and shift are float32 and no gradient is needed, it is a batch norm of known mean 0 and variance 1:
-    the one operator of torch that reads 16 bits, computes in float32 and writes 16 bits, without a tensor in between that the CPU caches
-    would have to hold. Batches whose rows differ do without.
+    the one operator of torch that reads 16 bits, computes in float32 and writes 16 bits, without an intermediate tensor that would take up
+    the CPU caches. It is not used for batches whose rows differ.
 
     Args:
         scale: (d,), or (row, d).
@@ -237,7 +239,7 @@ def injection_of(
         raise LayoutMismatch(f"a context vector of {len(context.values)} layers cannot be injected into {len(layers)} layers")
     dtype = torch.promote_types(dtype, torch.float32)
     scale, shift = scale_and_shift(torch.tensor(coefficients.values, dtype=dtype), torch.tensor(context.values, dtype=dtype))
-    # x + (-0.0) is x for every x, while -0.0 + 0.0 is not -0.0: with this, λ=0 and β=1 give back the very bits of x.
+    # x + (-0.0) is x for every x, while -0.0 + 0.0 is not -0.0: with this, λ=0 and β=1 return x bit for bit.
     shift = torch.where(shift == 0, -0.0, shift)
     return Injection(tuple(layers), scale.to(device).contiguous(), shift.to(device).contiguous())
 

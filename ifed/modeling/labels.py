@@ -27,7 +27,7 @@ class LabelTokens:
         ids: the tokens of each, one or more.
 
     Raises:
-        BadTemplate: there are fewer than two labels, one has no tokens, two have the same tokens, or one begins with all tokens of another.
+        BadTemplate: there are fewer than two labels, one has no tokens, two have the same tokens, or one is a prefix of another.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class LabelTokens:
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise BadTemplate(f"a task has two labels at least, got {list(self.names)}")
+            raise BadTemplate(f"a task has at least two labels, got {list(self.names)}")
         for name, tokens in zip(self.names, self.ids, strict=True):
             if not tokens:
                 raise BadTemplate(f"the label {name!r} has no tokens; a label is at least one character that is not white space")
@@ -44,7 +44,7 @@ class LabelTokens:
                 raise BadTemplate(f"the labels {name!r} and {other!r} are the same tokens; rename one of them")
             if other_tokens[: len(tokens)] == tokens:
                 raise BadTemplate(
-                    f"the label {name!r} is how the label {other!r} begins, so no score tells them apart; rename one of them"
+                    f"the label {name!r} is a prefix of the label {other!r}, so scores cannot separate them; rename one of them"
                 )
 
     @classmethod
@@ -59,12 +59,12 @@ class LabelTokens:
         for name in names:
             if name != name.strip():
                 raise BadTemplate(f"the label {name!r} has white space around it; it follows the prompt after exactly one space")
-            whole = tuple(tokenizer(f"{after}{space}{name}", add_special_tokens=False).input_ids)
-            if whole[: len(before)] != before:
+            combined = tuple(tokenizer(f"{after}{space}{name}", add_special_tokens=False).input_ids)
+            if combined[: len(before)] != before:
                 raise BadTemplate(
                     f"after {after!r} the label {name!r} merges with the token before it; end the template differently"
                 )
-            ids.append(whole[len(before) :] if name else ())
+            ids.append(combined[len(before) :] if name else ())
         return cls(tuple(names), tuple(ids))
 
     @cached_property

@@ -41,7 +41,7 @@ def load(
         device: as torch names it; `auto` is CUDA if there is one, else the CPU.
         dtype: of the forward pass; `auto` is bfloat16 on CUDA and on CPUs that compute in it, else float32.
         threads: CPU threads of torch in the whole process; torch's own choice by default.
-        options: ways to run it faster, or in less memory.
+        options: ways to run it faster or in less memory.
         announce: called with a sentence before a slow step.
 
     Raises:

@@ -43,8 +43,8 @@ def vocabulary_logits(lm: LanguageModel, hidden: Tensor) -> Tensor:
 def label_scores(lm: LanguageModel, labels: LabelTokens, hidden: Tensor) -> Tensor:
     """Return the log-probabilities of the labels, normalised over the labels, whatever the number of tokens of each.
 
-    The normaliser over the vocabulary is left out at a node that every label passes, for there it cancels: labels of one token each cost C
-    rows of the head and nothing else. All sums run in the order of the token ids, so the order of the labels changes no bit.
+    The normaliser over the vocabulary is left out at a node that every label passes, because it cancels there: labels of one token each
+    cost C rows of the head and nothing else. All sums run in the order of the token ids, so the order of the labels changes no bit.
 
     Args:
         hidden: (n, node, d) at the inner nodes of `labels`, in the order of `labels.nodes_by_extension`, flattened.
@@ -71,7 +71,7 @@ def label_scores(lm: LanguageModel, labels: LabelTokens, hidden: Tensor) -> Tens
 
 
 def softcap(lm: LanguageModel) -> float | None:
-    """Return the cap of Gemma 2's final logits; other models leave the setting out, or empty."""
+    """Return the cap of Gemma 2's final logits; None for models without one."""
     return getattr(lm.model.config, "final_logit_softcapping", None)
 
 

@@ -19,11 +19,11 @@ PACKING_TOKENS = 256  # tokens of a pass for which the weights are laid out; a p
 
 
 def apply_options(options: Options, model: PreTrainedModel, family: Family) -> None:
-    """Change a frozen model, in place, as those of its options demand that a forward pass cannot apply by itself.
+    """Apply, in place, the options that change the modules of a frozen model.
 
     Raises:
         UnknownModel: a package or compiler that an option needs is not installed.
-        UnsupportedFamily: torchao does not know the projections of the family.
+        UnsupportedFamily: torchao cannot quantise the projections of the family.
     """
     if options.int8:
         _quantize_int8(model, family)
@@ -39,7 +39,7 @@ def _quantize_int8(model: PreTrainedModel, family: Family) -> None:
     """Store the weights of the layers, not of the embeddings and the head, as symmetric eight-bit integers, one scale per row."""
     layers = family.layers(model)
     if not any(isinstance(module, nn.Linear) for module in layers[0].modules()):
-        raise UnsupportedFamily(f"the layers of {family.name} have no linear modules that torchao could hold in eight bits")
+        raise UnsupportedFamily(f"the layers of {family.name} have no linear modules that torchao can quantise to eight bits")
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # takes seconds to import, and is an extra
     except ImportError as reason:
@@ -49,7 +49,7 @@ def _quantize_int8(model: PreTrainedModel, family: Family) -> None:
 
 
 def _compile(model: PreTrainedModel, family: Family) -> None:
-    """Compile MLPs and norms one by one; hooks, replay and row attention lie between them and stay as they are."""
+    """Compile MLPs and norms one by one; hooks, replay and row attention lie between them and are not compiled."""
     if model.device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
         raise UnknownModel("a compiled model needs a C++ compiler on this machine; install one, or turn the option off")
     for layer in family.layers(model):

@@ -27,8 +27,8 @@ class PrefixCache:
         max_bytes: if another KV cache would not fit, all others are dropped.
 
     Attributes:
-        hits: how often a KV cache was there.
-        misses: how often one had to be computed.
+        hits: the number of lookups that returned a KV cache.
+        misses: the number of KV caches that were computed.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,7 +39,7 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all KV caches that are held now."""
+        """The size of all stored KV caches in bytes."""
         with self._lock:
             return self._size()
 
@@ -69,12 +69,12 @@ class PrefixCache:
 
 
 class PrefixSharing:
-    """Replaces the prefix of rows by its KV cache, computing it where that pays.
+    """Replaces the prefix of rows by its KV cache, computing it where that saves time.
 
     Args:
-        persistent: whether it serves call after call, so that computing a prefix pays even if only one row needs it now.
-        min_length: tokens of the shortest prefix that is replaced; rows after a prefix take a slower kernel than whole ones.
-        max_bytes: the size of its own cache. A larger KV cache is used for its rows and not kept.
+        persistent: whether it serves call after call, so that a prefix is computed even if only one row needs it now.
+        min_length: tokens of the shortest prefix that is replaced; rows after a prefix take a slower kernel than complete ones.
+        max_bytes: the size of its own cache. A larger KV cache is used for its rows and not stored.
         cache: the cache to use, if replicas of the model share one; `max_bytes` then has no effect.
 
     Attributes:
@@ -96,11 +96,11 @@ class PrefixSharing:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all KV caches that are held now."""
+        """The size of all stored KV caches in bytes."""
         return self.cache.nbytes
 
     def remaining_tokens(self, row: Row) -> int:
-        """Return how many tokens of a row are run once the KV cache of its prefix is there."""
+        """Return how many tokens of a row are run once the KV cache of its prefix is stored."""
         replaced = self.enabled and self._persistent and row.prefix_length >= self._min_length
         return len(row.ids) - (row.prefix_length if replaced else 0)
 
@@ -113,8 +113,8 @@ class PrefixSharing:
         for key, row, injection in zip(keys, rows, injections, strict=True):
             kv_cache = current.get(key) or self.cache.get(key[1], injection)
             saved_tokens = (count[key] - 1) * row.prefix_length
-            pays = row.prefix_length >= self._min_length and (self._persistent or saved_tokens >= MIN_SAVED_TOKENS)
-            if kv_cache is None and pays:
+            saves_time = row.prefix_length >= self._min_length and (self._persistent or saved_tokens >= MIN_SAVED_TOKENS)
+            if kv_cache is None and saves_time:
                 kv_cache = self._compute(key[1], injection)
                 self.cache.put(key[1], injection, kv_cache)
             if kv_cache is not None:

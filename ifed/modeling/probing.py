@@ -1,4 +1,4 @@
-"""The probe of a model: its activations on public texts, computed as on private ones."""
+"""The probe of a model: its activations on public texts, computed as for private ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG_TEXT = "word " * 2000  # its tokens show where a long text is truncated
 
 
 def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -> Probe:
-    """Return the probe of a model under the template and labels of a task; texts of different lengths share one batch, as in any work.
+    """Return the probe of a model under the template and labels of a task; texts of different lengths share one batch, as in every other pass.
 
     Raises:
         ProbeMismatch: an activation is not finite.

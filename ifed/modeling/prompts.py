@@ -27,7 +27,7 @@ class Prompt:
     Attributes:
         ids: at least one token; the beginning-of-text token included if the tokenizer sets one.
         truncated: whether tokens were left out in the middle of the text.
-        prefix_length: the leading tokens that are those of the template in front of any text.
+        prefix_length: the number of leading tokens that the template puts in front of every text.
     """
 
     ids: tuple[int, ...]
@@ -40,14 +40,14 @@ class PromptTemplate:
     """A template such as `"Review: {text}\\nSentiment:"`, bound to a tokenizer.
 
     Attributes:
-        template: holds `{text}` once and does not end in white space, since a label follows after one space. Special tokens in it are
+        template: contains `{text}` once and does not end in white space, since a label follows after one space. Special tokens in it are
             read as such; in a text they are plain characters.
         tokenizer: of the model that will read the prompts.
         max_tokens: the longest prompt; in a longer one, tokens are left out in the middle of the text.
         chat: whether the template is a rendered chat template, which may end in white space; a label then follows it directly.
 
     Raises:
-        BadTemplate: the template does not hold exactly one `{text}`, ends in white space, or leaves no room for a text in `max_tokens`.
+        BadTemplate: the template does not contain exactly one `{text}`, ends in white space, or leaves no room for a text in `max_tokens`.
     """
 
     template: str
@@ -58,13 +58,13 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if self.template.count(TEXT_SLOT) != 1:
             count = self.template.count(TEXT_SLOT)
-            raise BadTemplate(f"a template holds {TEXT_SLOT} exactly once; this one holds it {count} times")
+            raise BadTemplate(f"a template contains {TEXT_SLOT} exactly once; this one contains it {count} times")
         if self.template != self.template.rstrip() and not self.chat:
             raise BadTemplate("a template must not end in white space: the label follows after one space")
         if self._text_tokens < MIN_TEXT_TOKENS:
-            taken = self.max_tokens - self._text_tokens
+            used = self.max_tokens - self._text_tokens
             raise BadTemplate(
-                f"the template alone takes {taken} of at most {self.max_tokens} tokens; a text needs {MIN_TEXT_TOKENS}"
+                f"the template alone takes {used} of at most {self.max_tokens} tokens; a text needs {MIN_TEXT_TOKENS}"
             )
 
     @classmethod
@@ -72,11 +72,11 @@ class PromptTemplate:
         """Return the template for a model, with prompts short enough for a label to follow.
 
         Args:
-            chat: put the template into the model's chat template, as the words of a user that the model is about to answer.
+            chat: put the template into the model's chat template, as a user's message that the model is about to answer.
             max_tokens: the longest prompt, 1024 by default.
 
         Raises:
-            BadTemplate: as the class; or the model has no chat template, or one that changes the words.
+            BadTemplate: as the class; or the model has no chat template, or one that changes the message.
         """
         if chat:
             check_template(template)
@@ -112,19 +112,19 @@ class PromptTemplate:
     def prompt(self, text: str) -> Prompt:
         """Return `text` in the template; tokens are left out only in the text, never in the template."""
         shortened = self._shortened(text)
-        whole = self.prefix + shortened + self.suffix
+        prompt_text = self.prefix + shortened + self.suffix
         encoding: Encoding = encode(self.tokenizer, self.prefix, shortened, self.suffix)
         ids, spans = list(encoding.ids), encoding.spans
         if not ids:
             ids = [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id]
         excess = len(ids) - self.max_tokens
         if excess > 0:
-            begin, end = len(self.prefix), len(whole) - len(self.suffix)
+            begin, end = len(self.prefix), len(prompt_text) - len(self.suffix)
             inside = [index for index in range(len(ids)) if begin <= spans[index][0] < spans[index][1] <= end]
             middle = (len(inside) - excess) // 2
             left_out = set(inside[middle : middle + excess])
             ids = [token for index, token in enumerate(ids) if index not in left_out]
-        truncated = excess > 0 or len(whole) < len(self.prefix) + len(text) + len(self.suffix)
+        truncated = excess > 0 or len(prompt_text) < len(self.prefix) + len(text) + len(self.suffix)
         return Prompt(tuple(ids), truncated, prefix_length=_common_prefix_length(ids[:-1], self._prefix_ids))
 
     def demonstration(self, text: str, label: int, labels: LabelTokens) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def render_chat_template(tokenizer: PreTrainedTokenizerBase, template: str) -> s
     message = [{"role": "user", "content": template}]
     rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     if rendered.count(TEXT_SLOT) != 1 or template not in rendered:
-        raise BadTemplate("the model's chat template changes the words it is given, so the task's template cannot stand in it")
+        raise BadTemplate("the model's chat template changes the message, so the task's template cannot be used with it")
     begin_token = tokenizer.bos_token
     adds_begin_token = bool(begin_token) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     return rendered.removeprefix(str(begin_token)) if adds_begin_token else rendered
@@ -171,7 +171,7 @@ def render_chat_template(tokenizer: PreTrainedTokenizerBase, template: str) -> s
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Tokens with the span of each in the whole string, in characters; an empty span for tokens that a tokenizer adds."""
+    """Tokens with the span of each in the full string, in characters; an empty span for tokens that a tokenizer adds."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
@@ -182,15 +182,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, suffix: s
 
     An end token that the tokenizer would add is left out, since a label follows.
     """
-    whole, special = prefix + text + suffix, _special_tokens(tokenizer)
-    if all(whole.count(token) == prefix.count(token) + suffix.count(token) for token in special):
-        return _encode(tokenizer, whole, 0)
+    full_text, special = prefix + text + suffix, _special_tokens(tokenizer)
+    if all(full_text.count(token) == prefix.count(token) + suffix.count(token) for token in special):
+        return _encode(tokenizer, full_text, 0)
     # No merge crosses a special token: cut at the last one before the text and the first one after it.
     begin = max([prefix.rfind(token) + len(token) for token in special if token in prefix], default=0)
-    end = len(whole) - len(suffix) + min([suffix.find(token) for token in special if token in suffix], default=len(suffix))
-    head = _encode(tokenizer, whole[:begin], 0) if begin else Encoding([], [])
-    body = _encode(tokenizer, whole[begin:end], begin, split_special_tokens=True, add_special_tokens=not begin)
-    tail = _encode(tokenizer, whole[end:], end, add_special_tokens=False)
+    end = len(full_text) - len(suffix) + min([suffix.find(token) for token in special if token in suffix], default=len(suffix))
+    head = _encode(tokenizer, full_text[:begin], 0) if begin else Encoding([], [])
+    body = _encode(tokenizer, full_text[begin:end], begin, split_special_tokens=True, add_special_tokens=not begin)
+    tail = _encode(tokenizer, full_text[end:], end, add_special_tokens=False)
     return Encoding(head.ids + body.ids + tail.ids, head.spans + body.spans + tail.spans)
 
 

@@ -1,7 +1,7 @@
 """Replicas of a model that share its weights, so that several threads can run it at once.
 
 On a CPU that is faster than one forward pass over all cores: the threads of one pass wait for each other after every product, and wait long if
-another process takes a core for a moment. On two cores with other work, a text of SmolLM2 135M took 851 ms of CPU in passes over both, most
+another process occupies a core briefly. On two cores with other work, a text of SmolLM2 135M took 851 ms of CPU in passes over both, most
 of it waiting, and 104 ms in passes over one each.
 """
 
@@ -18,7 +18,7 @@ MAX_DEFAULT_REPLICAS = 4
 
 
 def replica(lm: LanguageModel) -> LanguageModel:
-    """Return a model with the very tensors of `lm` and modules of its own, so that hooks on one are not on the other.
+    """Return a model that shares the tensors of `lm` and has its own modules, so that hooks on one do not affect the other.
 
     The code that `torch.compile` made for an MLP or a norm is shared.
     """
@@ -40,6 +40,6 @@ def divide_threads(lm: LanguageModel, replicas: int | None, threads: int | None)
     """
     total = threads or torch.get_num_threads()
     count = replicas or (min(total, MAX_DEFAULT_REPLICAS) if lm.device.type == "cpu" else 1)
-    # Threads that start later take over what was set last.
+    # Threads that start later inherit this number.
     torch.set_num_threads(max(1, total // count))
     return count

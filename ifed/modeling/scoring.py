@@ -81,7 +81,7 @@ def evaluate(
 
 
 class HeldOut:
-    """Held-out examples that are scored again and again as the coefficients change; the activations of the lower layers are cached.
+    """Held-out examples that are scored repeatedly as the coefficients change; the activations of the lower layers are cached.
 
     Args:
         first_layer: the lowest layer that will be injected into.
@@ -128,7 +128,7 @@ class HeldOut:
 
 
 def scoring_rows(prompt: Prompt, labels: LabelTokens) -> list[Row]:
-    """Return the rows that score a prompt: it, followed by each of the fewest label prefixes that reach every inner node."""
+    """Return the rows that score a prompt: the prompt followed by each of the fewest label prefixes that reach every inner node."""
     last = len(prompt.ids) - 1
     return [
         Row(prompt.ids + extension, tuple(last + len(node) for node in nodes), prompt.prefix_length)

@@ -1,8 +1,8 @@
 """Parts of a forward pass as TorchScript, which takes Python's global interpreter lock once instead of a dozen times.
 
 Replicas of one process wait for that lock rather than for a core: `benchmarks.lanes` measures by how much. The operators are the same, and
-so are the bits. Only passes without gradients use the scripts. torch calls TorchScript deprecated and names `torch.compile` in its place,
-whose guards are Python: with it one text took longer, not less (docs/decisions/0007-pieces-outside-pythons-lock.md).
+so are the bits. Only passes without gradients use the scripts. TorchScript is deprecated in favour of
+`torch.compile`, whose guards run in Python: with it one text took longer, not less (docs/decisions/0007-pieces-outside-pythons-lock.md).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _row_by_row_attention(
     outputs: list[Tensor] = []
     queries, keys, values = query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)
     for row in range(len(lengths)):
-        row_keys, row_values, before_keys, before_values = keys[row], values[row], prefix_keys[row], prefix_values[row]
-        if before_keys is not None and before_values is not None:
-            row_keys, row_values = torch.cat([before_keys, row_keys], 2), torch.cat([before_values, row_values], 2)
+        row_keys, row_values, cached_keys, cached_values = keys[row], values[row], prefix_keys[row], prefix_values[row]
+        if cached_keys is not None and cached_values is not None:
+            row_keys, row_values = torch.cat([cached_keys, row_keys], 2), torch.cat([cached_values, row_values], 2)
         mask = masks[row]
         outputs.append(
             torch.nn.functional.scaled_dot_product_attention(

@@ -1,6 +1,6 @@
-"""Tracing of the MLPs, norms and attention projections of a model, one TorchScript graph each, with room for hooks between them.
+"""Tracing of the MLPs, norms and attention projections of a model, one TorchScript graph each, with hooks between them.
 
-`ifed.modeling.torchscript` says why, and what torch says of TorchScript.
+`ifed.modeling.torchscript` explains why.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ifed.modeling.attention import (
 )
 from ifed.modeling.families import Family
 
-EXAMPLE_IDS = (0, 1, 2)  # a trace takes any other tokens, and any number of them
+EXAMPLE_IDS = (0, 1, 2)  # a trace accepts any tokens, and any number of them
 
 
 def trace(model: PreTrainedModel, family: Family) -> None:
     """Trace the sub-layers of a frozen model on a CPU, in place.
 
     What the model computes without gradients stays the same, bit for bit, and with gradients is computed as before. A module whose trace
-    gives other bits stays untraced: GPT-2's activation in bfloat16, whose factors the trace rounds, and on some processors in float32 too.
+    differs in any bit stays untraced: GPT-2's activation in bfloat16, whose factors the trace rounds, and on some processors in float32 too.
     """
     enable_row_attention(model)
     layers = family.layers(model)
@@ -82,7 +82,7 @@ def _traced_forward(module: nn.Module, example: Tensor) -> Callable[..., Tensor]
 
 
 def _traced_attention_forward(module: nn.Module, inputs: _Inputs) -> Callable[..., Any] | None:
-    """Return a forward that runs projections and positions as one graph, then `attend`; None if the graph gives other bits."""
+    """Return a forward that runs projections and positions as one graph, then `attend`; None if the graph differs in any bit."""
     original, output_projection = module.forward, module.get_submodule("o_proj")
     projections = _AttentionProjections(module)
     graph = _traced(projections, inputs.hidden, *inputs.keywords["position_embeddings"])
@@ -122,7 +122,7 @@ class _AttentionProjections(nn.Module):
 
 
 def _traced(module: nn.Module, *example: Tensor) -> Callable[..., Any] | None:
-    """Return the trace of a module; None if it gives other bits than the module."""
+    """Return the trace of a module; None if it differs from the module in any bit."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
         graph: Callable[..., Any] = torch.jit.trace(module.eval(), example, check_trace=False)

@@ -18,8 +18,8 @@ def rotated(values: Tensor, base: float) -> Tensor:
     width = values.shape[-1]
     angles = torch.arange(values.shape[1])[:, None] * base ** (-torch.arange(0, width, 2) / width)
     cosine, sine = angles.cos().double(), angles.sin().double()
-    one, other = values[..., : width // 2], values[..., width // 2 :]
-    return torch.cat([one * cosine - other * sine, other * cosine + one * sine], -1)
+    real, imaginary = values[..., : width // 2], values[..., width // 2 :]
+    return torch.cat([real * cosine - imaginary * sine, imaginary * cosine + real * sine], -1)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def shared(values: Tensor, heads: int) -> Tensor:
 
 
 def llama_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
-    model, found = lm.model.model, []
+    model, activations = lm.model.model, []
     stream = model.embed_tokens.weight[ids]
     base = lm.model.config.rope_parameters["rope_theta"]
     heads, key_value_heads = lm.model.config.num_attention_heads, lm.model.config.num_key_value_heads
@@ -55,12 +55,12 @@ def llama_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
         normed = rms(stream, layer.post_attention_layernorm.weight, lm.model.config.rms_norm_eps)
         mlp = (silu(normed @ layer.mlp.gate_proj.weight.T) * (normed @ layer.mlp.up_proj.weight.T)) @ layer.mlp.down_proj.weight.T
         stream = stream + mlp
-        found.append(torch.stack([attention[-1], mlp[-1]]))
-    return torch.stack(found)
+        activations.append(torch.stack([attention[-1], mlp[-1]]))
+    return torch.stack(activations)
 
 
 def gemma3_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
-    model, config, found = lm.model.model, lm.model.config, []
+    model, config, activations = lm.model.model, lm.model.config, []
     stream = model.embed_tokens.weight[ids] * model.embed_tokens.embed_scale.double()
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     for layer, kind in zip(model.layers, config.layer_types, strict=True):
@@ -86,12 +86,12 @@ def gemma3_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
         inner = (gate * (normed @ layer.mlp.up_proj.weight.T)) @ layer.mlp.down_proj.weight.T
         mlp = rms(inner, 1 + layer.post_feedforward_layernorm.weight, eps)
         stream = stream + mlp
-        found.append(torch.stack([attention[-1], mlp[-1]]))
-    return torch.stack(found)
+        activations.append(torch.stack([attention[-1], mlp[-1]]))
+    return torch.stack(activations)
 
 
 def gpt2_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
-    model, found = lm.model.transformer, []
+    model, activations = lm.model.transformer, []
     stream = model.wte.weight[ids] + model.wpe.weight[: len(ids)]
 
     def normed(values: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -107,5 +107,5 @@ def gpt2_by_hand(lm: LanguageModel, ids: Tensor) -> Tensor:
         inner = gelu(normed(stream, block.ln_2) @ block.mlp.c_fc.weight + block.mlp.c_fc.bias, approximate="tanh")
         mlp = inner @ block.mlp.c_proj.weight + block.mlp.c_proj.bias
         stream = stream + mlp
-        found.append(torch.stack([attention[-1], mlp[-1]]))
-    return torch.stack(found)
+        activations.append(torch.stack([attention[-1], mlp[-1]]))
+    return torch.stack(activations)

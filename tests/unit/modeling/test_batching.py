@@ -19,12 +19,12 @@ def test_every_row_is_in_one_group_and_groups_keep_to_the_budget(lengths: list[i
     groups = group_by_budget(lengths, budget, layout)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
-        taken = [lengths[index] for index in group]
-        tokens = sum(taken) if layout == "packed" else len(taken) * max(taken)
+        sizes = [lengths[index] for index in group]
+        tokens = sum(sizes) if layout == "packed" else len(sizes) * max(sizes)
         assert tokens <= budget or len(group) == 1
 
 
-def test_rows_of_similar_length_come_together() -> None:
+def test_rows_of_similar_length_share_a_group() -> None:
     assert group_by_budget([9, 2, 8, 3], 18, "padded") == [[1, 3], [2, 0]]
     assert group_by_budget([9, 2, 8, 3], 13, "packed") == [[1, 3, 2], [0]]
 
@@ -58,7 +58,7 @@ def test_arranging_undoes_splitting(layout: BatchLayout) -> None:
 @pytest.mark.parametrize(
     ("family", "layout"), [*((family, "packed") for family in FAMILY_NAMES), ("llama", "padded"), ("gpt2", "padded")]
 )
-def test_a_batch_gives_what_single_rows_give(family: str, layout: BatchLayout) -> None:
+def test_a_batch_computes_what_single_rows_compute(family: str, layout: BatchLayout) -> None:
     lm = build(family)
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS] + [
         Row.for_last_token((7,)),
@@ -92,7 +92,7 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
         run_with_halving([0, 1], run)
 
 
-def test_a_packed_batch_is_filled_up_by_a_row_that_asks_for_nothing() -> None:
+def test_a_packed_batch_is_filled_up_by_a_row_without_output_positions() -> None:
     batch = Batch.of([Row.for_last_token((5, 6, 7)), Row.for_last_token((8, 9))], layout="packed", pad=1, multiple=4)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 1, 1]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]

@@ -1,4 +1,4 @@
-"""Calibration: the right gradient, a falling loss, and nothing changed but Λ."""
+"""Calibration: the right gradient, a falling loss, and no change but of Λ."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def calibrator(
 def test_the_gradient_equals_finite_differences(family: str, tau: float, names: list[str]) -> None:
     lm = build(family, dtype=torch.float64)
     client, values = calibrator(lm, layers=(1, 2), names=names), random_coefficients(2, 2).values
-    found = client.mean_gradient(Coefficients(values), batch_size=8, seed=0, logit_adjustment=tau)
+    actual = client.mean_gradient(Coefficients(values), batch_size=8, seed=0, logit_adjustment=tau)
     step = 2e-3
     for place in [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0), (1, 1, 0, 1)]:
         losses = []
@@ -68,7 +68,7 @@ def test_the_gradient_equals_finite_differences(family: str, tau: float, names: 
                 (client.mean_gradient(Coefficients(moved), batch_size=8, seed=0, logit_adjustment=tau).loss, moved[place])
             )
         slope = (losses[0][0] - losses[1][0]) / float(losses[0][1] - losses[1][1])
-        assert found.values[place] == pytest.approx(slope, rel=1e-3, abs=2e-4)
+        assert actual.values[place] == pytest.approx(slope, rel=1e-3, abs=2e-4)
 
 
 @pytest.mark.parametrize(("family", "names"), [*((family, SINGLE) for family in CODE_PATHS), ("llama", TREE)])
@@ -98,7 +98,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_label_tokens_over_the_vocabul
     prompts = template(lm)
     labels = prompts.labels(TREE)
     client = calibrator(lm, names=TREE, held_out=0)
-    found = client.mean_gradient(Coefficients.identity(3, 1), batch_size=8, seed=0).loss
+    actual = client.mean_gradient(Coefficients.identity(3, 1), batch_size=8, seed=0).loss
     tokens: list[float] = []
     for example in examples(8, labels=3):
         prompt, label = prompts.prompt(example.text).ids, labels.ids[example.label]
@@ -106,18 +106,18 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_label_tokens_over_the_vocabul
             logits = lm.model(input_ids=torch.tensor([prompt + label]), use_cache=False).logits[0]
         for at, token in enumerate(label):
             tokens.append(-float(torch.log_softmax(logits, -1)[len(prompt) - 1 + at, token]))
-    assert found == pytest.approx(np.mean(tokens), rel=1e-6)
+    assert actual == pytest.approx(np.mean(tokens), rel=1e-6)
 
 
 def test_logit_adjustment_adds_the_log_prior_to_the_label_logits_by_hand() -> None:
     lm = build(dtype=torch.float64)
     labels = template(lm).labels(SINGLE)
     hidden = torch.randn(1, lm.hidden_size, dtype=torch.float64)
-    found = Objective(lm, labels, counts=[6, 0], tau=2.0).total(hidden, [1])
+    actual = Objective(lm, labels, counts=[6, 0], tau=2.0).total(hidden, [1])
     logits = lm.model.get_output_embeddings()(hidden)[0]
     logits[labels.ids[0][0]] += 2.0 * math.log(7 / 8)
     logits[labels.ids[1][0]] += 2.0 * math.log(1 / 8)
-    assert float(found) == pytest.approx(-float(torch.log_softmax(logits, -1)[labels.ids[1][0]]), rel=1e-9)
+    assert float(actual) == pytest.approx(-float(torch.log_softmax(logits, -1)[labels.ids[1][0]]), rel=1e-9)
 
 
 @pytest.mark.parametrize("layers", [ALL, (1, 2)])
@@ -133,24 +133,24 @@ def test_the_same_plan_gives_the_same_bytes_whatever_ran_before(layers: tuple[in
     assert one.coefficients != first.run(start, replace(PLAN, seed=4)).coefficients
 
 
-def test_keeping_the_lower_layers_changes_nothing_but_rounding() -> None:
+def test_caching_the_lower_layers_changes_nothing_but_rounding() -> None:
     lm = build()
     start = random_coefficients(2, 4)
-    kept, computed = calibrator(lm, layers=(1, 2)), calibrator(lm, layers=(1, 2), cache_bytes=0)
-    one, other = (client.mean_gradient(start, batch_size=8, seed=0) for client in (kept, computed))
+    cached, computed = calibrator(lm, layers=(1, 2)), calibrator(lm, layers=(1, 2), cache_bytes=0)
+    one, other = (client.mean_gradient(start, batch_size=8, seed=0) for client in (cached, computed))
     np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-6)
-    assert kept.evaluate(start).tolist() == computed.evaluate(start).tolist()
+    assert cached.evaluate(start).tolist() == computed.evaluate(start).tolist()
 
 
-def test_a_step_cut_into_small_passes_has_the_same_gradient() -> None:
+def test_a_step_divided_into_small_passes_has_the_same_gradient() -> None:
     lm = build(dtype=torch.float64)
     prompts = template(lm)
     every = examples(8)
-    whole, cut = (
+    single_pass, small_passes = (
         Calibrator(lm, prompts, prompts.labels(SINGLE), every, random_context(3), ALL, token_budget=budget)
         for budget in (10_000, 1)
     )
-    one, other = (client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0) for client in (whole, cut))
+    one, other = (client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0) for client in (single_pass, small_passes))
     np.testing.assert_allclose(one.values, other.values, rtol=1e-5, atol=1e-8)
     assert one.loss == pytest.approx(other.loss)
 
@@ -162,22 +162,22 @@ def test_held_out_counts_equal_a_plain_evaluation(layers: tuple[int, ...], names
     prompts = template(lm)
     coefficients = random_coefficients(len(layers), 4)
     client = calibrator(lm, layers=layers, names=names, held_out=7)
-    given = injection_of(random_context(len(layers)), coefficients, layers, device="cpu", dtype=lm.dtype)
-    plain = evaluate(lm, prompts, prompts.labels(names), examples(15, labels=len(names))[8:], given)
-    assert client.evaluate(coefficients).tolist() == plain.tolist()
-    assert client.evaluate(coefficients).tolist() == plain.tolist(), "the second time from what was kept"
-    _, told = client.measure(coefficients)
-    items = [ScoringItem(prompts.prompt(one.text), prompts.labels(names), given) for one in examples(15, labels=len(names))[8:]]
+    injected = injection_of(random_context(len(layers)), coefficients, layers, device="cpu", dtype=lm.dtype)
+    expected = evaluate(lm, prompts, prompts.labels(names), examples(15, labels=len(names))[8:], injected)
+    assert client.evaluate(coefficients).tolist() == expected.tolist()
+    assert client.evaluate(coefficients).tolist() == expected.tolist(), "the second time from the cache"
+    _, means = client.measure(coefficients)
+    items = [ScoringItem(prompts.prompt(one.text), prompts.labels(names), injected) for one in examples(15, labels=len(names))[8:]]
     each = np.exp(score(lm, items))
-    assert told is not None
-    assert told == pytest.approx(each.mean(axis=0), abs=1e-5)
+    assert means is not None
+    assert means == pytest.approx(each.mean(axis=0), abs=1e-5)
 
 
-def test_nothing_held_out_is_an_empty_table() -> None:
+def test_without_held_out_examples_all_counts_are_zero() -> None:
     assert calibrator(build(), held_out=0).evaluate(Coefficients.identity(3, 1)).tolist() == [[0, 0], [0, 0]]
 
 
-def test_evaluation_leaves_the_kept_activations_fit_for_training() -> None:
+def test_activations_cached_by_an_evaluation_can_be_trained_on() -> None:
     client = calibrator(build(), layers=(1, 2))
     client.evaluate(Coefficients.identity(2, 4))
     client.run(Coefficients.identity(2, 4), PLAN)
@@ -199,7 +199,7 @@ def test_a_batch_larger_than_the_training_set_is_the_training_set() -> None:
     assert [sorted(batch) for batch in sample_batches(3, 8, 2, seed=1)] == [[0, 1, 2], [0, 1, 2]]
 
 
-def test_the_learning_rate_goes_in_a_straight_line_from_one_end_to_the_other() -> None:
+def test_the_learning_rate_falls_linearly_from_its_start_to_its_end() -> None:
     client = calibrator(build())
     start = Coefficients.identity(3, 4)
     one = client.run(start, replace(PLAN, steps=1, learning_rate=0.05, learning_rate_end=0.0)).coefficients
@@ -207,12 +207,12 @@ def test_the_learning_rate_goes_in_a_straight_line_from_one_end_to_the_other() -
 
 
 def test_progress_counts_every_step() -> None:
-    told: list[tuple[int, int]] = []
-    calibrator(build()).run(Coefficients.identity(3, 4), PLAN, progress=lambda done, total: told.append((done, total)))
-    assert told == [(step, 10) for step in range(1, 11)]
+    reports: list[tuple[int, int]] = []
+    calibrator(build()).run(Coefficients.identity(3, 4), PLAN, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(step, 10) for step in range(1, 11)]
 
 
-def test_no_training_examples_is_a_refusal() -> None:
+def test_calibration_without_training_examples_is_refused() -> None:
     lm = build()
     prompts = template(lm)
     with pytest.raises(Malformed, match="there are none"):
@@ -249,8 +249,8 @@ def test_the_gradient_of_every_coefficient_is_its_finite_difference(family: str)
     start = random_coefficients(3, 2)
 
     def at(values: np.ndarray) -> tuple[np.ndarray, float]:
-        found = work.mean_gradient(Coefficients(values), batch_size=4, seed=0)
-        return found.values, found.loss
+        actual = work.mean_gradient(Coefficients(values), batch_size=4, seed=0)
+        return actual.values, actual.loss
 
     gradient, _ = at(start.values)
     step = np.float32(2**-7)
@@ -276,11 +276,11 @@ def test_a_calibration_batch_that_does_not_fit_into_memory_is_halved_and_gives_t
             raise torch.OutOfMemoryError
 
     hook = lm.model.base_model.register_forward_pre_hook(too_much, with_kwargs=True)
-    found = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    actual = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
     hook.remove()
     assert max(sizes) > 60 >= min(sizes)
-    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-6)
-    assert found.loss == pytest.approx(expected.loss)
+    np.testing.assert_allclose(actual.values, expected.values, rtol=1e-4, atol=1e-6)
+    assert actual.loss == pytest.approx(expected.loss)
 
 
 def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice() -> None:
@@ -288,22 +288,22 @@ def test_memory_that_runs_out_in_the_backward_pass_adds_nothing_twice() -> None:
     prompts = template(lm)
     client = Calibrator(lm, prompts, prompts.labels(TREE), examples(labels=3), random_context(3), ALL, token_budget=10_000)
     expected = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
-    left = [1]
+    failures_left = [1]
 
-    def once(gradient: torch.Tensor) -> torch.Tensor:
-        if left:
-            left.pop()
+    def fail_once(gradient: torch.Tensor) -> torch.Tensor:
+        if failures_left:
+            failures_left.pop()
             raise torch.OutOfMemoryError
         return gradient
 
-    def watch(_module: object, _given: object, taken: Any) -> None:
-        (taken[0] if isinstance(taken, tuple) else taken).register_hook(once)
+    def watch(_module: object, _arguments: object, output: Any) -> None:
+        (output[0] if isinstance(output, tuple) else output).register_hook(fail_once)
 
     hook = lm.family.layers(lm.model)[0].register_forward_hook(watch)
-    found = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
+    actual = client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
     hook.remove()
-    assert not left
-    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-6)
+    assert not failures_left
+    np.testing.assert_allclose(actual.values, expected.values, rtol=1e-4, atol=1e-6)
 
 
 def test_backward_keeps_no_weights_gradient_and_records_no_layer_below_the_first_injected() -> None:
@@ -313,7 +313,7 @@ def test_backward_keeps_no_weights_gradient_and_records_no_layer_below_the_first
     recorded: list[bool] = []
     hooks = [
         layer.register_forward_hook(
-            lambda _module, _given, taken: recorded.append((taken[0] if isinstance(taken, tuple) else taken).requires_grad)
+            lambda _module, _arguments, output: recorded.append((output[0] if isinstance(output, tuple) else output).requires_grad)
         )
         for layer in lm.family.layers(lm.model)
     ]
@@ -333,7 +333,7 @@ def test_backward_keeps_no_input_of_a_frozen_projection() -> None:
     def inputs_kept() -> int:
         entered: list[torch.Tensor] = []  # held, so that no memory is used a second time
         saved: list[torch.Tensor] = []
-        hooks = [one.register_forward_pre_hook(lambda _module, given: entered.append(given[0])) for one in projections]
+        hooks = [one.register_forward_pre_hook(lambda _module, injected: entered.append(injected[0])) for one in projections]
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
             client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
         for hook in hooks:

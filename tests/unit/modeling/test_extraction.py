@@ -28,9 +28,9 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(
     labels = prompts.labels(["positive", "topic science"])
     demonstrations = [torch.tensor(prompts.demonstration(one.text, one.label, labels)) for one in examples()]
     expected = torch.stack([by_hand(lm, ids) for ids in demonstrations]).mean(0)
-    found = context_vector(lm, prompts, labels, examples(), layers=ALL)
-    assert found.values.dtype == np.float32
-    np.testing.assert_allclose(found.values, expected.numpy(), **TOLERANCE)
+    actual = context_vector(lm, prompts, labels, examples(), layers=ALL)
+    assert actual.values.dtype == np.float32
+    np.testing.assert_allclose(actual.values, expected.numpy(), **TOLERANCE)
 
 
 def test_a_demonstration_is_the_template_one_space_and_the_label() -> None:
@@ -51,15 +51,15 @@ def test_the_mean_does_not_depend_on_batches_or_order(family: str) -> None:
     np.testing.assert_allclose(one_by_one.values, together.values, **TOLERANCE)
 
 
-def test_a_vector_of_some_layers_is_those_rows_of_the_whole() -> None:
+def test_a_vector_of_some_layers_is_those_rows_of_the_full_vector() -> None:
     lm = build()
     prompts = template(lm)
     labels = prompts.labels(["positive", "negative"])
-    whole = context_vector(lm, prompts, labels, examples(), layers=ALL)
-    assert context_vector(lm, prompts, labels, examples(), layers=[0, 1]) == ContextVector(whole.values[:2])
+    full = context_vector(lm, prompts, labels, examples(), layers=ALL)
+    assert context_vector(lm, prompts, labels, examples(), layers=[0, 1]) == ContextVector(full.values[:2])
 
 
-def test_the_forward_pass_ends_at_the_last_layer_asked_for() -> None:
+def test_the_forward_pass_ends_at_the_last_requested_layer() -> None:
     lm = build()
     prompts = template(lm)
     ran: list[int] = []
@@ -74,23 +74,23 @@ def test_the_forward_pass_ends_at_the_last_layer_asked_for() -> None:
 def test_progress_counts_every_example() -> None:
     lm = build()
     prompts = template(lm)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     context_vector(
         lm, prompts, prompts.labels(["positive", "negative"]), examples(), layers=ALL, token_budget=40,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reports.append((done, total)),
     )  # fmt: skip
-    assert told[-1] == (8, 8)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert reports[-1] == (8, 8)
+    assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
 
-def test_no_examples_is_a_refusal() -> None:
+def test_no_examples_are_refused() -> None:
     lm = build()
     prompts = template(lm)
     with pytest.raises(Malformed, match="there are none"):
         context_vector(lm, prompts, prompts.labels(["positive", "negative"]), [], layers=ALL)
 
 
-def test_a_layer_the_model_does_not_have_is_a_refusal() -> None:
+def test_a_layer_the_model_does_not_have_is_refused() -> None:
     lm = build()
     prompts = template(lm)
     with pytest.raises(LayoutMismatch, match="layers 0 to 2"):

@@ -32,28 +32,28 @@ def test_a_saved_model_has_the_fingerprint_it_had_in_memory(family: str, tmp_pat
 
 
 def test_the_fingerprint_depends_on_neither_sharding_nor_path_nor_compute_dtype(tmp_path: Path) -> None:
-    whole = identity(save(tmp_path / "a"), tmp_path)
+    expected = identity(save(tmp_path / "a"), tmp_path)
     sharded = save(tmp_path / "elsewhere" / "b", shard="20KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
-    assert identity(sharded, tmp_path) == whole
-    assert load(str(sharded), cache=tmp_path, dtype="bfloat16").fingerprint == whole
+    assert identity(sharded, tmp_path) == expected
+    assert load(str(sharded), cache=tmp_path, dtype="bfloat16").fingerprint == expected
 
 
 def test_other_weights_dtype_configuration_or_tokenizer_are_another_fingerprint(tmp_path: Path) -> None:
-    found = {identity(save(tmp_path / "a"), tmp_path)}
-    found.add(identity(save(tmp_path / "b", seed=1), tmp_path))
-    found.add(identity(save(tmp_path / "c", dtype=torch.bfloat16), tmp_path))
+    fingerprints = {identity(save(tmp_path / "a"), tmp_path)}
+    fingerprints.add(identity(save(tmp_path / "b", seed=1), tmp_path))
+    fingerprints.add(identity(save(tmp_path / "c", dtype=torch.bfloat16), tmp_path))
     config = json.loads((save(tmp_path / "d") / "config.json").read_text())
     (tmp_path / "d" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
-    found.add(identity(tmp_path / "d", tmp_path))
+    fingerprints.add(identity(tmp_path / "d", tmp_path))
     tokenizer = json.loads((save(tmp_path / "e") / "tokenizer.json").read_text())
     tokenizer["pre_tokenizer"]["add_prefix_space"] = True
     (tmp_path / "e" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    found.add(identity(tmp_path / "e", tmp_path))
-    assert len(found) == 5
+    fingerprints.add(identity(tmp_path / "e", tmp_path))
+    assert len(fingerprints) == 5
 
 
-def test_the_fingerprint_forgets_what_a_call_left_in_the_tokenizer() -> None:
+def test_the_fingerprint_ignores_the_state_a_call_leaves_in_the_tokenizer() -> None:
     model, tokenizer = build_model("llama"), build_tokenizer()
     before = fingerprint_of_model(model, tokenizer)
     tokenizer.pad_token = "<pad>"
@@ -61,18 +61,18 @@ def test_the_fingerprint_forgets_what_a_call_left_in_the_tokenizer() -> None:
     assert fingerprint_of_model(model, tokenizer) == before
 
 
-def test_the_fingerprint_is_kept_beside_the_files_and_dropped_when_they_change(tmp_path: Path) -> None:
+def test_the_fingerprint_is_cached_beside_the_files_until_they_change(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     first = identity(folder, tmp_path)
-    kept = json.loads((folder / CACHE_FILE).read_text())
-    assert kept["fingerprint"] == first
-    (folder / CACHE_FILE).write_text(json.dumps(kept | {"fingerprint": "kept"}))
-    assert identity(folder, tmp_path) == "kept"
+    cached = json.loads((folder / CACHE_FILE).read_text())
+    assert cached["fingerprint"] == first
+    (folder / CACHE_FILE).write_text(json.dumps(cached | {"fingerprint": "cached"}))
+    assert identity(folder, tmp_path) == "cached"
     save(folder, seed=1)
-    assert identity(folder, tmp_path) not in {first, "kept"}
+    assert identity(folder, tmp_path) not in {first, "cached"}
 
 
-def test_a_folder_that_cannot_be_written_still_has_a_fingerprint_and_keeps_no_scraps(tmp_path: Path) -> None:
+def test_a_read_only_folder_has_a_fingerprint_and_no_leftover_files(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     (folder / CACHE_FILE).mkdir()  # in the way of the file, and of root too, who may write everywhere
     before = sorted(path.name for path in folder.iterdir())
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_still_has_a_fingerprint_and_keeps_no_sc
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_damage_to_the_kept_fingerprint_is_harmless(tmp_path: Path) -> None:
+def test_a_damaged_cached_fingerprint_is_ignored(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     first = identity(folder, tmp_path)
     (folder / CACHE_FILE).write_text("[]")

@@ -16,12 +16,12 @@ def test_the_order_of_results_is_the_order_of_the_rows_whatever_the_budget(budge
     lm = build(dtype=torch.float64)
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     expected = [final_hidden(lm, Batch.of([row], layout="packed"))[0, -1:] for row in rows]
-    for found, one in zip(run_rows(lm, rows, [None] * len(rows), token_budget=budget), expected, strict=True):
-        torch.testing.assert_close(found, one, **ROUNDING)
+    for states, expected_states in zip(run_rows(lm, rows, [None] * len(rows), token_budget=budget), expected, strict=True):
+        torch.testing.assert_close(states, expected_states, **ROUNDING)
 
 
 @pytest.mark.parametrize(("first_layer", "limit", "used"), [(1, 10**9, True), (0, 10**9, False), (1, 100, False)])
-def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer: int, limit: int, used: bool) -> None:
+def test_activations_are_cached_above_the_lowest_layer_and_within_the_limit(first_layer: int, limit: int, used: bool) -> None:
     lm = build()
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     lower = ActivationCache(lm, first_layer, rows, max_bytes=limit)
@@ -32,7 +32,7 @@ def test_lower_layers_are_kept_above_the_lowest_and_within_the_limit(first_layer
         torch.testing.assert_close(one, other)
 
 
-def test_kept_lower_layers_are_not_computed_again() -> None:
+def test_cached_lower_layers_are_not_computed_again() -> None:
     lm = build()
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
     lower = ActivationCache(lm, 2, rows, max_bytes=10**9)

@@ -77,14 +77,14 @@ def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_f
 def test_an_injected_layer_gives_exactly_the_equation(family: str) -> None:
     lm = build(family, dtype=torch.float64)
     batch, layer = batch_of(lm), 1
-    given = injection(lm, (layer,))
+    injected = injection(lm, (layer,))
     with capture(lm, ALL) as bare, torch.no_grad():
         final_hidden(lm, batch)
-    with capture(lm, ALL) as before, inject(lm, given), capture(lm, ALL) as after, torch.no_grad():
+    with capture(lm, ALL) as before, inject(lm, injected), capture(lm, ALL) as after, torch.no_grad():
         final_hidden(lm, batch)
     for site in (0, 1):
         assert torch.equal(after.outputs[0, site], bare.outputs[0, site]), "the layer below is untouched"
-        expected = torch.addcmul(given.shift[0, site], before.outputs[layer, site], given.scale[0, site])
+        expected = torch.addcmul(injected.shift[0, site], before.outputs[layer, site], injected.scale[0, site])
         assert torch.equal(after.outputs[layer, site], expected)
     assert torch.equal(before.outputs[layer, 0], bare.outputs[layer, 0]), "what enters the first site is untouched"
     assert not torch.allclose(after.outputs[2, 0], bare.outputs[2, 0]), "what comes after has changed"
@@ -93,7 +93,7 @@ def test_an_injected_layer_gives_exactly_the_equation(family: str) -> None:
 @families
 def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) -> None:
     lm = build(family, dtype=torch.float64)
-    batch, given = batch_of(lm), injection(lm)
+    batch, injected = batch_of(lm), injection(lm)
     entered: list[Tensor] = []
     layers = lm.family.layers(lm.model)
     readers = [
@@ -102,15 +102,15 @@ def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) 
         )
         for layer in layers
     ]
-    with capture(lm, ALL) as raw, inject(lm, given), torch.no_grad():
+    with capture(lm, ALL) as raw, inject(lm, injected), torch.no_grad():
         stream = layer_input(lm, 0, batch)
         final_hidden(lm, batch)
     for reader in readers:
         reader.remove()
     for layer in ALL:
         attention, mlp = raw.outputs[layer, 0], raw.outputs[layer, 1]
-        stream = stream + (given.shift[layer, 0] + given.scale[layer, 0] * attention)
-        stream = stream + (given.shift[layer, 1] + given.scale[layer, 1] * mlp)
+        stream = stream + (injected.shift[layer, 0] + injected.scale[layer, 0] * attention)
+        stream = stream + (injected.shift[layer, 1] + injected.scale[layer, 1] * mlp)
         torch.testing.assert_close(entered[layer], stream, rtol=1e-12, atol=1e-12)
 
 
@@ -140,7 +140,7 @@ def test_no_hook_survives_an_exception(family: str) -> None:
 
 def test_a_layer_that_does_not_exist_is_refused_and_leaves_no_hook() -> None:
     lm = build()
-    with pytest.raises(LayoutMismatch, match=r"layers 0 to 2, asked for \[3\]"), inject(lm, injection(lm, (1, 3))):
+    with pytest.raises(LayoutMismatch, match=r"layers 0 to 2, got \[3\]"), inject(lm, injection(lm, (1, 3))):
         pass
     with pytest.raises(LayoutMismatch), capture(lm, [0, -1]):
         pass
@@ -155,31 +155,31 @@ def test_an_injection_of_another_hidden_size_is_refused() -> None:
     assert hooks_on(lm.model) == 0
 
 
-def test_a_second_injection_is_refused_and_the_first_stays_whole() -> None:
+def test_a_second_injection_is_refused_and_the_first_stays_in_place() -> None:
     lm = build()
-    batch, given = batch_of(lm), injection(lm)
-    with inject(lm, given):
+    batch, injected = batch_of(lm), injection(lm)
+    with inject(lm, injected):
         once = final_hidden(lm, batch)
-        with pytest.raises(RuntimeError, match="carries an injection already"), inject(lm, given):
+        with pytest.raises(RuntimeError, match="carries an injection already"), inject(lm, injected):
             pass
         assert torch.equal(final_hidden(lm, batch), once)
-    with inject(lm, given):
+    with inject(lm, injected):
         assert torch.equal(final_hidden(lm, batch), once)
 
 
 @code_paths
 def test_nothing_is_written_in_place(family: str) -> None:
     lm = build(family)
-    batch, given = batch_of(lm), injection(lm)
-    scale, shift = given.scale.clone(), given.shift.clone()
+    batch, injected = batch_of(lm), injection(lm)
+    scale, shift = injected.scale.clone(), injected.shift.clone()
     with capture(lm, ALL) as raw, torch.no_grad():
         final_hidden(lm, batch)
-    kept = {place: output.clone() for place, output in raw.outputs.items() if place == (0, 0)}
-    with capture(lm, [0]) as before, inject(lm, given), torch.no_grad():
+    original = {place: output.clone() for place, output in raw.outputs.items() if place == (0, 0)}
+    with capture(lm, [0]) as before, inject(lm, injected), torch.no_grad():
         final_hidden(lm, batch)
-    assert torch.equal(before.outputs[0, 0], kept[0, 0])
-    assert torch.equal(given.scale, scale)
-    assert torch.equal(given.shift, shift)
+    assert torch.equal(before.outputs[0, 0], original[0, 0])
+    assert torch.equal(injected.scale, scale)
+    assert torch.equal(injected.shift, shift)
 
 
 @pytest.mark.parametrize(
@@ -191,25 +191,25 @@ def test_nothing_is_written_in_place(family: str) -> None:
         ("gemma3_text", "padded", 1, ChannelAffine),
     ],
 )
-def test_rows_with_injections_of_their_own_give_what_each_gives_alone(
+def test_rows_with_different_injections_compute_what_each_computes_alone(
     family: str, layout: BatchLayout, min_tokens: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", min_tokens)
     lm = build(family)
     batch = batch_of(lm, layout)
     several = [injection(lm), None, injection(lm, (2,), seed=5), injection(lm, (0, 1), groups=1, seed=6)]
-    given = [several[index % len(several)] for index in range(len(TEXTS))]
-    beside = InjectionBatch(given)
-    assert isinstance(beside.transforms(batch.row_of)[0], kind)
-    with inject(lm, beside, rows=batch.row_of), torch.no_grad():
+    by_row = [several[index % len(several)] for index in range(len(TEXTS))]
+    batched = InjectionBatch(by_row)
+    assert isinstance(batched.transforms(batch.row_of)[0], kind)
+    with inject(lm, batched, rows=batch.row_of), torch.no_grad():
         together = batch.split(final_hidden(lm, batch))
-    for text, one, states in zip(TEXTS, given, together, strict=True):
+    for text, row_injection, states in zip(TEXTS, by_row, together, strict=True):
         alone = Batch.of([Row.for_last_token(template(lm).prompt(text).ids)], layout="padded")
-        with inject(lm, one), torch.no_grad():
+        with inject(lm, row_injection), torch.no_grad():
             torch.testing.assert_close(states, final_hidden(lm, alone)[0], **ROUNDING)
 
 
-def test_injections_of_other_models_do_not_stand_side_by_side() -> None:
+def test_injections_of_different_hidden_sizes_or_with_rows_cannot_be_batched() -> None:
     lm = build()
     other = Injection((0,), *torch.ones(2, 1, 2, HIDDEN // 2))
     rows = Injection((0,), *torch.ones(2, 3, 1, 2, HIDDEN))
@@ -259,11 +259,11 @@ def test_replay_may_start_at_any_layer(first_layer: int) -> None:
 
 
 def check_replay(lm: LanguageModel, layout: BatchLayout, *, first_layer: int) -> None:
-    batch, given = batch_of(lm, layout), injection(lm, tuple(range(first_layer, 3)))
-    with inject(lm, given):
+    batch, injected = batch_of(lm, layout), injection(lm, tuple(range(first_layer, 3)))
+    with inject(lm, injected):
         full = final_hidden(lm, batch)
     hidden = layer_input(lm, first_layer, batch)
-    with replay(lm, first_layer, batch.arrange(batch.split(hidden))), inject(lm, given):
+    with replay(lm, first_layer, batch.arrange(batch.split(hidden))), inject(lm, injected):
         replayed = final_hidden(lm, batch)
     assert torch.equal(bits(batch.arrange(batch.split(replayed))), bits(batch.arrange(batch.split(full))))
     assert hooks_on(lm.model) == 0
@@ -282,11 +282,11 @@ def test_a_replayed_layer_cannot_be_injected_into_or_replayed_again() -> None:
 
 
 @pytest.mark.parametrize("family", [*CODE_PATHS, "mistral"])
-def test_the_side_that_is_padded_changes_no_state_beyond_rounding(family: str) -> None:
+def test_the_padding_side_changes_no_state_beyond_rounding(family: str) -> None:
     lm = build(family)
-    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
     ids = [template(lm).prompt(text).ids for text in TEXTS]
-    width, found = max(map(len, ids)), []
+    width, actual = max(map(len, ids)), []
     for side in ("left", "right"):
         rows, masks = [], []
         for one in ids:
@@ -294,30 +294,32 @@ def test_the_side_that_is_padded_changes_no_state_beyond_rounding(family: str) -
             rows.append([*padding, *one] if side == "left" else [*one, *padding])
             masks.append([*padding, *[1] * len(one)] if side == "left" else [*[1] * len(one), *padding])
         mask = torch.tensor(masks)
-        with torch.no_grad(), inject(lm, given):
+        with torch.no_grad(), inject(lm, injected):
             states = lm.model.base_model(
                 input_ids=torch.tensor(rows), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False
             ).last_hidden_state
-        found.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
-    torch.testing.assert_close(found[0], found[1], **ROUNDING)
+        actual.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
+    torch.testing.assert_close(actual[0], actual[1], **ROUNDING)
     packed = Batch.of([Row.for_last_token(one) for one in ids], layout="packed")
-    with torch.no_grad(), inject(lm, given):
-        torch.testing.assert_close(final_hidden(lm, packed)[0], found[0], **ROUNDING)
+    with torch.no_grad(), inject(lm, injected):
+        torch.testing.assert_close(final_hidden(lm, packed)[0], actual[0], **ROUNDING)
 
 
 def test_the_mlp_of_the_last_layer_runs_at_the_output_positions_alone() -> None:
     lm = build()
-    seen: list[int] = []
+    token_counts: list[int] = []
     mlps = [layer.get_submodule("mlp") for layer in lm.family.layers(lm.model)]
     hooks = [
-        mlp.get_submodule("down_proj").register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[-2]))
+        mlp.get_submodule("down_proj").register_forward_pre_hook(
+            lambda _module, arguments: token_counts.append(arguments[0].shape[-2])
+        )
         for mlp in (mlps[0], mlps[-1])
     ]
     prompts = template(lm)
-    given = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), None) for text in TEXTS]
-    score(lm, given, token_budget=10_000)
+    scored = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), None) for text in TEXTS]
+    score(lm, scored, token_budget=10_000)
     for hook in hooks:
         hook.remove()
-    assert seen[0] > 5 * len(TEXTS)
-    assert seen[1] == len(TEXTS)
+    assert token_counts[0] > 5 * len(TEXTS)
+    assert token_counts[1] == len(TEXTS)
     assert not any("forward" in mlp.__dict__ for mlp in mlps)

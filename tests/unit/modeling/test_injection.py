@@ -66,21 +66,21 @@ def test_the_formula_is_the_exact_one_but_for_rounding(dtype: torch.dtype) -> No
     scale, shift = (torch.randn(24, generator=chance) for _ in range(2))
     exact = activation.double() * scale.double() + shift.double()
     with torch.no_grad():
-        found = ChannelAffine(scale, shift).apply(activation)
-    torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+        actual = ChannelAffine(scale, shift).apply(activation)
+    torch.testing.assert_close(actual.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_run_without_a_change_keeps_its_bits_beside_others(dtype: torch.dtype) -> None:
+def test_a_segment_without_a_transform_keeps_its_bits_beside_others(dtype: torch.dtype) -> None:
     activation = torch.cat([torch.full((1, 30, 8), -0.0), torch.ones(1, 30, 8)], 1).to(dtype)
     change = ChannelAffine(torch.full((8,), 2.0), torch.ones(8))
     with torch.no_grad():
-        found = SegmentedAffine([None, change], (30, 30)).apply(activation)
-    assert found[0, :30].signbit().all()
-    assert found[0, 30:].eq(3).all()
+        actual = SegmentedAffine([None, change], (30, 30)).apply(activation)
+    assert actual[0, :30].signbit().all()
+    assert actual[0, 30:].eq(3).all()
 
 
-def test_runs_are_neighbouring_tokens_of_one_row_in_their_order() -> None:
+def test_segments_are_neighbouring_tokens_of_one_row_in_their_order() -> None:
     rows = torch.tensor([[1] * 20 + [0] * 30 + [1] * 10])
     assert Segments.if_long(rows) == Segments((1, 0, 1), (20, 30, 10))
     assert Segments.if_long(rows.view(2, 30)) is None
@@ -101,14 +101,14 @@ def test_one_group_is_the_published_scalar_coefficient() -> None:
 
 def test_a_group_is_a_run_of_neighbouring_channels() -> None:
     coefficients = random_coefficients(3, 4)
-    given = injection_of(random_context(3), coefficients, ALL, device="cpu", dtype=torch.float32)
+    injected = injection_of(random_context(3), coefficients, ALL, device="cpu", dtype=torch.float32)
     for group in range(4):
-        channels = given.scale[1, 0, group * 8 : group * 8 + 8]
+        channels = injected.scale[1, 0, group * 8 : group * 8 + 8]
         assert channels.tolist() == [coefficients.values[1, 0, 1, group]] * 8
 
 
 @pytest.mark.parametrize(
-    ("layers", "groups", "match"), [((0, 1, 2), 5, "do not divide"), ((0, 1), 4, "2 layers"), ((2, 1, 0), 4, "rise")]
+    ("layers", "groups", "match"), [((0, 1, 2), 5, "do not divide"), ((0, 1), 4, "2 layers"), ((2, 1, 0), 4, "strictly rising")]
 )
 def test_shapes_that_do_not_fit_are_refused(layers: tuple[int, ...], groups: int, match: str) -> None:
     with pytest.raises(LayoutMismatch, match=match):
@@ -117,7 +117,7 @@ def test_shapes_that_do_not_fit_are_refused(layers: tuple[int, ...], groups: int
 
 def test_coefficients_near_one_are_not_rounded_to_the_dtype_of_the_model() -> None:
     values = Coefficients.identity(3, 1).values.copy()
-    values[:, :, 1] = 1.001  # bfloat16 knows 1.0 and 1.0078
-    given = injection_of(random_context(3), Coefficients(values), ALL, device="cpu", dtype=torch.bfloat16)
-    assert given.scale.dtype == torch.float32
-    assert given.scale.max().item() == pytest.approx(1.001)
+    values[:, :, 1] = 1.001  # the neighbouring bfloat16 numbers are 1.0 and 1.0078
+    injected = injection_of(random_context(3), Coefficients(values), ALL, device="cpu", dtype=torch.bfloat16)
+    assert injected.scale.dtype == torch.float32
+    assert injected.scale.max().item() == pytest.approx(1.001)

@@ -16,7 +16,7 @@ def test_labels_of_several_tokens_share_their_beginning() -> None:
     labels = PromptTemplate(TEMPLATE, build_tokenizer()).labels(["topic sport", "positive", "topic science"])
     topic = labels.ids[0][:1]
     assert labels.ids[2][:1] == topic
-    assert labels.extensions == (topic,), "one row answers for the root and for what follows the shared token"
+    assert labels.extensions == (topic,), "one row serves the root and what follows the shared token"
     assert labels.nodes_by_extension == (((), topic),)
 
 
@@ -31,7 +31,7 @@ def test_single_tokens_need_the_bare_prompt_alone() -> None:
         lambda ids: not any(one != other and other[: len(one)] == one for one in ids for other in ids)
     )
 )
-def test_every_inner_node_is_answered_for_once_and_within_its_row(ids: list[tuple[int, ...]]) -> None:
+def test_every_inner_node_is_read_once_and_within_its_row(ids: list[tuple[int, ...]]) -> None:
     labels = LabelTokens(tuple(map(str, ids)), tuple(ids))
     answered = [node for nodes in labels.nodes_by_extension for node in nodes]
     assert sorted(answered) == sorted({label[:length] for label in ids for length in range(len(label))})
@@ -42,7 +42,7 @@ def test_every_inner_node_is_answered_for_once_and_within_its_row(ids: list[tupl
     )
 
 
-def test_priors_go_down_the_tree() -> None:
+def test_priors_are_conditional_at_each_node_of_the_tree() -> None:
     labels = LabelTokens(("a", "b", "c"), ((5,), (6, 1), (6, 2)))
     priors = labels.log_priors([2, 1, 1])
     assert priors[()] == pytest.approx({5: -0.6931, 6: -0.6931}, abs=1e-4)
@@ -52,10 +52,10 @@ def test_priors_go_down_the_tree() -> None:
 @pytest.mark.parametrize(
     ("names", "match"),
     [
-        (["positive"], "two labels at least"),
+        (["positive"], "at least two labels"),
         (["positive", ""], "has no tokens"),
         (["positive", "positive"], "are the same tokens"),
-        (["topic", "topic sport"], "'topic' is how the label 'topic sport' begins"),
+        (["topic", "topic sport"], "'topic' is a prefix of the label 'topic sport'"),
         (["positive", " negative"], "white space around it"),
         (["positive", "good " * 40 + "bad"], "32 at most"),
     ],

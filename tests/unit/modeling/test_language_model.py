@@ -37,9 +37,9 @@ def injection(lm: LanguageModel, seed: int = 2) -> Injection:
     return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
 
 
-def items(lm: LanguageModel, given: Injection | None, words: str = LONG) -> list[ScoringItem]:
-    prompts = template(lm, words)
-    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS]
+def items(lm: LanguageModel, injected: Injection | None, text: str = LONG) -> list[ScoringItem]:
+    prompts = template(lm, text)
+    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def items(lm: LanguageModel, given: Injection | None, words: str = LONG) -> list
 )
 def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) -> None:
     lm = build(family)
-    given = [*items(lm, injection(lm)), *items(lm, None), *items(lm, injection(lm, seed=7), "Review: {text}\nSentiment:")]
+    scored = [*items(lm, injection(lm)), *items(lm, None), *items(lm, injection(lm, seed=7), "Review: {text}\nSentiment:")]
     on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
     for budget in (1, 200, 10_000):
-        found, expected = (np.stack(score(one, given, token_budget=budget)) for one in (on, plain(lm)))
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+        actual, expected = (np.stack(score(model, scored, token_budget=budget)) for model in (on, plain(lm)))
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", CODE_PATHS)
@@ -65,9 +65,9 @@ def test_the_options_together_change_neither_vector_nor_gradient_beyond_rounding
     lm = build(family, dtype=torch.float64)
     prompts = template(lm, LONG)
     labels, vectors, gradients = prompts.labels(LABELS), [], []
-    for one in (lm, plain(lm)):
-        vectors.append(context_vector(one, prompts, labels, examples(labels=3), layers=[0, 1]).values)
-        client = Calibrator(one, prompts, labels, examples(labels=3), random_context(3), ALL)
+    for model in (lm, plain(lm)):
+        vectors.append(context_vector(model, prompts, labels, examples(labels=3), layers=[0, 1]).values)
+        client = Calibrator(model, prompts, labels, examples(labels=3), random_context(3), ALL)
         gradients.append(client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0).values)
     np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)

@@ -33,14 +33,14 @@ def test_a_folder_is_loaded_frozen_and_ready(family: str, tmp_path: Path) -> Non
     assert lm.tokenizer.pad_token is not None
 
 
-def test_threads_are_set_when_asked_for(tmp_path: Path) -> None:
+def test_a_number_of_threads_is_set(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     load(str(save(tmp_path / "model")), cache=tmp_path, threads=1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
 
-def test_the_dtype_follows_the_processor_unless_told(tmp_path: Path) -> None:
+def test_the_default_dtype_follows_the_processor(tmp_path: Path) -> None:
     folder = str(save(tmp_path / "model"))
     can = torch.cpu.get_capabilities()
     fast = can.get("avx512_bf16") or can.get("amx_bf16")
@@ -64,7 +64,7 @@ def test_a_folder_that_transformers_cannot_read_is_refused(tmp_path: Path) -> No
         load(str(folder), cache=tmp_path)
 
 
-def test_quiet_gives_back_the_loudness_it_found() -> None:
+def test_quiet_restores_the_verbosity() -> None:
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()

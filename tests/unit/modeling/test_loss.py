@@ -47,19 +47,19 @@ def test_the_loss_and_its_gradient_are_those_of_the_logits(family: str, at_once:
     lm = build(family, dtype=torch.float64)
     added = offsets(lm) if adjusted else None
     ours, plain = states(lm), states(lm)
-    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), added, logits_at_once=at_once), plainly(lm, plain, added)
-    (3 * found).backward()
+    actual, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), added, logits_at_once=at_once), plainly(lm, plain, added)
+    (3 * actual).backward()
     (3 * expected).backward()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
 def test_logits_that_differ_by_thousands_give_no_infinity() -> None:
     lm = build(dtype=torch.float64)
     hidden = states(lm, factor=1e6)
-    found = cross_entropy(lm, hidden, torch.tensor(TARGETS), logits_at_once=65)
-    found.backward()
-    torch.testing.assert_close(found, plainly(lm, hidden.detach(), None))
+    actual = cross_entropy(lm, hidden, torch.tensor(TARGETS), logits_at_once=65)
+    actual.backward()
+    torch.testing.assert_close(actual, plainly(lm, hidden.detach(), None))
     assert hidden.grad is not None
     assert hidden.grad.isfinite().all()
 
@@ -67,9 +67,9 @@ def test_logits_that_differ_by_thousands_give_no_infinity() -> None:
 def test_half_precision_differs_by_its_rounding_alone() -> None:
     lm = build(dtype=torch.bfloat16)
     ours, plain = states(lm), states(lm)
-    found, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), logits_at_once=65), plainly(lm, plain, None)
-    found.backward()
+    actual, expected = cross_entropy(lm, ours, torch.tensor(TARGETS), logits_at_once=65), plainly(lm, plain, None)
+    actual.backward()
     expected.backward()
-    assert found.dtype is torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+    assert actual.dtype is torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(ours.grad, plain.grad, rtol=2e-2, atol=2e-2)

@@ -50,9 +50,9 @@ def opened(folder: Path, options: Options) -> LanguageModel:
 
 
 def scores(lm: LanguageModel) -> np.ndarray:
-    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
     prompts = template(lm)
-    return np.stack(score(lm, [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS]))
+    return np.stack(score(lm, [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]))
 
 
 def probed(lm: LanguageModel) -> Probe:
@@ -100,9 +100,9 @@ def test_coefficients_are_learned_on_eight_bits(folder: Path) -> None:
 
 def test_eight_bits_are_not_exported(folder: Path) -> None:
     lm = opened(folder, Options(int8=True))
-    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
-    with pytest.raises(UnsupportedFamily, match="in eight bits; load it without"):
-        fold(lm, given)
+    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    with pytest.raises(UnsupportedFamily, match="in eight bits; load it without int8"):
+        fold(lm, injected)
 
 
 def test_a_family_without_linear_modules_is_refused_eight_bits(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_another_tokenizer_is_refused() -> None:
         probed(lm).must_agree(probed(other))
 
 
-def test_a_tokenizer_that_cuts_elsewhere_is_refused() -> None:
+def test_a_tokenizer_that_truncates_elsewhere_is_refused() -> None:
     lm = build()
     short = template(lm)
     object.__setattr__(short, "max_tokens", 128)
@@ -115,7 +115,7 @@ def test_a_model_of_another_depth_is_refused() -> None:
         probed(build()).must_agree(probed(build(num_hidden_layers=2)))
 
 
-def test_numbers_that_overflow_name_their_layer() -> None:
+def test_an_overflow_is_refused_with_the_name_of_its_layer() -> None:
     activations = np.ones((len(TEXTS), 3, 2, 16), np.float32)
     activations[1, 2] = np.inf
     with pytest.raises(ProbeMismatch, match="layer 2 of this model gives numbers that are not finite"):
@@ -126,12 +126,12 @@ def test_a_sketch_keeps_relative_distances() -> None:
     random = np.random.default_rng(0)
     one = random.normal(size=(len(TEXTS), 50, 2, 576)).astype(np.float32)
     other = one + 0.1 * random.normal(size=one.shape).astype(np.float32)
-    found = Probe.of("0" * 64, one).difference(Probe.of("0" * 64, other))
-    assert 0.06 < found.min() <= found.max() < 0.17
+    differences = Probe.of("0" * 64, one).difference(Probe.of("0" * 64, other))
+    assert 0.06 < differences.min() <= differences.max() < 0.17
 
 
 @pytest.mark.parametrize("values", ["no base64!", "AAAA", "AADAfw==" * (len(TEXTS) * 2 * BUCKETS)])
-def test_a_probe_that_is_not_whole_and_finite_is_malformed(values: str) -> None:
+def test_an_incomplete_or_infinite_probe_is_malformed(values: str) -> None:
     with pytest.raises(ValidationError):
         Probe(tokens="0" * 64, layers=1, values=values)
 

@@ -37,21 +37,21 @@ def test_a_prompt_is_the_whole_text_tokenised_with_its_template() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=300))
-def test_a_long_text_is_cut_in_its_middle_and_the_template_stays_whole(text: str) -> None:
+def test_a_long_text_is_truncated_in_its_middle_and_the_template_is_not(text: str) -> None:
     tokenizer = TOKENIZER
     prompts = PromptTemplate(TEMPLATE, tokenizer, max_tokens=40)
-    prompt, whole = prompts.prompt(text), tokenizer(TEMPLATE.replace("{text}", text)).input_ids
-    assert prompt.truncated is (len(whole) > 40)
-    assert len(prompt.ids) == min(len(whole), 40)
-    kept = next(at for at in range(41) if at == len(prompt.ids) or prompt.ids[at] != whole[at])
-    rest = len(prompt.ids) - kept
-    assert rest == 0 or list(prompt.ids[kept:]) == whole[-rest:], "what is kept is a beginning and an end"
+    prompt, untruncated = prompts.prompt(text), tokenizer(TEMPLATE.replace("{text}", text)).input_ids
+    assert prompt.truncated is (len(untruncated) > 40)
+    assert len(prompt.ids) == min(len(untruncated), 40)
+    head = next(index for index in range(41) if index == len(prompt.ids) or prompt.ids[index] != untruncated[index])
+    tail = len(prompt.ids) - head
+    assert tail == 0 or list(prompt.ids[head:]) == untruncated[-tail:], "the remaining tokens are a beginning and an end"
     decoded = tokenizer.decode(prompt.ids)
     assert decoded.startswith("<bos>Review:")
     assert decoded.endswith("\nSentiment:")
 
 
-def test_a_huge_text_is_cut_without_tokenising_all_of_it() -> None:
+def test_a_huge_text_is_truncated_without_tokenising_all_of_it() -> None:
     prompts = PromptTemplate(TEMPLATE, build_tokenizer(), max_tokens=64)
     prompt = prompts.prompt("good " * 2_000_000 + "bad")
     assert prompt.truncated
@@ -109,12 +109,12 @@ def test_a_chat_that_adds_the_first_token_itself_has_it_once() -> None:
     assert prompt.ids.count(1) == 1
 
 
-def test_a_chat_with_a_model_that_cannot_is_refused() -> None:
+def test_a_chat_with_a_model_without_a_usable_chat_template_is_refused() -> None:
     with pytest.raises(BadTemplate, match="no chat template"):
         PromptTemplate.of(build(), TEMPLATE, chat=True)
     shouting = chatty()
     shouting.chat_template = "{{ messages[0].content | upper }}"
-    with pytest.raises(BadTemplate, match="changes the words"):
+    with pytest.raises(BadTemplate, match="changes the message"):
         PromptTemplate.of(replace(build(), tokenizer=shouting), TEMPLATE, chat=True)
     with pytest.raises(BadTemplate, match="must not end in white space"):
         PromptTemplate.of(replace(build(), tokenizer=chatty()), TEMPLATE + " ", chat=True)

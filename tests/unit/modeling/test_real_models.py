@@ -83,7 +83,7 @@ def _cache() -> Path | None:
 
 @models
 def test_the_residual_stream_is_the_equation_of_captured_activations(name: str) -> None:
-    lm, given = model(name), injection(model(name))
+    lm, injected = model(name), injection(model(name))
     batch = Batch.of([Row.for_last_token(template(lm).prompt(TEXTS[0]).ids)], layout="padded")
     entered, left = [], []
     hooks = []
@@ -94,14 +94,14 @@ def test_the_residual_stream_is_the_equation_of_captured_activations(name: str) 
             )
         )
         hooks.append(layer.register_forward_hook(lambda _m, _a, out: left.append(out[0] if isinstance(out, tuple) else out)))
-    with capture(lm, given.layers) as raw, inject(lm, given), torch.no_grad():
+    with capture(lm, injected.layers) as raw, inject(lm, injected), torch.no_grad():
         final_hidden(lm, batch)
     for hook in hooks:
         hook.remove()
-    for at, layer in enumerate(given.layers):
+    for at, layer in enumerate(injected.layers):
         expected = entered[layer]
         for site in (0, 1):
-            expected = expected + (given.shift[at, site] + given.scale[at, site] * raw.outputs[layer, site])
+            expected = expected + (injected.shift[at, site] + injected.scale[at, site] * raw.outputs[layer, site])
         torch.testing.assert_close(left[layer], expected, rtol=1e-4, atol=1e-3)
 
 
@@ -115,35 +115,35 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> Non
     with torch.no_grad():
         rows = [torch.tensor(template(lm).demonstration(one.text, one.label, labels)) for one in examples]
         expected = torch.stack([by_hand(exact, ids) for ids in rows]).mean(0)
-    found = torch.tensor(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
-    far = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    assert float(far.max()) < 1e-3
+    actual = torch.tensor(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
+    distances = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert float(distances.max()) < 1e-3
 
 
 @models
 def test_predictions_depend_on_neither_batch_nor_padding(name: str) -> None:
-    lm, given = model(name), injection(model(name))
+    lm, injected = model(name), injection(model(name))
     rows = [Row.for_last_token(template(lm).prompt(text).ids) for text in TEXTS]
-    found = []
+    actual = []
     for chosen in ([rows], [rows[::-1]], [[row] for row in rows]):
         for layout in ("packed", "padded"):
-            with torch.no_grad(), inject(lm, given):
+            with torch.no_grad(), inject(lm, injected):
                 states = [Batch.of(part, layout=layout) for part in chosen]
                 parts = torch.cat([batch.select_outputs(final_hidden(lm, batch)) for batch in states])
-            found.append(parts.flip(0) if chosen[0][0] is rows[-1] else parts)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-2, atol=1e-2)
+            actual.append(parts.flip(0) if chosen[0][0] is rows[-1] else parts)
+    for other in actual[1:]:
+        torch.testing.assert_close(other, actual[0], rtol=1e-2, atol=1e-2)
 
 
 def test_smollm2_folds_and_gives_the_injected_logits(tmp_path: Path) -> None:
     lm = model("smollm2-135m")
-    given = injection(lm)
-    write(lm, *fold(lm, given), tmp_path)
+    injected = injection(lm)
+    write(lm, *fold(lm, injected), tmp_path)
     with quiet():
         stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     for text in TEXTS:
         ids = template(lm).prompt(text).ids
-        with torch.no_grad(), inject(lm, given):
+        with torch.no_grad(), inject(lm, injected):
             ours = lm.model(torch.tensor([ids])).logits
         with torch.no_grad():
             torch.testing.assert_close(stock(torch.tensor([ids])).logits, ours, rtol=1e-3, atol=1e-3)

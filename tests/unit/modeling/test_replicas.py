@@ -25,9 +25,9 @@ def injection(lm: LanguageModel, seed: int) -> Injection:
     return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
 
 
-def items(lm: LanguageModel, given: Injection | None) -> list[ScoringItem]:
+def items(lm: LanguageModel, injected: Injection | None) -> list[ScoringItem]:
     prompts = template(lm)
-    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), given) for text in TEXTS if text]
+    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS if text]
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_replicas_share_their_tensors_and_no_module(family: str) -> None:
     lm = build(family)
     other = replica(lm)
     for one, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
-        assert all(mine is theirs for mine, theirs in zip(one, same, strict=True))
+        assert all(tensor is shared for tensor, shared in zip(one, same, strict=True))
     assert not set(map(id, lm.model.modules())) & set(map(id, other.model.modules()))
     assert other.model.get_input_embeddings().weight is lm.model.get_input_embeddings().weight
     assert (other.fingerprint, other.row_attention) == (lm.fingerprint, lm.row_attention)
     assert len(replicate(lm, 3)) == 3
 
 
-def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
+def test_an_injection_into_one_replica_leaves_the_other_bare() -> None:
     lm = build()
     other = replica(lm)
     batch = Batch.of([Row.for_last_token((1, 2, 3, 4))], layout="packed")
@@ -62,28 +62,28 @@ def test_what_is_injected_into_one_is_not_injected_into_the_other() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_replicas_in_threads_of_their_own_give_what_one_gives_alone(family: str) -> None:
+def test_replicas_in_separate_threads_compute_what_one_computes_alone(family: str) -> None:
     lm = build(family)
-    kept = PrefixCache(2**20)
-    asked = [items(lm, given) for given in (injection(lm, 1), injection(lm, 2), None)]
-    expected = [np.stack(score(lm, one)) for one in asked]
+    cache = PrefixCache(2**20)
+    scored = [items(lm, injected) for injected in (injection(lm, 1), injection(lm, 2), None)]
+    expected = [np.stack(score(lm, one)) for one in scored]
     both = replicate(lm, 3)
 
     def run(place: int) -> list[np.ndarray]:
         one = both[place]
-        prefixes = PrefixSharing(one, persistent=True, cache=kept)
-        return [np.stack(score(one, asked[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
+        prefixes = PrefixSharing(one, persistent=True, cache=cache)
+        return [np.stack(score(one, scored[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
 
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(run, range(3)))
-    for place, scores in enumerate(found):
+        results = list(pool.map(run, range(3)))
+    for place, scores in enumerate(results):
         for turn, one in enumerate(scores):
             np.testing.assert_allclose(one, expected[(place + turn) % 3], rtol=1e-4, atol=1e-4)
             np.testing.assert_array_equal(one, scores[turn % 3] if turn > 2 else one)
 
 
 @pytest.mark.usefixtures("threads")
-def test_replicas_divide_the_threads_there_are() -> None:
+def test_replicas_divide_the_threads() -> None:
     lm = build()
     for replicas, threads, expected in ((None, 1, (1, 1)), (None, 2, (2, 1)), (None, 16, (4, 4)), (2, 8, (2, 4)), (3, 1, (3, 1))):
         assert (divide_threads(lm, replicas, threads), torch.get_num_threads()) == expected

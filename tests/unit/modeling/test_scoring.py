@@ -30,13 +30,13 @@ def injection(lm: LanguageModel, *, seed: int = 2) -> Injection:
     return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
 
 
-def brute_force(lm: LanguageModel, text: str, names: list[str], given: Injection | None) -> list[float]:
-    """Each label run whole, one at a time, its tokens' log-probabilities over the vocabulary summed."""
+def brute_force(lm: LanguageModel, text: str, names: list[str], injected: Injection | None) -> list[float]:
+    """Return the summed log-probabilities of each label's tokens over the vocabulary, one label per forward pass."""
     prompts = template(lm)
     labels = prompts.labels(names)
     prompt, totals = prompts.prompt(text).ids, []
     for tokens in labels.ids:
-        with inject(lm, given), torch.no_grad():
+        with inject(lm, injected), torch.no_grad():
             logits = lm.model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0]
         log_probabilities = torch.log_softmax(logits.double(), -1)
         totals.append(sum(float(log_probabilities[len(prompt) - 1 + at, token]) for at, token in enumerate(tokens)))
@@ -49,19 +49,19 @@ def brute_force(lm: LanguageModel, text: str, names: list[str], given: Injection
 def test_scores_equal_brute_force(family: str, names: list[str]) -> None:
     lm = build(family)
     prompts = template(lm)
-    given = injection(lm)
-    items = [ScoringItem(prompts.prompt(text), prompts.labels(names), given) for text in TEXTS]
-    for text, found in zip(TEXTS, score(lm, items), strict=True):
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, brute_force(lm, text, names, given), rtol=1e-4, atol=1e-4)
+    injected = injection(lm)
+    items = [ScoringItem(prompts.prompt(text), prompts.labels(names), injected) for text in TEXTS]
+    for text, actual in zip(TEXTS, score(lm, items), strict=True):
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, brute_force(lm, text, names, injected), rtol=1e-4, atol=1e-4)
 
 
 @label_sets
 def test_probabilities_sum_to_one(names: list[str]) -> None:
     lm = build()
     prompts = template(lm)
-    (found,) = score(lm, [ScoringItem(prompts.prompt("good"), prompts.labels(names), None)])
-    assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-6)
+    (actual,) = score(lm, [ScoringItem(prompts.prompt("good"), prompts.labels(names), None)])
+    assert np.exp(actual).sum() == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("names", "dtype"), [(TREE, torch.float32), (TREE, torch.bfloat16), (SINGLE, torch.float32)])
@@ -72,8 +72,8 @@ def test_the_order_of_the_labels_changes_no_score(names: list[str], dtype: torch
     (expected,) = score(lm, [ScoringItem(prompt, prompts.labels(names), None)])
     by_name = dict(zip(names, expected.tolist(), strict=True))
     for order in itertools.islice(itertools.permutations(names), 24):
-        (found,) = score(lm, [ScoringItem(prompt, prompts.labels(order), None)])
-        assert dict(zip(order, found.tolist(), strict=True)) == by_name
+        (actual,) = score(lm, [ScoringItem(prompt, prompts.labels(order), None)])
+        assert dict(zip(order, actual.tolist(), strict=True)) == by_name
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_items_of_several_tasks_in_one_batch_score_what_they_score_alone(family:
         for index, text in enumerate(TEXTS)
     ]
     together = score(lm, items, token_budget=budget)
-    for item, found in zip(items, together, strict=True):
+    for item, actual in zip(items, together, strict=True):
         (alone,) = score(lm, [item])
-        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(actual, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_to_score_is_no_scores() -> None:
+def test_no_items_have_no_scores() -> None:
     assert score(build(), []) == []
 
 
-def test_single_token_labels_do_not_run_the_whole_head() -> None:
+def test_single_token_labels_do_not_run_the_full_head() -> None:
     lm = build()
     prompts = template(lm)
     ran: list[int] = []
@@ -116,8 +116,8 @@ def test_the_confusion_counts_truths_in_rows_and_predictions_in_columns() -> Non
     scores = score(lm, [ScoringItem(prompts.prompt(text), labels, None) for text in TEXTS])
     examples = [LabelledText(text, index % 2) for index, text in enumerate(TEXTS)]
     expected = np.zeros((2, 2), dtype=np.int64)
-    for example, found in zip(examples, scores, strict=True):
-        expected[example.label, int(found.argmax())] += 1
+    for example, actual in zip(examples, scores, strict=True):
+        expected[example.label, int(actual.argmax())] += 1
     counts = evaluate(lm, prompts, labels, examples, None)
     assert counts.dtype == np.int64
     assert counts.tolist() == expected.tolist()
@@ -135,31 +135,31 @@ def test_scoring_survives_a_batch_that_does_not_fit_into_memory() -> None:
             raise torch.OutOfMemoryError
 
     hook = lm.model.base_model.register_forward_pre_hook(too_much, with_kwargs=True)
-    found = score(lm, items, token_budget=10_000)
+    actual = score(lm, items, token_budget=10_000)
     hook.remove()
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CODE_PATHS)
 def test_bfloat16_scores_what_float32_scores_to_rounding(family: str) -> None:
-    found = []
+    actual = []
     for dtype in (torch.float32, torch.bfloat16):
         lm = build(family, dtype=dtype)
-        given = injection_of(random_context(3), Coefficients.identity(3, 4, context_weight=0.05), ALL, device="cpu", dtype=dtype)
+        injected = injection_of(random_context(3), Coefficients.identity(3, 4, context_weight=0.05), ALL, device="cpu", dtype=dtype)
         labels = template(lm).labels(["positive", "negative"])
-        found.append(np.stack(score(lm, [ScoringItem(template(lm).prompt(text), labels, given) for text in TEXTS])))
-    assert np.abs(np.exp(found[0]) - np.exp(found[1])).max() < 0.1
-    sure = np.abs(found[0][:, 0] - found[0][:, 1]) > 0.4
-    assert (found[0].argmax(1) == found[1].argmax(1))[sure].all()
+        actual.append(np.stack(score(lm, [ScoringItem(template(lm).prompt(text), labels, injected) for text in TEXTS])))
+    assert np.abs(np.exp(actual[0]) - np.exp(actual[1])).max() < 0.1
+    sure = np.abs(actual[0][:, 0] - actual[0][:, 1]) > 0.4
+    assert (actual[0].argmax(1) == actual[1].argmax(1))[sure].all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_order_company_and_budget_change_no_score_beyond_rounding(family: str) -> None:
+def test_order_batch_and_budget_change_no_score_beyond_rounding(family: str) -> None:
     lm = build(family)
-    given = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
+    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
     labels = template(lm).labels(["positive", "topic sport"])
-    items = [ScoringItem(template(lm).prompt(text), labels, given) for text in TEXTS]
+    items = [ScoringItem(template(lm).prompt(text), labels, injected) for text in TEXTS]
     alone = np.stack([score(lm, [item])[0] for item in items])
     for budget in (16, 64, 1024):
         np.testing.assert_allclose(np.stack(score(lm, items, token_budget=budget)), alone, rtol=1e-3, atol=1e-3)
