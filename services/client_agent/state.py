@@ -130,7 +130,10 @@ class AgentState:
 
     @property
     def sent_count(self) -> int:
-        """Number of demonstrations that were sent."""
+        """The number of demonstrations in all context vectors sent so far, including those not yet answered.
+
+        The demonstrations themselves are never sent.
+        """
         return sum(len(context.demonstrations) for context in self._sent.values())
 
     def unsent(self, demonstrations: Sequence[LabelledText[int]]) -> list[LabelledText[int]]:

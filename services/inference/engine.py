@@ -205,7 +205,7 @@ class Engine(Generic[Item]):
             self._jobs.pop(job, None)
 
     def _retry_after(self) -> int:
-        """Return the whole seconds in which the waiting tokens should be done at the recent speed."""
+        """Estimate the seconds until all waiting tokens are processed: from 1 to `MAX_RETRY_SECONDS`, 1 while no speed is known."""
         speed = len(self._replicas) * self._tokens_per_second
         return max(1, min(MAX_RETRY_SECONDS, math.ceil(self._waiting_tokens() / speed))) if speed else 1
 
@@ -226,7 +226,11 @@ class Engine(Generic[Item]):
                     self._arrival.clear()
 
     async def _gather(self) -> None:
-        """Wait for more requests, unless a full batch waits or the oldest request has waited long enough."""
+        """Wait until the oldest waiting request is `gather_seconds` old, so that others can join its batch.
+
+        Return at once if no request waits, a full batch already waits, or that time has passed. A batch that fills up during the wait
+        does not end it.
+        """
         oldest = next((job for job in self._jobs if job.waiting), None)
         if oldest is None:
             return

@@ -1,6 +1,6 @@
 """Robust means of the updates of a round, which a minority of hostile contributions cannot move at will.
 
-Every function takes rows, one for each contribution, shape (n, m), of any float dtype, and returns float64, shape (m,) unless it says
+The aggregation rules take rows, one for each contribution, shape (n, m), of any float dtype, and returns float64, shape (m,) unless it says
 otherwise. Rows are first sorted by their values, so the same rows give the same bytes in whatever order they arrive.
 """
 

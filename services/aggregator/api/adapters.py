@@ -34,5 +34,9 @@ async def get_coefficients(task: NamePath, adapters: AdaptersDep, known: KnownDe
 async def get_adapter(
     task: NamePath, adapters: AdaptersDep, known: KnownDep, version: Version = None, wait: Wait = 0.0
 ) -> Response:
-    """Return what a model needs to serve the task; wait up to `wait` seconds while it is what If-None-Match names."""
+    """Return the adapter of `version`, by default of the version that the task serves.
+
+    Wait up to `wait` seconds while the caller already has it (If-None-Match) or no version is served yet; then answer 304, or refuse
+    with NothingYet.
+    """
     return tensor_response(await adapters.adapter(task, version, known=known, wait=wait), known)

@@ -327,7 +327,7 @@ def _check_identity(spec: TaskSpec, expected: ModelIdentity, request: JoinReques
 
 
 def read_context_body(body: bytes, client: str, now: datetime) -> Contribution:
-    """Parse the body of a context vector.
+    """Parse the body of a context vector into a contribution of `client`, received at `now`.
 
     Raises:
         Malformed: it is not a safetensors body of this format.

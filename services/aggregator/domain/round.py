@@ -136,7 +136,7 @@ class Round:
         if self.contributed >= self.required:
             self.state = RoundState.AGGREGATING
         else:
-            self.fail(f"{self.contributed} of {self.required} needed contributions came; missing: {named(missing)}", now)
+            self.fail(f"{self.contributed} of {self.required} needed contributions came; missing: {join_names(missing)}", now)
 
     def close_now(self) -> None:
         """Aggregate before the deadline, with or without a quorum, because an admin said so.
@@ -190,7 +190,7 @@ class Round:
             raise WrongState(f"{self} is {self.state} and can no longer {verb}")
 
 
-def named(clients: Sequence[str]) -> str:
-    """Return the names as a sentence part of at most `NAMES_SHOWN`, since a round may wait for thousands."""
+def join_names(clients: Sequence[str]) -> str:
+    """Join the names with commas for an error message; after the first `NAMES_SHOWN`, add "and N more"."""
     more = len(clients) - NAMES_SHOWN
     return ", ".join(clients[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -41,7 +41,14 @@ def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step 
 
 
 def stalled(policy: Policy, evaluations: Evaluated) -> bool:
-    """Return whether the accuracy has not risen above its best for `policy.patience` evaluations."""
+    """Return whether the last `policy.patience` evaluations all failed to exceed the best accuracy before them.
+
+    Return False if the policy has no patience or there is no evaluation. An equal accuracy is not an improvement.
+
+    Args:
+        policy: of the task.
+        evaluations: versions and their results, oldest first.
+    """
     if policy.patience is None or not evaluations:
         return False
     accuracies = [evaluation.accuracy for _, evaluation in evaluations]

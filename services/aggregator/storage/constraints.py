@@ -37,9 +37,13 @@ def broken_constraint(reason: IntegrityError) -> str:
 
 
 def _constraint_on(columns: frozenset[str]) -> str:
-    """Return the name of the constraint on `columns`, each `table.column`, which SQLite reports instead of the name.
+    """Return the name of the primary key, unique constraint or unique index on exactly these columns; empty if there is none.
 
-    Of two on the same columns the primary key is meant.
+    SQLite reports the columns of a broken constraint instead of its name. If a primary key and another constraint of a table cover the
+    same columns, return the primary key.
+
+    Args:
+        columns: each as `table.column`.
     """
     for table in metadata.tables.values():
         for constraint in _unique_constraints(table):

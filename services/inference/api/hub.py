@@ -56,7 +56,11 @@ async def predict(
 async def classify_as_hub(
     model: Model, body: HubRequest, response: Response, classifier: ClassifierDep, deadline: DeadlineDep
 ) -> list[list[LabelScore] | ErrorBody]:
-    """Classify as the Hugging Face inference clients expect: one list of labels per text, the best label first."""
+    """Classify texts in the format of the Hugging Face inference clients: one list of labels with scores per text, best first.
+
+    `top_k` shortens the lists. In a batch, a text that cannot be classified gets an error in place of its list; a single string is
+    refused with that error. Long texts are truncated unless `truncate` is false.
+    """
     answer = await classifier.classify(model, body.texts, truncate=body.parameters.truncate, deadline=deadline)
     response.headers.update(answer_headers(answer))
     return hub_response(body, answer)
