@@ -1,4 +1,4 @@
-"""The agent's loop: ask for an assignment, follow it, retry while the aggregator is away, and end with the task."""
+"""The agent's loop: poll for an assignment, follow it, retry while the aggregator is unavailable, and end with the task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CannotTakePart(IFedError):
 
 
 class Agent:
-    """Run one organisation's part in one task until the task is done.
+    """Take part in one task on behalf of one organisation until the task is done.
 
     Args:
         aggregator: where assignments come from.
@@ -50,8 +50,8 @@ class Agent:
         status: receives the present activity.
         task: the name of the task.
         wait: seconds the aggregator may hold a long poll.
-        stay: go on asking after the task has finished, for a later start.
-        has_new_data: whether a client's data file may hold demonstrations that were not sent yet; asked in idle time.
+        stay: keep polling after the task has finished, for a later start.
+        has_new_data: whether a client's data file may contain demonstrations that were not sent yet; called in idle time.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Agent:
 
         Raises:
             CannotTakePart: the aggregator refuses this client permanently; the message says what to change.
-            BadData: the data file is missing or holds a bad row.
+            BadData: the data file is missing or contains a bad row.
         """
         while True:
             self._status.begin(Activity.ASKING if self._participant is None else Activity.WAITING)
@@ -93,7 +93,7 @@ class Agent:
                     return assignment.state
                 await self._wait_for_restart(assignment)
             elif assignment.kind is AssignmentKind.WAIT:
-                await asyncio.sleep(MIN_PAUSE_SECONDS)  # an aggregator that answers at once must not be asked in a busy loop
+                await asyncio.sleep(MIN_PAUSE_SECONDS)  # an aggregator that answers at once must not be polled in a busy loop
             else:
                 await self._retry(partial(self._follow, assignment))
                 self._count_bytes()
@@ -145,7 +145,7 @@ class Agent:
 
         Raises:
             CannotTakePart: the aggregator refused permanently.
-            BadData: the data file is missing or holds a bad row.
+            BadData: the data file is missing or contains a bad row.
         """
         try:
             async for attempt in AsyncRetrying(
@@ -171,12 +171,12 @@ class Agent:
 
 
 def _definition(task: TaskBrief) -> str:
-    """Return what a participant was prepared for; it is prepared again when an admin changes the draft of a task."""
+    """Return the definition a participant is prepared for; it is prepared again when an admin changes the draft of a task."""
     return task.model_dump_json(exclude={"identity", "layout"})
 
 
 def _pause(attempt: RetryCallState) -> float:
-    """Return the seconds to wait: exponential backoff, and at least what the aggregator's Retry-After asked for."""
+    """Return the seconds to wait: exponential backoff, and at least the aggregator's Retry-After."""
     error = attempt.outcome.exception() if attempt.outcome else None
     retry_after = error.retry_after if isinstance(error, IFedError) and error.retry_after else 0
     return max(float(retry_after), backoff(attempt))

@@ -84,7 +84,7 @@ async def _run(settings: Settings, status: Status, on_end: Callable[[int], None]
         log.error("cannot take part", error=type(refusal).__name__, detail=refusal.detail)
         status.begin(Activity.STOPPED, note=refusal.detail)
         code = 1
-    except Exception:  # the process must end, rather than go on serving its status page without a loop
+    except Exception:  # the process must end and not serve its status page without a loop
         log.exception("unexpected error")
         status.begin(Activity.STOPPED, note="unexpected error; see the agent's log")
         code = 1
@@ -185,17 +185,17 @@ def main() -> None:
         sys.exit(asyncio.run(_withdraw_or_log(settings)))
     if sys.argv[1:]:
         sys.exit(f"unknown command {sys.argv[1]!r}; use `withdraw`, or no command to take part")
-    outcome: list[int] = []
+    exit_codes: list[int] = []
 
     def end(code: int) -> None:
-        outcome.append(code)
+        exit_codes.append(code)
         server.should_exit = True
 
     app = create_app(settings, on_end=end)
     server = uvicorn.Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False))
     with suppress(KeyboardInterrupt):
         server.run()
-    sys.exit(outcome[0] if outcome else 0)
+    sys.exit(exit_codes[0] if exit_codes else 0)
 
 
 if __name__ == "__main__":

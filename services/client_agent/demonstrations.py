@@ -43,7 +43,7 @@ def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[
     """Return all examples of a JSONL, CSV or Parquet file, in its order.
 
     Raises:
-        BadData: the file or a column is missing, or a row is bad; the message names the line and what was expected there.
+        BadData: the file or a column is missing, or a row is bad; the message names the line and the expected content.
     """
     if not path.is_file():
         raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
@@ -65,14 +65,14 @@ def split_holdout(
 ) -> Split:
     """Hold out a share of each label's examples, chosen by the sha256 of the text.
 
-    All rows of one text fall on the same side, and the split does not depend on the order of the rows. A file that grows is split anew:
-    the shares hold as far as enough new texts came, and what was `learned` is never held out.
+    All rows of one text fall on the same side, and the split does not depend on the order of the rows. A file that grows is split again:
+    the shares hold as far as there are enough new texts, and `learned` examples are never held out.
 
     Args:
         examples: all examples of the file.
         holdout: share to hold out, between 0 and 1; at least one example of each label that has two different texts or more.
         max_holdout: held-out examples at most; the others of the share are training examples.
-        learned: whether an example is part of the context vector already and thus cannot be evaluated with.
+        learned: whether an example is already part of the context vector and must not be held out.
 
     Raises:
         BadData: no training example or no held-out example is left.
@@ -101,14 +101,14 @@ def split_holdout(
 
 
 def _up_to(max_rows: int, text_hashes: Sequence[str], row_counts: Mapping[str, int]) -> set[str]:
-    """Take texts in their order while their rows are at most `max_rows` together; a text that does not fit is passed over."""
-    taken: set[str] = set()
+    """Return texts in order while they have at most `max_rows` rows together, skipping those that do not fit."""
+    selected: set[str] = set()
     rows = 0
     for text_hash in text_hashes:
         if rows + row_counts[text_hash] <= max_rows:
-            taken.add(text_hash)
+            selected.add(text_hash)
             rows += row_counts[text_hash]
-    return taken
+    return selected
 
 
 def _text_hash(text: str) -> str:
@@ -118,7 +118,7 @@ def _text_hash(text: str) -> str:
 def _demonstration(
     file: str, where: str, row: Mapping[str, object], columns: Columns, index: Mapping[str, int]
 ) -> LabelledText[int]:
-    """Return a row as an example; a refusal never repeats what the row holds."""
+    """Return a row as an example; errors never contain values of the row."""
     for column in (columns.text, columns.label):
         if row.get(column) is None:
             problem = f"column {column!r} is empty" if column in row else f"no column {column!r}"
@@ -130,7 +130,7 @@ def _demonstration(
     try:
         text.encode()
     except UnicodeEncodeError as reason:
-        raise BadData(f"{file}, {where}: the text holds a lone surrogate at position {reason.start}") from reason
+        raise BadData(f"{file}, {where}: the text contains a lone surrogate at position {reason.start}") from reason
     if label not in index:
         raise BadData(f"{file}, {where}: the label is none of {', '.join(map(repr, index))}; LABEL_MAP can map it")
     return LabelledText(text, index[label])

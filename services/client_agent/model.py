@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 
 class LocalModel:
-    """One loaded model, with what it caches between the rounds of a task. Its methods block, and it is not thread-safe.
+    """One loaded model, and its caches between the rounds of a task. Its methods block, and it is not thread-safe.
 
     Every method that takes `progress` calls it with the steps done and the steps in all.
 

@@ -22,7 +22,7 @@ from services.client_agent.demonstrations import Split
 from services.client_agent.state import AgentState
 from services.client_agent.status import Activity, Status
 
-if TYPE_CHECKING:  # importing it loads torch, which takes seconds: bad settings and bad data are reported before
+if TYPE_CHECKING:  # importing torch takes seconds; bad settings and bad data are reported before
     from services.client_agent.model import LocalModel
 
 log = structlog.get_logger(__name__)
@@ -34,8 +34,8 @@ class Participant:
     Args:
         aggregator: where contributions go.
         model: the frozen model; its methods block and run in a thread.
-        split: the examples to train on and to evaluate with.
-        state: what was sent before.
+        split: the training and the held-out examples.
+        state: the contributions of earlier runs.
         status: receives the present activity.
         data_file: signature of the data file that `split` was read from.
     """
@@ -73,7 +73,7 @@ class Participant:
     async def contribute(self, assignment: Assignment) -> None:
         """Do the work of an assignment and send the result; work finished before a restart is sent as it is.
 
-        A refusal because the round went on without this client is logged: the next assignment says what to do.
+        A refusal because the round went on without this client is only logged; the next assignment follows.
         """
         assert assignment.round is not None
         key = self._key(assignment)
@@ -108,7 +108,7 @@ class Participant:
             self._state.forget_context()
         room = max(0, task.policy.max_demonstrations - self._state.sent_count)
         if not (new := self._state.unsent(self._split.training)[:room]):
-            self._state.nothing_to_send(self._data_file)
+            self._state.record_nothing_to_send(self._data_file)
             return
         began = time.monotonic()
         self._status.begin(Activity.CONDENSING)
@@ -147,7 +147,7 @@ class Participant:
 
     def _key(self, assignment: Assignment) -> str:
         """Return what identifies a contribution: a hash of the assignment, the model and the examples."""
-        split = f"({_spelled(self._split.training)}, {_spelled(self._split.holdout)})"
+        split = f"({_release_0_1_repr(self._split.training)}, {_release_0_1_repr(self._split.holdout)})"
         examples = hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest()
         request = assignment.model_dump_json(exclude={"deadline", "state", "reason"})
         return hashlib.sha256(f"{request}\n{self._model.identity.fingerprint}\n{examples}".encode()).hexdigest()
@@ -225,7 +225,7 @@ class Participant:
         log.info("received", round=round_, digest=receipt.digest, bytes=len(body))
 
 
-def _spelled(examples: Sequence[LabelledText[int]]) -> str:
-    """Spell examples as release 0.1 did, so that an upgraded agent finds the work it finished before."""
-    spelled = ", ".join(f"Demonstration(text={example.text!r}, label={example.label!r})" for example in examples)
-    return f"({spelled}{',' if len(examples) == 1 else ''})"
+def _release_0_1_repr(examples: Sequence[LabelledText[int]]) -> str:
+    """Return the repr of examples in release 0.1, so that an upgraded agent finds the work it finished before."""
+    examples_repr = ", ".join(f"Demonstration(text={example.text!r}, label={example.label!r})" for example in examples)
+    return f"({examples_repr}{',' if len(examples) == 1 else ''})"

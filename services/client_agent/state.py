@@ -1,4 +1,4 @@
-"""What a client agent keeps on disk, so that a restarted agent goes on where it was and sends the same bytes again."""
+"""The client agent's state on disk, with which a restarted agent resumes and sends the same bytes again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SentContext:
     """One context body that was sent, or is about to be.
 
     Attributes:
-        demonstrations: hashes of the demonstrations whose mean activation it is.
+        demonstrations: hashes of the demonstrations it was made from.
         body: name of the file that holds the bytes until the aggregator answers; None from then on.
         round: its context round; None for an addition.
     """
@@ -37,8 +37,8 @@ class SentContext:
 class AgentState:
     """One client's contributions to one task, in the folder `<task>--<client>`.
 
-    `begin` writes down a contribution before it is sent and `settle` what the aggregator answered, so that a crash between the two
-    loses nothing: the aggregator recognises a body by its digest and counts it once. Every file is written atomically.
+    `begin` stores a contribution before it is sent and `settle` stores the aggregator's answer, so that a crash between the two loses
+    nothing: the aggregator recognises a body by its digest and counts it once. Every file is written atomically.
 
     | file | content |
     |---|---|
@@ -73,14 +73,14 @@ class AgentState:
     def begin(
         self, round_: int | None, body: bytes, *, key: str = "", demonstrations: Sequence[LabelledText[int]] | None = None
     ) -> None:
-        """Write down a contribution that is about to be sent.
+        """Store a contribution that is about to be sent.
 
         Args:
             round_: its round; None for an addition to the context vector.
             body: the bytes to send.
             key: identifies the assignment that a round's contribution was made for; see `finished`.
-            demonstrations: for a context body, those it was made from. A body for a context round replaces whatever this client sent
-                to the context vector before.
+            demonstrations: for a context body, those it was made from. A body for a context round replaces everything that this
+                client sent to the context vector before.
         """
         if round_ is not None and not (path := self._contribution(round_, key)).is_file():
             write_atomically(path, body)
@@ -95,11 +95,11 @@ class AgentState:
         self._save()
 
     def settle(self, round_: int | None, body: bytes, *, received: bool, data_file: Sequence[int] = ()) -> None:
-        """Write down the aggregator's answer to a contribution, and delete what is needed no longer.
+        """Store the aggregator's answer to a contribution, and delete the files that are no longer needed.
 
         Args:
-            round_: as given to `begin`; the contributions to earlier rounds are deleted with it.
-            received: False when the aggregator refused it for good; then it counts as never sent.
+            round_: as in `begin`; the contributions to earlier rounds are deleted with it.
+            received: False when the aggregator refused it permanently; then it counts as never sent.
             data_file: signature of the data file that a context body was made from.
         """
         self._settle_context(digest_of(body), received=received, data_file=data_file)
@@ -137,7 +137,7 @@ class AgentState:
         return sum(len(context.demonstrations) for context in self._sent.values())
 
     def unsent(self, demonstrations: Sequence[LabelledText[int]]) -> list[LabelledText[int]]:
-        """Return those that were not sent yet, in their order; a text that stands in the data file twice counts twice."""
+        """Return those that were not sent yet, in their order; a text that occurs twice in the data file counts twice."""
         remaining = Counter(digest for context in self._sent.values() for digest in context.demonstrations)
         new = []
         for demonstration in demonstrations:
@@ -148,17 +148,17 @@ class AgentState:
         return new
 
     def forget_context(self) -> None:
-        """Forget every context body: the aggregator counts none of this client."""
+        """Discard every context body, because the aggregator has none of this client."""
         for digest in list(self._sent):
             self._settle_context(digest, received=False)
 
-    def nothing_to_send(self, data_file: Sequence[int]) -> None:
-        """Write down that the data file with this signature holds no demonstration to send."""
+    def record_nothing_to_send(self, data_file: Sequence[int]) -> None:
+        """Record that the data file with this signature has no demonstrations to send."""
         self._data_file = list(data_file)
         self._save()
 
     def may_have_more(self, data_file: Sequence[int]) -> bool:
-        """Whether there may be demonstrations to send: the data file has changed, or an answer is missing.
+        """Return whether there may be demonstrations to send: the data file has changed, or an answer is missing.
 
         False for a client that has never sent any: it waits for an assignment.
         """
@@ -187,7 +187,7 @@ class ErrorFeedback:
     """The quantisation error of a client's updates, carried over to its next update (error feedback).
 
     The error of a round's update waits in `lost-<round>.safetensors` and becomes `lost.safetensors` when the aggregator has received the
-    update. An update that was refused leaves the earlier error as it was.
+    update. A refused update leaves the earlier error unchanged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -217,7 +217,7 @@ class ErrorFeedback:
                 path.unlink(missing_ok=True)
 
     def _earlier(self, round_: int) -> Float32 | None:
-        """Return the error carried over; None where the file is of an earlier task of this name, or cannot be read."""
+        """Return the error carried over; None if the file is of an earlier task of this name or cannot be read."""
         with contextlib.suppress(IFedError, OSError):
             body = TensorBody.from_bytes(self._carried_over.read_bytes())
             if int(body.metadata.get("round", round_)) < round_:
@@ -230,7 +230,7 @@ class ErrorFeedback:
 
 
 class DataFileWatcher:
-    """Notices changes of the private data file, each of them once."""
+    """Watch the private data file for changes, reporting each once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -245,7 +245,7 @@ class DataFileWatcher:
         return [stat.st_size, stat.st_mtime_ns]
 
     def has_new_data(self, state: AgentState) -> bool:
-        """Whether the file has changed since the last call, and `state` may have demonstrations to send."""
+        """Return whether the file has changed since the last call, and `state` may have demonstrations to send."""
         signature = self.signature()
         if signature == self._last_seen:
             return False
@@ -254,12 +254,12 @@ class DataFileWatcher:
 
 
 def hash_of(demonstration: LabelledText[int]) -> str:
-    """Return the sha256 of a demonstration and its label, which is all that the state directory keeps of it."""
+    """Return the sha256 of a demonstration and its label; the state directory stores nothing else of it."""
     return hashlib.sha256(f"{demonstration.label}\n{demonstration.text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power failure."""
+    """Write a file atomically and sync it to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:

@@ -1,7 +1,7 @@
 """Adapters from a folder of files, for a service without an aggregator.
 
 `sentiment.safetensors` is the adapter that task `sentiment` serves, `sentiment@7.safetensors` its version 7; `ifed export --adapter` writes
-both. The name of the file is the name of the task, whatever the task's name was where it was calibrated.
+both. The task is named by the file, whatever its name was where it was calibrated.
 """
 
 from __future__ import annotations

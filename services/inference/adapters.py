@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 FRESH_SECONDS = 0.5  # how long an adapter without a follower is used before the source is asked again
-STALE_SECONDS = 5.0  # how long an adapter is used after a refresh failed
+STALE_SECONDS = 5.0  # how long an adapter is used after a failed refresh
 REFRESH_TIMEOUT = 1.0
 MIN_PAUSE, MAX_PAUSE = 0.5, 5.0
 Key = tuple[str, int | None]
@@ -115,7 +115,7 @@ class AdapterCache:
         return [entry.adapter for (task, version), entry in sorted(entries, key=lambda pair: pair[0][0]) if version is None]
 
     async def get(self, task: str, version: int | None = None) -> Adapter:
-        """Return the promoted adapter of a task, or the given version; fetch it unless it is cached and fresh.
+        """Return the promoted adapter of a task, or a pinned version; fetch it unless it is cached and fresh.
 
         Raises:
             UnknownTask: the source has no such task.
@@ -130,13 +130,13 @@ class AdapterCache:
             return self._use(key, self._entries[key])
         lock = self._fetch_locks.setdefault(key, asyncio.Lock())
         async with lock:
-            before = self._entries.get(key)
+            previous = self._entries.get(key)
             if not self._is_fresh(key):
-                await (self._fetch(key) if before is None else self._refresh(task))
+                await (self._fetch(key) if previous is None else self._refresh(task))
                 self._metrics.record_lookup(task, cached=False)
                 if version is None:
                     self._start_following(task)
-            return self._use(key, before)
+            return self._use(key, previous)
 
     def follow(self, tasks: Iterable[str]) -> None:
         """Follow configured tasks: fetch each adapter as soon as it exists, even of a task that does not exist yet."""
@@ -165,11 +165,11 @@ class AdapterCache:
         task, version = key
         return entry is not None and (version is not None or task in self._followers or monotonic() < entry.fresh_until)
 
-    def _use(self, key: Key, before: CacheEntry | None) -> Adapter:
-        """Return the cached adapter and mark it as used; the one from before if it was evicted meanwhile."""
+    def _use(self, key: Key, previous: CacheEntry | None) -> Adapter:
+        """Return the cached adapter and mark it as used; return the previous one if it was evicted meanwhile."""
         if (entry := self._entries.get(key)) is not None:
             self._entries.move_to_end(key)
-        entry = entry or before
+        entry = entry or previous
         assert entry is not None
         return entry.adapter
 
@@ -188,7 +188,7 @@ class AdapterCache:
             )
         elif entry is not None:
             entry.fresh_until = fresh_until
-            if key not in self._entries:  # evicted while the source was asked
+            if key not in self._entries:  # evicted during the request to the source
                 self._entries[key] = entry
                 self._make_room(key)
         else:
@@ -226,7 +226,7 @@ class AdapterCache:
         pause = MIN_PAUSE
         while True:
             try:
-                # While the task is stale, do not wait for the next promotion: a first answer ends the staleness at once.
+                # A stale task does not wait for the next promotion, so that the first answer ends its staleness.
                 await self._fetch((task, None), wait=0.0 if task in self.stale else self._wait)
                 pause = MIN_PAUSE
                 continue
@@ -257,7 +257,7 @@ class AdapterCache:
     def _mark_stale(self, task: str, refusal: IFedError) -> None:
         """Record that a refresh failed. A task that no longer exists is evicted.
 
-        A task is stale when its adapter is in use or a setting names it, but not once it was evicted and nobody has asked for it since.
+        A task is stale while its adapter is cached or a setting names it, but not after it was evicted and has not been requested since.
         """
         if task not in self.stale:
             log.warning("adapter refresh failed", task=task, error=type(refusal).__name__, detail=refusal.detail)
@@ -276,7 +276,7 @@ class AdapterCache:
             entry.fresh_until = monotonic() + STALE_SECONDS
 
     def _make_room(self, newest: Key) -> None:
-        """Evict the least recently used adapters but never the newest. Running requests keep the adapters they have."""
+        """Evict the least recently used adapters but never the newest. Running requests keep their adapters."""
         self._entries.move_to_end(newest)
         while self.nbytes > self._max_bytes and len(self._entries) > 1:
             oldest = next(iter(self._entries))

@@ -35,15 +35,15 @@ class Authenticator(Protocol):
 
 
 class OpenAccess:
-    """Let every caller in."""
+    """Accept every caller."""
 
-    async def authenticate(self, token: str | None) -> str:  # noqa: ARG002  # any token will do
+    async def authenticate(self, token: str | None) -> str:  # noqa: ARG002  # any token is accepted
         """Return the name of every caller."""
         return "anyone"
 
 
 class ApiKeys:
-    """Let the holders of keys in.
+    """Accept callers who send a key of the key file.
 
     Args:
         keys: the holder's name by the sha256 of the key, as `read_keys` returns it.
@@ -61,7 +61,7 @@ class ApiKeys:
 
 @dataclass(slots=True)
 class _CachedToken:
-    """What the aggregator said about a token: its holder's name, or None for a token that is not valid."""
+    """The aggregator's answer about a token: its holder's name, or None for an invalid token."""
 
     name: str | None
     checked_at: float
@@ -69,13 +69,13 @@ class _CachedToken:
 
 
 class RemoteTokens:
-    """Let callers in whose token the aggregator knows, and cache its answers.
+    """Accept callers whose token the aggregator knows, and cache its answers.
 
-    While the aggregator is unreachable, callers that it let in before are let in for `grace_seconds` after its last answer.
+    While the aggregator is unreachable, callers that it accepted before are accepted for `grace_seconds` after its last answer.
 
     Args:
         look_up: return the name of a token's holder; raises Unauthenticated for a token that is not valid.
-        cache_seconds: how long a valid token is cached before the aggregator is asked again.
+        cache_seconds: how long a valid token is cached before it is looked up again.
         grace_seconds: how long an answer counts while the aggregator is unreachable.
     """
 

@@ -1,4 +1,4 @@
-"""Demonstrations for few-shot prompting: labelled texts in files beside the service. They go to the model and nowhere else."""
+"""Demonstrations for few-shot prompting: labelled texts in files beside the service, used in prompts only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ifed.tensors.values import digest_of
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationFile:
-    """The demonstrations of a task as its file held them at one moment.
+    """The demonstrations of a task as read from its file at one moment.
 
     Attributes:
-        task: whose demonstrations they are.
+        task: the task of the demonstrations.
         digest: sha256 of the content, hexadecimal.
         content: JSON lines, objects with `text` and `label`.
     """

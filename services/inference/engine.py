@@ -33,7 +33,7 @@ def token_share(waiting: int, *, idle: int, replicas: int, budget: int, short_pa
         idle: other replicas that are idle.
         replicas: all replicas.
         budget: tokens of one forward pass; the share is never larger.
-        short_pass: tokens up to which a pass takes little longer than for a single text, so dividing them gains nothing.
+        short_pass: tokens up to which a pass takes little longer than for a single text, so that dividing them gains nothing.
     """
     share = math.ceil(waiting / (1 + idle)) if idle else max(short_pass, math.ceil(waiting / replicas))
     return min(budget, share)

@@ -169,7 +169,7 @@ class Metrics:
             self._margin_shift.labels(task).set(shift.margin_shift)
 
     def _remove_shifts(self, task: str) -> None:
-        """Remove the shifts of a task: those of the version before must not be shown for the one just promoted."""
+        """Remove the shifts of a task, so that those of the previous version are not shown for a new one."""
         for gauge in (self._share_shift, self._margin_shift):
             with suppress(KeyError):
                 gauge.remove(task)

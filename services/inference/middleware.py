@@ -81,7 +81,7 @@ class AccessLog:
         started_at = monotonic()
         fields: dict[str, Any] = {"status": 500}
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 fields["status"] = message["status"]
                 headers = {name.decode().lower(): value.decode() for name, value in message.get("headers", ())}
@@ -91,7 +91,7 @@ class AccessLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_and_record)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             caller = scope.get("state", {}).get("caller")

@@ -1,4 +1,4 @@
-"""The language model of the service: prepares and scores texts. The only module here that imports `ifed.modeling`, and so torch."""
+"""The language model of the service, which prepares and scores texts; the only module of the service that imports torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PreparedText:
 class Scorer:
     """A loaded language model in one or more replicas, which share their weights and a prefix cache.
 
-    Each of `replicas` is for one thread at a time; `load_adapter`, `few_shot` and `prepare`, which use the tokenizer, for another.
+    Each of `replicas` may be called by one thread at a time; `load_adapter`, `few_shot` and `prepare`, which use the tokenizer, by another.
 
     Args:
         model: the language model.
@@ -113,7 +113,7 @@ class Scorer:
         """Load a model by catalogue name, Hugging Face id or folder.
 
         Args:
-            announce: called with each step of the loading, in words.
+            announce: called with a sentence before each step of the loading.
 
         Raises:
             UnknownModel: the name is none of these, the model is not available, or an option needs a package that is not installed.

@@ -22,7 +22,7 @@ Returned = TypeVar("Returned")
 
 
 class Preprocessor:
-    """Call the tokenizer side of a `Scorer` in one thread; large requests go in chunks, between which others take their turn."""
+    """Call the tokenizer side of a `Scorer` in one thread; large requests are divided into chunks, between which others are served."""
 
     def __init__(self, scorer: Scorer, demonstrations: DemonstrationFolder) -> None:
         self._scorer, self._demonstrations = scorer, demonstrations
@@ -75,7 +75,7 @@ class Preprocessor:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the texts in order in chunks that occupy the thread for no more than some milliseconds."""
+    """Yield the texts in order in chunks that occupy the thread for a few milliseconds at most."""
     chunk: list[str] = []
     size = 0
     for text in texts:

@@ -41,7 +41,7 @@ class ModelName:
         task: the name of the task.
         version: a pinned version of the adapter.
         bare: the model without an adapter.
-        shots: the model without an adapter, after so many demonstrations.
+        shots: the model without an adapter, after this number of demonstrations.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""What the routes depend on: an authenticated caller, the classifier, and the deadline of the request."""
+"""Dependencies of the routes: an authenticated caller, the classifier, and the deadline of the request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _bearer = HTTPBearer(auto_error=False, description="a token that the aggregator 
 
 
 def deadline_in(seconds: float | None) -> float | None:
-    """Return the time on the event loop's clock in so many seconds; None without a limit."""
+    """Return the time on the event loop's clock that is `seconds` from now; None without a limit."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
@@ -47,7 +47,7 @@ def earlier(first: float | None, second: float | None) -> float | None:
     return min(deadlines, default=None)
 
 
-# These are coroutines although they await little: FastAPI runs plain functions in a thread, which takes longer than they do.
+# These are coroutines although they await little: FastAPI runs plain functions in a thread, which costs more than they do.
 async def _authenticate(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
     token = credentials.credentials if credentials else None
     request.state.caller = await request.app.state.authenticator.authenticate(token)
@@ -58,14 +58,14 @@ async def _classifier(request: Request) -> Classifier:
     if classifier is None:
         raise Unavailable(f"the service is not ready: {request.app.state.loading_status}; /readyz says when it is")
     if not request.app.state.engine.alive:
-        raise Unavailable("the engine takes no more texts: the service is stopping, or the engine has failed and the log says why")
+        raise Unavailable("the engine has stopped: the service is shutting down, or the engine has failed and the log says why")
     return classifier
 
 
 async def _deadline(
     seconds: Annotated[
         float | SkipJsonSchema[None],
-        Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the caller has no more use for the answer"),
+        Header(alias=DEADLINE_HEADER, gt=0, le=86_400, description="seconds after which the caller no longer needs the answer"),
     ] = None,
 ) -> float | None:
     return deadline_in(seconds)

@@ -89,7 +89,7 @@ class InferRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A parsed request: its texts, and the message that says which outputs it wants."""
+    """A parsed request: its texts, and the message that names the requested outputs."""
 
     texts: list[str]
     request: InferRequest

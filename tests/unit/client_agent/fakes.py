@@ -28,7 +28,7 @@ WORK = LocalWork(steps=2, batch_size=2, learning_rate=0.1, learning_rate_end=0.0
 
 
 def brief(**policy: object) -> TaskBrief:
-    """A task whose context vector takes three demonstrations of a client, unless `policy` says otherwise."""
+    """Return a task whose context vector takes three demonstrations of a client, unless `policy` says otherwise."""
     return TaskBrief(
         name="sentiment",
         labels=["no", "yes"],
@@ -51,7 +51,7 @@ def assignment(
     work: LocalWork = WORK,
     state: TaskState = TaskState.RUNNING,
 ) -> Assignment:
-    """An assignment as the aggregator gives it."""
+    """Return an assignment as the aggregator sends it."""
     scored = kind in (AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
     return Assignment(
         kind=kind,
@@ -65,7 +65,7 @@ def assignment(
 
 
 def whole_task(**policy: object) -> list[Assignment]:
-    """The assignments of a client from joining to the end of a task with one calibration round."""
+    """Return the assignments of a client from joining to the end of a task with one calibration round."""
     task = brief(**policy)
     return [
         assignment(AssignmentKind.JOIN, task=task),
@@ -78,7 +78,7 @@ def whole_task(**policy: object) -> list[Assignment]:
 
 
 class FakeAggregator:
-    """Gives the assignments of a script, raising those that are errors, and keeps what it is sent.
+    """Return the assignments of a script, raising those that are errors, and record the contributions.
 
     Attributes:
         submission_errors: raised in their order by the next contributions to a round.
@@ -176,7 +176,7 @@ class FakeFederation:
     """One agent, its fakes, and a data file `data` beside its state.
 
     Attributes:
-        split: what the next reading of the data file gives.
+        split: the result of the next reading of the data file.
         read_error: raised by the next readings of the data file.
         prepared: times that data and model were prepared.
     """
@@ -216,6 +216,6 @@ class FakeFederation:
         )
 
     def append_to_data_file(self, *texts: str) -> None:
-        """Add rows to the data file, which the next reading gives as training examples."""
+        """Add rows to the data file, which the next reading returns as training examples."""
         self.data_file.write_text("\n".join(texts))
         self.split = Split(SPLIT.training + tuple(LabelledText(text, 0) for text in texts), SPLIT.holdout)

@@ -1,4 +1,4 @@
-"""The agent follows its assignments until the task is done, whatever happens on the way."""
+"""The agent follows its assignments until the task is done, despite refusals, outages and restarts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ JOIN, CONTEXT, WAIT, ADDITION, DONE = (
 
 
 def examples(bodies: list[bytes]) -> list[int]:
-    """The number of demonstrations that each context body was made from."""
+    """Return the number of demonstrations that each context body was made from."""
     return [ContextBody.from_bytes(body).meta.examples for body in bodies]
 
 
@@ -109,7 +109,7 @@ async def test_a_late_joiner_adds_all_its_demonstrations(tmp_path: Path) -> None
     assert federation.status.contributions == 1
 
 
-async def test_a_running_agent_adds_what_its_data_file_gains(tmp_path: Path) -> None:
+async def test_a_running_agent_adds_new_rows_of_its_data_file(tmp_path: Path) -> None:
     federation = FakeFederation(tmp_path, [JOIN, CONTEXT, WAIT, Interrupted()])
     with pytest.raises(Interrupted):
         await federation.agent.run()
@@ -120,7 +120,7 @@ async def test_a_running_agent_adds_what_its_data_file_gains(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("script", [[WAIT, DONE], [DONE]], ids=["running task", "finished task"])
-async def test_a_restarted_agent_adds_what_its_data_file_gained_and_adds_it_once(tmp_path: Path, script: list[object]) -> None:
+async def test_a_restarted_agent_adds_new_rows_of_its_data_file_once(tmp_path: Path, script: list[object]) -> None:
     await FakeFederation(tmp_path, [JOIN, CONTEXT, DONE]).agent.run()
     grown = FakeFederation(tmp_path, script)  # type: ignore[arg-type]
     grown.append_to_data_file("new", "newer")
@@ -185,7 +185,7 @@ async def test_a_data_file_that_is_half_written_does_not_end_a_running_agent(tmp
     assert await federation.agent.run() is TaskState.FINISHED
 
 
-async def test_a_task_of_the_same_name_that_begins_anew_gets_all_demonstrations_again(tmp_path: Path) -> None:
+async def test_a_recreated_task_of_the_same_name_gets_all_demonstrations_again(tmp_path: Path) -> None:
     await FakeFederation(tmp_path, [JOIN, CONTEXT, DONE]).agent.run()
     again = FakeFederation(tmp_path, [JOIN, ADDITION, DONE])
     await again.agent.run()

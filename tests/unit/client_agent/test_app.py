@@ -50,9 +50,9 @@ async def test_an_agent_that_cannot_take_part_is_not_ready_and_ends_with_code_1(
 
 @pytest.mark.parametrize("tokens", [{}, {"client_token": "a", "client_token_file": "b"}])
 def test_settings_take_the_token_from_exactly_one_place(tmp_path: Path, tokens: dict[str, str]) -> None:
-    given = settings(tmp_path).model_dump(exclude={"client_token", "client_token_file"})
+    fields = settings(tmp_path).model_dump(exclude={"client_token", "client_token_file"})
     with pytest.raises(ValueError, match="CLIENT_TOKEN or CLIENT_TOKEN_FILE"):
-        Settings.model_validate(given | tokens)
+        Settings.model_validate(fields | tokens)
 
 
 def page(app: object) -> httpx.AsyncClient:

@@ -1,4 +1,4 @@
-"""A data file is read whole or refused by line, and the split leaks no text."""
+"""A data file is read completely or refused with the line, and the split leaks no text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_columns_and_labels_can_have_other_names(tmp_path: Path) -> None:
     assert examples == [LabelledText("fine", 1), LabelledText("poor", 0)]
 
 
-def test_a_long_cell_is_read_whole(tmp_path: Path) -> None:
+def test_a_long_cell_is_read_completely(tmp_path: Path) -> None:
     path = file_with(tmp_path, "a.csv", f"text,label\n{'word ' * 50_000},positive\n")
     (example,) = read_data_file(path, LABELS, Columns())
     assert len(example.text) == 250_000
@@ -71,7 +71,7 @@ def test_a_long_cell_is_read_whole(tmp_path: Path) -> None:
         ("a.jsonl", "[1, 2]\n", "line 1: not a JSON object but a list"),
         ("a.jsonl", '{"text": "  ", "label": "positive"}\n', "line 1: the text in column 'text' is empty"),
         ("a.jsonl", '{"text": 7, "label": "positive"}\n', "line 1: the text in column 'text' is empty or not a string"),
-        ("a.jsonl", '{"text": "\\ud800", "label": "positive"}\n', "line 1: the text holds a lone surrogate"),
+        ("a.jsonl", '{"text": "\\ud800", "label": "positive"}\n', "line 1: the text contains a lone surrogate"),
         ("a.jsonl", "", "contains no rows"),
         ("a.csv", "text,label\nfine,positive\nso, so,negative\n", "line 3: expected 2 columns"),
         ("a.csv", "text,label\nfine\n", "line 2: expected 2 columns"),
@@ -119,7 +119,7 @@ def test_a_refusal_never_repeats_what_the_file_holds(tmp_path: Path, name: str, 
 
 
 def rows(count: int, more: str = "text") -> list[LabelledText[int]]:
-    """Examples of two labels with different texts."""
+    """Return examples of two labels with different texts."""
     return [LabelledText(f"{more} {number}", number % 2) for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""What a participant sends for each kind of assignment."""
+"""A participant sends the contribution that its assignment asks for, and finished work as the same bytes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_refused_update_leaves_the_earlier_quantisation_error(tmp_path: 
 
 
 async def killed_while_sending_context(folder: Path) -> FakeFederation:
-    """An agent whose process ends before the answer to its context vector comes."""
+    """Run an agent whose process ends before the answer to its context vector arrives."""
     federation = FakeFederation(folder, whole_task()[:2])
     federation.aggregator.submission_errors = [ConnectionAbortedError()]
     with pytest.raises(ConnectionAbortedError):
@@ -137,13 +137,13 @@ async def killed_while_sending_context(folder: Path) -> FakeFederation:
 
 
 def calibrations(*rounds: int) -> list[Assignment]:
-    """Calibration rounds with int8 updates; the first one, round 2, starts from version 0."""
+    """Return calibration rounds with int8 updates; the first one, round 2, starts from version 0."""
     task = brief(update_dtype="int8")
     return [assignment(AssignmentKind.CALIBRATION, round_, task=task, version=round_ - 2) for round_ in rounds]
 
 
 async def first_changes(folder: Path, script: Sequence[Assignment], *, error: IFedError | None = None) -> list[float]:
-    """The first entry of each update's change, of an agent whose local steps int8 cannot represent exactly."""
+    """Return the first entry of each update's change, of an agent whose local steps int8 cannot represent exactly."""
     federation = FakeFederation(folder, [*script, whole_task()[-1]])
     federation.aggregator.submission_errors = [] if error is None else [error]
     federation.model.local_steps = np.zeros((2, 2, 2, 2), np.float32)

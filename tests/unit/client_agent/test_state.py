@@ -16,7 +16,7 @@ ONE, TWO = LabelledText("first text", 0), LabelledText("second text", 1)
 
 
 def state_in(folder: Path) -> AgentState:
-    """The state as an agent reads it when it starts."""
+    """Return the state as an agent reads it when it starts."""
     return AgentState(folder, task="sentiment", client="me")
 
 
@@ -24,7 +24,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name.split("-")[0] for path in (folder / "sentiment--me").iterdir())
 
 
-def test_a_contribution_begun_before_a_crash_is_there_after_it(tmp_path: Path) -> None:
+def test_a_contribution_begun_before_a_crash_is_read_after_it(tmp_path: Path) -> None:
     state_in(tmp_path).begin(2, b"update", key="k" * 64)
     restarted = state_in(tmp_path)
     assert restarted.finished(2, "k" * 64) == b"update"
@@ -74,12 +74,12 @@ def test_a_context_round_replaces_what_was_sent_before_and_an_addition_does_not(
     state.settle(1, b"context", received=True)
     state.begin(None, b"addition", demonstrations=[TWO])
     assert state.sent_count == 2
-    state.begin(4, b"context of a task that begins anew", key="key", demonstrations=[TWO])
+    state.begin(4, b"context of a recreated task", key="key", demonstrations=[TWO])
     assert state_in(tmp_path).sent_hashes == {hash_of(TWO)}
-    assert state_in(tmp_path).unanswered() == [(4, b"context of a task that begins anew")]
+    assert state_in(tmp_path).unanswered() == [(4, b"context of a recreated task")]
 
 
-def test_a_text_that_stands_twice_in_the_data_file_counts_twice(tmp_path: Path) -> None:
+def test_a_text_that_occurs_twice_in_the_data_file_counts_twice(tmp_path: Path) -> None:
     state = state_in(tmp_path)
     state.begin(None, b"addition", demonstrations=[ONE])
     assert state.unsent([ONE, TWO, ONE]) == [TWO, ONE]
@@ -120,12 +120,12 @@ def test_a_changed_data_file_is_noticed_once(tmp_path: Path) -> None:
     assert not watcher.has_new_data(state)
     os.utime(data_file, ns=(1, 1))
     assert watcher.has_new_data(state)
-    state.nothing_to_send(watcher.signature())
+    state.record_nothing_to_send(watcher.signature())
     assert not DataFileWatcher(data_file).has_new_data(state_in(tmp_path))
 
 
 def quantize(feedback: ErrorFeedback, round_: int, *, version: int = 1) -> float:
-    """The first entry of a change of 0.0035 quantised in steps of 0.01."""
+    """Return the first entry of a change of 0.0035 quantised in steps of 0.01."""
     change = np.zeros((1, 2, 2, 2), np.float32)
     change[..., 0], change[..., 1] = 0.0035, 1.27
     return float(feedback.quantize(change, "int8", round_=round_, version=version).restored()[0, 0, 0, 0])

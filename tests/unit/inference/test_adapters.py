@@ -145,7 +145,7 @@ async def test_an_adapter_that_is_evicted_during_its_refresh_still_answers(
     monkeypatch.setattr(source, "adapter", evict_first)
     assert await version(adapters, "a") == 1
     assert len(adapters.current()) == 1
-    assert adapters.stale == {}, "an evicted adapter that nobody has asked for since is not stale"
+    assert adapters.stale == {}, "an evicted adapter that was not requested since is not stale"
     await adapters.close()
 
 

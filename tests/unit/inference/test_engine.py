@@ -1,4 +1,4 @@
-"""Which items share a forward pass, replicas that share a queue, and a queue of bounded length."""
+"""Batching: which items share a forward pass, how replicas share the queue, and when requests leave it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /metrics shows of each task, and that the monitoring page describes it."""
+"""/metrics shows series for each task, and the monitoring page describes every metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few-shot prompts are built once, and anew when the file of demonstrations changes."""
+"""Few-shot prompts are built once, and again when the file of demonstrations changes."""
 
 from __future__ import annotations
 

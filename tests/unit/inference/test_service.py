@@ -1,4 +1,4 @@
-"""A classification names what answered, keeps the order of the texts, and refuses one bad text without the others."""
+"""A classification names the adapter, keeps the order of the texts, and refuses one bad text without the others."""
 
 from __future__ import annotations
 

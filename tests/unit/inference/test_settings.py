@@ -1,4 +1,4 @@
-"""Wrong settings, and files and folders that they name, are reported in words at the start."""
+"""Wrong settings, and files and folders that they name, are reported in a sentence at the start."""
 
 from __future__ import annotations
 
@@ -81,8 +81,6 @@ def test_contradicting_settings_are_reported_in_a_sentence(
     assert "SETTINGS: set AGGREGATOR_URL or ADAPTER_FOLDER, one of the two\n" in start(monkeypatch, capsys)
 
 
-def test_a_token_that_was_not_copied_whole_ends_the_service_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_truncated_token_ends_the_service_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     error = start(monkeypatch, capsys, READER_TOKEN="ifed_…", AGGREGATOR_URL="http://127.0.0.1:1")
     assert "copy the whole of it" in error

@@ -1,4 +1,4 @@
-"""Bodies refuse what cannot be what they say it is."""
+"""Update bodies refuse label probabilities that are not probabilities."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ifed.tensors.values import Float32
 META = ContributionMeta(fingerprint="f" * 64, examples=10, version=0)
 
 
-def sent(probabilities: Float32) -> Float32 | None:
-    """What the aggregator reads of label probabilities."""
+def round_trip(probabilities: Float32) -> Float32 | None:
+    """Return the label probabilities that the aggregator reads from a body."""
     body = UpdateBody(None, np.eye(2, dtype=np.int64), META, label_probabilities=probabilities)
     return UpdateBody.from_bytes(body.to_bytes()).label_probabilities
 
 
-def test_mean_probabilities_of_labels_travel_as_they_are() -> None:
-    found = sent(np.array([0.25, 0.75], np.float32))
-    assert found is not None
-    assert found.tolist() == [0.25, 0.75]
+def test_label_probabilities_are_transmitted_unchanged() -> None:
+    read = round_trip(np.array([0.25, 0.75], np.float32))
+    assert read is not None
+    assert read.tolist() == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("told", [[-0.25, -1.0], [-0.5, 1.5], [0.2, 0.2], [3.0, 4.0]])
-def test_what_are_no_probabilities_is_refused(told: list[float]) -> None:
+@pytest.mark.parametrize("values", [[-0.25, -1.0], [-0.5, 1.5], [0.2, 0.2], [3.0, 4.0]])
+def test_values_that_do_not_form_a_distribution_are_refused(values: list[float]) -> None:
     with pytest.raises(Malformed, match="whose sum is 1"):
-        sent(np.array(told, np.float32))
+        round_trip(np.array(values, np.float32))
 
 
 def test_probabilities_that_are_not_numbers_or_not_a_row_are_refused() -> None:
     with pytest.raises(NonFinite):
-        sent(np.array([np.nan, 1.0], np.float32))
+        round_trip(np.array([np.nan, 1.0], np.float32))
     with pytest.raises(LayoutMismatch):
-        sent(np.array([[0.5, 0.5]], np.float32))
+        round_trip(np.array([[0.5, 0.5]], np.float32))

@@ -1,4 +1,4 @@
-"""A change of coefficients in fewer bytes: what is rounded is bounded, what is lost is paid back, what is wrong is refused."""
+"""Quantised updates: the error is bounded and carried over (error feedback), and malformed updates are refused."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def test_int8_is_in_steps_of_the_largest_change_by_127() -> None:
 
 
 @given(CHANGES)
-def test_what_int8_takes_is_at_most_half_a_step(change: np.ndarray) -> None:
+def test_the_error_of_int8_is_at_most_half_a_step(change: np.ndarray) -> None:
     sent = QuantizedUpdate.of(change, "int8")
     assert sent.scales is not None
     assert (np.abs(change - sent.restored()) <= 0.501 * sent.scales[..., None] + 1e-30).all()
 
 
-def test_what_is_too_large_for_float16_is_cut_and_still_owed() -> None:
+def test_a_change_beyond_float16_is_clipped_and_the_rest_carried_over() -> None:
     sent, lost = with_feedback(np.full((1, 2, 2, 1), 70_000, np.float32), None, "float16")
     assert (sent.restored() == 65_504).all()
     assert (lost == 70_000 - 65_504).all()
 
 
 @pytest.mark.parametrize("dtype", COMPACT)
-def test_over_the_rounds_everything_arrives(dtype: UpdateDType) -> None:
+def test_over_the_rounds_the_sum_of_all_changes_arrives(dtype: UpdateDType) -> None:
     random = np.random.default_rng(0)
     changes = random.normal(scale=0.05, size=(30, 2, 2, 2, 4)).astype(np.float32)
     arrived, lost = np.zeros(changes.shape[1:], np.float64), None
@@ -57,7 +57,7 @@ def test_over_the_rounds_everything_arrives(dtype: UpdateDType) -> None:
     assert np.abs(arrived - changes.sum(axis=0)).mean() < np.abs(without - changes.sum(axis=0)).mean()
 
 
-def test_what_was_lost_under_another_layout_is_forgotten() -> None:
+def test_an_error_of_another_layout_is_dropped() -> None:
     change = np.full((1, 2, 2, 2), 0.5, np.float32)
     sent, _ = with_feedback(change, np.ones((1, 2, 2, 4), np.float32), "float16")
     assert (sent.restored() == 0.5).all()
@@ -73,15 +73,15 @@ def test_a_compact_body_of_nine_layers_and_four_labels_is_at_most_1800_bytes(dty
     assert np.array_equal(back.update.restored(), change.restored())
 
 
-def test_a_body_with_two_updates_is_refused_by_their_names() -> None:
+def test_a_body_with_two_updates_is_refused_with_their_names() -> None:
     values = np.ones((1, 2, 2, 3), np.float32)
     with pytest.raises(LayoutMismatch, match="one update, this one coefficients and gradient"):
         read_update(TensorBody({"coefficients": values, "gradient": values}, {}))
 
 
 def tensors(**changed: np.ndarray | None) -> TensorBody:
-    whole = {"change": np.ones((1, 2, 2, 3), np.int8), "scales": np.ones((1, 2, 2), np.float32)} | changed
-    return TensorBody({name: values for name, values in whole.items() if values is not None}, {})
+    fields = {"change": np.ones((1, 2, 2, 3), np.int8), "scales": np.ones((1, 2, 2), np.float32)} | changed
+    return TensorBody({name: values for name, values in fields.items() if values is not None}, {})
 
 
 @pytest.mark.parametrize(
@@ -97,19 +97,19 @@ def tensors(**changed: np.ndarray | None) -> TensorBody:
         (tensors(change=np.ones((1, 3, 2, 3), np.int8), scales=np.ones((1, 3, 2), np.float32)), r"\(layers, 2, 2, groups\)"),
     ],
 )
-def test_a_change_of_another_form_is_refused_by_name(body: TensorBody, words: str) -> None:
+def test_a_malformed_change_is_refused_with_the_reason(body: TensorBody, words: str) -> None:
     with pytest.raises(LayoutMismatch, match=words):
         QuantizedUpdate.read(body)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38])
-def test_scales_that_make_no_number_are_refused(scale: float) -> None:
+def test_scales_with_infinite_results_are_refused(scale: float) -> None:
     with pytest.raises(NonFinite):
         QuantizedUpdate.read(tensors(change=np.full((1, 2, 2, 3), 127, np.int8), scales=np.full((1, 2, 2), scale, np.float32)))
     with pytest.raises(NonFinite):
         QuantizedUpdate.read(tensors(change=np.full((1, 2, 2, 3), np.inf, np.float16), scales=None))
 
 
-def test_any_dtype_but_the_compact_ones_leaves_a_body_without_a_change() -> None:
+def test_a_body_without_an_update_has_none() -> None:
     body = UpdateBody(None, np.ones((2, 2), np.int64), META).to_bytes()
     assert UpdateBody.from_bytes(body).update is None

