@@ -18,7 +18,7 @@ from testing.factories import ADMIN_TOKEN
 
 
 def connected(url: str) -> Database:
-    """Return the database at a URL as a deployment writes it."""
+    """Connect to the database at a URL, written as in DATABASE_URL."""
     return connect(Settings(database_url=url, admin_token=ADMIN_TOKEN).database_url)
 
 
@@ -30,7 +30,7 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, to be copied."""
+    """A migrated SQLite file, the template of each test's copy."""
     path = tmp_path_factory.mktemp("template") / "ifed.sqlite3"
     asyncio.run(_migrate(f"sqlite:///{path}"))
     return path
@@ -48,7 +48,7 @@ async def migrated_sqlite(sqlite_template: Path, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_url: str) -> Iterator[str]:
-    """The name of a migrated Postgres database, to be copied."""
+    """The name of a migrated Postgres database, the template of each test's copy."""
     name = f"ifed_template_{uuid4().hex}"
 
     async def execute(statement: str) -> None:

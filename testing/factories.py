@@ -1,4 +1,4 @@
-"""Builders of valid values for tests: a test names only what matters to it."""
+"""Builders of valid values for tests, with an argument for each field that a test may set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LAYERS, HIDDEN, GROUPS = 2, 8, 2
 
 
 def identity(**changes: Any) -> ModelIdentity:
-    """A model of four layers, of which a task injects into the upper two."""
+    """Return the identity of a model of four layers, of which a task injects into the upper two."""
     return ModelIdentity.model_validate(
         {"name": "tiny", "fingerprint": FINGERPRINT, "family": "llama", "num_layers": 2 * LAYERS, "hidden_size": HIDDEN} | changes
     )
@@ -41,10 +41,10 @@ def policy(**changes: Any) -> Policy:
 
 
 def spec(name: str = "sentiment", **changes: Any) -> TaskSpec:
-    """A task of two labels; what is not a field of the task goes into its policy."""
-    own = {key: changes.pop(key) for key in list(changes) if key in TaskSpec.model_fields}
+    """Return a task of two labels; changes that are not fields of the task are fields of its policy."""
+    task_fields = {key: changes.pop(key) for key in list(changes) if key in TaskSpec.model_fields}
     fields = {"name": name, "labels": LABELS, "template": "Review: {text}\nSentiment:", "model": "tiny", "groups": GROUPS}
-    return TaskSpec.model_validate(fields | {"policy": policy(**changes)} | own)
+    return TaskSpec.model_validate(fields | {"policy": policy(**changes)} | task_fields)
 
 
 def task(name: str = "sentiment", **changes: Any) -> Task:
@@ -62,7 +62,7 @@ def join_request(*, examples: int = 10, holdout: int = 8, **changes: Any) -> Joi
 
 
 def probe(layers: int = 2 * LAYERS, *, noise: float = 0.0, tokens: str = "c" * 64) -> Probe:
-    """A probe of random activations, the same but for `noise` of their size."""
+    """Return a probe of fixed random activations, with relative noise."""
     random = np.random.default_rng(0)
     activations = random.normal(size=(len(TEXTS), layers, 2, 64))
     return Probe.of(tokens, (activations + noise * random.normal(size=activations.shape)).astype(np.float32))
@@ -77,7 +77,7 @@ def membership(client: str, task: str = "sentiment", *, holdout: int = 8) -> Mem
 
 
 def round_(number: int = 1, kind: RoundKind = RoundKind.CONTEXT, *, expected: int = 2, **changes: Any) -> Round:
-    """An open round of an hour."""
+    """Return an open round of an hour."""
     fields: dict[str, Any] = {"task": "sentiment", "opened_at": NOON, "deadline": NOON + timedelta(hours=1), "required": expected}
     if kind is not RoundKind.CONTEXT:
         fields["version"] = 0
@@ -98,7 +98,7 @@ def coefficients(value: float = 0.5) -> Coefficients:
 
 
 def context_body(value: float = 1.0, *, examples: int = 10, fingerprint: str = FINGERPRINT, seconds: float | None = 1.5) -> bytes:
-    """The bytes a client sends in a context round."""
+    """Return the body that a client sends in a context round."""
     meta = ContributionMeta(fingerprint=fingerprint, examples=examples, seconds=seconds)
     return ContextBody(context_values(value), meta).to_bytes()
 
@@ -112,18 +112,18 @@ def update_body(
     loss: float | None = 0.7,
     fingerprint: str = FINGERPRINT,
 ) -> bytes:
-    """The bytes a client sends in a calibration round; in an evaluation round when `value` is None."""
+    """Return the body that a client sends in a calibration round, or in an evaluation round if `value` is None."""
     meta = ContributionMeta(fingerprint=fingerprint, examples=examples, version=version, loss=loss)
     values = None if value is None else coefficients(value)
     return UpdateBody(values, np.asarray(confusion, dtype=np.int64), meta).to_bytes()
 
 
-def context_contribution(client: str, value: float = 1.0, **said: Any) -> Contribution:
-    return read_context_body(context_body(value, **said), client, NOON)
+def context_contribution(client: str, value: float = 1.0, **changes: Any) -> Contribution:
+    return read_context_body(context_body(value, **changes), client, NOON)
 
 
-def update_contribution(client: str, value: float | None = 0.5, **said: Any) -> Contribution:
-    return read_update_body(update_body(value, **said), client, NOON)
+def update_contribution(client: str, value: float | None = 0.5, **changes: Any) -> Contribution:
+    return read_update_body(update_body(value, **changes), client, NOON)
 
 
 def entry(client: str, **changes: Any) -> ContributionRecord:

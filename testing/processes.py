@@ -1,4 +1,4 @@
-"""Aggregators as processes of their own, for tests that kill them. Each stops only what it started."""
+"""Aggregators in separate processes, for tests that kill them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Process:
         return self._process.wait(20)
 
     def ended(self) -> int:
-        """Wait until it ends by itself; its exit code."""
+        """Wait until the process ends by itself, and return its exit code."""
         assert self._process is not None
         return self._process.wait(20)
 
@@ -71,6 +71,6 @@ class Process:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What an aggregator reads, and of this process's own only what Python needs."""
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
-    return kept | {"DATABASE_URL": f"sqlite:///{folder / 'ifed.sqlite3'}", "ADMIN_TOKEN": ADMIN_TOKEN, "CLAIM_SECONDS": "1"}
+    """Return the settings of an aggregator, with the variables of this process that Python needs."""
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
+    return inherited | {"DATABASE_URL": f"sqlite:///{folder / 'ifed.sqlite3'}", "ADMIN_TOKEN": ADMIN_TOKEN, "CLAIM_SECONDS": "1"}

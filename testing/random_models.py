@@ -70,7 +70,7 @@ def _trained_tokenizer() -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer over a few words, with a beginning-of-text token and no pad token of its own choosing."""
+    """Return a byte-level BPE tokenizer over a few words, with a beginning-of-text token and no pad token."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), bos_token="<bos>", eos_token="<eos>")  # noqa: S106  # tokens of a vocabulary
 
 
