@@ -42,7 +42,7 @@ DATASETS = {
 
 
 class InvalidDataset(Exception):
-    """A file is missing, not UTF-8, too short for what is asked of it, or has a line that is not an example of its data set."""
+    """A file is missing, not UTF-8, has too few examples, or has a line that is not an example of its data set."""
 
 
 def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"], count: int) -> list[LabelledText[int]]:
@@ -62,7 +62,7 @@ def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     examples = [_parse_example(dataset, line, f"{path}:{number}") for number, line in islice(numbered, count)]
     if len(examples) < count:
-        raise InvalidDataset(f"{path} has {len(examples)} examples, {count} are asked for")
+        raise InvalidDataset(f"{path} has {len(examples)} examples, expected {count}")
     return examples
 
 

@@ -67,7 +67,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that was asked for."""
+    """Run all measurements that the options request."""
     runs = [_median_run(SMALL, clients, options) for clients in options.clients]
     runs += [_median_run(LARGE, clients, options) for clients in options.large]
     paced = [_measure_paced(options.connections) for _ in range(options.runs)] if options.clients else []
@@ -95,7 +95,7 @@ def _median_run(payload: Payload, clients: int, options: argparse.Namespace) -> 
 
 
 def _measure_task(payload: Payload, clients: int, connections: int) -> Result:
-    """Run one whole task on fresh servers."""
+    """Run one task from start to end on fresh servers."""
     with start_servers() as servers:
 
         async def run() -> tuple[SimulatedTask, list[float], dict[str, list[float]], float]:

@@ -72,7 +72,7 @@ class ConnectionPool:
 
 @asynccontextmanager
 async def connect(port: int, connections: int) -> AsyncIterator[ConnectionPool]:
-    """Open so many connections to a loopback port."""
+    """Open `connections` connections to a loopback port."""
     opened = [Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**20)) for _ in range(connections)]
     pool = ConnectionPool(opened)
     try:

@@ -19,7 +19,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Result:
-    """One run, or the medians of several; None stands for what a system does not measure."""
+    """One run, or the medians of several; None where a system does not measure a value."""
 
     system: str
     payload: str
@@ -71,21 +71,21 @@ def goals(results: Sequence[Result], paced: Sequence[Mapping[str, float]]) -> li
         "p99 of an update under 50 ms at 100/s",
         "10,000 clients under 600 MB",
     )
-    made = [Goal(throughput), Goal(latency), Goal(memory)]
+    results_by_goal = [Goal(throughput), Goal(latency), Goal(memory)]
     flower = max((result for result in results if result.system == "flower"), key=lambda result: result.clients, default=None)
     ours = {(result.payload, result.clients): result for result in results if result.system == "ifed"}
-    if flower is not None and (same := ours.get((flower.payload, flower.clients))) is not None:
-        ratio = same.contributions_per_second / flower.contributions_per_second
-        made[0] = Goal(throughput, f"{ratio:.1f} times at {flower.clients}", ratio >= 5)
+    if flower is not None and (counterpart := ours.get((flower.payload, flower.clients))) is not None:
+        ratio = counterpart.contributions_per_second / flower.contributions_per_second
+        results_by_goal[0] = Goal(throughput, f"{ratio:.1f} times at {flower.clients}", ratio >= 5)
     if paced:
         p99 = statistics.median(run["p99_ms"] for run in paced)
-        made[1] = Goal(latency, f"{p99:.1f} ms", p99 < 50)
+        results_by_goal[1] = Goal(latency, f"{p99:.1f} ms", p99 < 50)
     peaks = [
         result.peak_megabytes for (_, clients), result in ours.items() if clients == 10_000 and result.peak_megabytes is not None
     ]
     if peaks:
-        made[2] = Goal(memory, f"{max(peaks):.0f} MB", max(peaks) < 600)
-    return made
+        results_by_goal[2] = Goal(memory, f"{max(peaks):.0f} MB", max(peaks) < 600)
+    return results_by_goal
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Postgres, Redis and an aggregator, each a process of its own, for one measurement."""
+"""Postgres, Redis and an aggregator, each in a separate process, for one measurement."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ COROUTINES = 256  # the number of connections limits the requests in flight
 
 @dataclass(frozen=True)
 class Payload:
-    """The shape of what a client sends, which follows from the model and the number of groups."""
+    """The shape of a client's contributions, which follows from the model and the number of groups."""
 
     layers: int
     hidden: int

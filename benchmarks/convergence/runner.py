@@ -1,4 +1,4 @@
-"""Runs one setting from the first version to the last, each version evaluated on the test set."""
+"""Run one setting from the first version to the last, each version evaluated on the test set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request bodies that clients send, and the aggregator's own arithmetic on them, without a socket between."""
+"""The request bodies of clients, and the aggregator's own arithmetic on them, without HTTP."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from services.aggregator.aggregation.accumulators import AggregationResult, Cont
 from services.aggregator.domain.round import Round
 
 TASK = "benchmark"
-SOME_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # when the rounds open and close changes no sum
+SOME_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # the times of the rounds do not affect any sum
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutResult:
-    """What a client measures of the version a round starts from, on its held-out examples.
+    """A client's evaluation, on its held-out examples, of the version that a round starts from.
 
     Attributes:
         confusion: counts, int64, (C, C); rows are the true labels.
@@ -37,7 +37,7 @@ class HeldOutResult:
 
 
 class InProcessAggregator:
-    """Encodes contributions as request bodies and aggregates such bodies as the aggregator does.
+    """Encode contributions as request bodies, and aggregate such bodies as the aggregator does.
 
     Args:
         fingerprint: of the clients' model.

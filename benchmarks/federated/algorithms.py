@@ -39,17 +39,17 @@ class RoundResult:
 
 
 class Algorithm(Protocol):
-    """A way to get from one version of the coefficients to the next."""
+    """A federated algorithm, which computes the next version of the coefficients."""
 
     def round(self, index: int, start: Coefficients, held_out: Sequence[HeldOutResult]) -> RoundResult:
-        """Run round `index`, from 0; `held_out` is what each client measured of `start`."""
+        """Run round `index`, from 0; `held_out` has each client's evaluation of `start`."""
 
 
 class PolicyAlgorithm:
-    """What the aggregator and its clients do under a policy: FedAvg, a server optimiser, or gradient mode.
+    """The algorithm of the aggregator and its clients under a policy: FedAvg, a server optimiser, or gradient mode.
 
     Args:
-        seed: of all draws of batches.
+        seed: of the clients' batches.
     """
 
     def __init__(self, federation: Federation, policy: Policy, seed: int) -> None:

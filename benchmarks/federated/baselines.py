@@ -73,10 +73,10 @@ def run_local_steps(
 
 
 class Baseline:
-    """FedAvg of local steps; a subclass says how a client takes its steps and what else is exchanged.
+    """FedAvg of local steps; a subclass defines the steps of a client and which other tensors are exchanged.
 
     Attributes:
-        extra_tensors: tensors of Λ's shape that travel besides Λ, each way.
+        extra_tensors: tensors of Λ's shape that are sent with Λ in each direction.
     """
 
     extra_tensors = 0
@@ -85,7 +85,7 @@ class Baseline:
         self.federation, self._policy, self._seed = federation, policy, seed
 
     def round(self, index: int, start: Coefficients, held_out: Sequence[HeldOutResult]) -> RoundResult:
-        """Run every client's local steps and average where they end, weighted by the numbers of examples."""
+        """Run every client's local steps and average their results, weighted by the numbers of examples."""
         clients, aggregator = self.federation.clients, self.federation.aggregator
         results = [self.run_client(client, start, self._plan(client, index)) for client in clients]
         average = Coefficients(self.weighted_mean([result.values for result in results]).astype(np.float32))
@@ -103,7 +103,7 @@ class Baseline:
         raise NotImplementedError
 
     def update_state(self, results: Sequence[LocalSteps]) -> None:
-        """Keep what the next round needs; nothing by default."""
+        """Update the state for the next round; by default there is none."""
 
     def weighted_mean(self, values: Sequence[Float64]) -> Float64:
         """Return the aggregator's weighted mean of one tensor a client."""

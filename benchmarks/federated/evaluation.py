@@ -17,7 +17,7 @@ from services.aggregator.domain.evaluation import EvaluationResult, measure
 
 
 def measure_held_out(federation: Federation, coefficients: Coefficients) -> list[HeldOutResult]:
-    """Return what every client measures of the coefficients on its held-out examples."""
+    """Return every client's evaluation of the coefficients on its held-out examples."""
     return [HeldOutResult(*client.calibrator.measure(coefficients)) for client in federation.clients]
 
 

@@ -38,10 +38,10 @@ class Client:
 
 
 class Federation:
-    """Clients that share a model and the global context vector, and a test set that belongs to no client.
+    """Clients that share a model and the global context vector, and a common test set.
 
     Args:
-        parts: each client's examples; a tenth of them, at most ten, are held out.
+        parts: each client's examples; a tenth of them, ten at most, are held out.
         layers: the injected layers.
         subset: number of test examples that `subset_scores` scores, the first ones.
 
@@ -77,9 +77,9 @@ class Federation:
             Client(
                 f"client-{rank:02}",
                 len(part),
-                Calibrator(lm, template, labels, part, self.context, self.layers, held_out=whole[:cut]),
+                Calibrator(lm, template, labels, part, self.context, self.layers, held_out=examples[:cut]),
             )
-            for rank, (part, whole, cut) in enumerate(zip(training, parts, cuts, strict=True))
+            for rank, (part, examples, cut) in enumerate(zip(training, parts, cuts, strict=True))
         ]
         self.truths = np.array([example.label for example in test])
         self._test, self._subset = (
@@ -92,9 +92,9 @@ class Federation:
         return Coefficients.identity(len(self.layers), groups, context_weight=context_weight)
 
     def cache_lower_layers(self) -> float:
-        """Run the layers below the injected ones at every client and keep their activations; return one client's seconds, mean over the clients.
+        """Run the layers below the injected ones at every client and cache their activations; return one client's seconds, mean over the clients.
 
-        Otherwise the first round would do this, and its seconds would not be those of a round.
+        Otherwise the first round would do this, and its seconds would not be comparable with those of other rounds.
         """
         if self.layers[0] == 0:
             return 0.0

@@ -65,9 +65,9 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
-    passes, overheadings, sizes, budget = _measure_passes(options, texts)
+    passes, overheads, sizes, budget = _measure_passes(options, texts)
     queue = _simulate_queue(passes, sizes, budget)
-    return {"machine": describe_machine(), "model": options.model, "passes": passes, "injected": overheadings, "queue": queue}
+    return {"machine": describe_machine(), "model": options.model, "passes": passes, "injected": overheads, "queue": queue}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -100,13 +100,13 @@ def _measure_passes(
             log_progress(
                 f"{count} texts, traced {traced}: alone {alone:.1f} ms, two at once {together:.1f} ms, {switches:.0f} waits a pass"
             )
-    overheadings = []
+    overheads = []
     for count in options.a_pass:
         log_progress(f"{count} texts, injected or not, {LANES} threads at once")
-        overheadings += measure_overhead(
+        overheads += measure_overhead(
             replicate(models[True], LANES), rows[:OVERHEAD_TEXTS], count, 2 * options.repeats * options.seconds
         )
-    return passes, overheadings, [len(row.ids) for row in rows], 2 * models[True].token_budget
+    return passes, overheads, [len(row.ids) for row in rows], 2 * models[True].token_budget
 
 
 def _measure_turn(lm: LanguageModel, rows: Sequence[Any], count: int, seconds: float) -> tuple[float, float, float]:
@@ -122,18 +122,18 @@ def _run_threads(models: Sequence[LanguageModel], rows: Sequence[Any], count: in
 
     def run(lm: LanguageModel) -> None:
         torch.set_num_threads(1)
-        prefixes, own = PrefixSharing(lm), list[float]()
+        prefixes, durations = PrefixSharing(lm), list[float]()
         batches = [rows[first : first + count] for first in range(0, 64, count)]
         for batch in batches[:3]:
             run_rows(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        ends = perf_counter() + seconds
-        while (began := perf_counter()) < ends:
-            batch = batches[len(own) % len(batches)]
+        end = perf_counter() + seconds
+        while (began := perf_counter()) < end:
+            batch = batches[len(durations) % len(batches)]
             run_rows(lm, batch, [None] * len(batch), token_budget=1 << 20, prefixes=prefixes)
-            own.append(1000 * (perf_counter() - began))
-        milliseconds.append(statistics.median(own))
-        switches.append((resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before) / len(own))
+            durations.append(1000 * (perf_counter() - began))
+        milliseconds.append(statistics.median(durations))
+        switches.append((resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before) / len(durations))
 
     threads = [threading.Thread(target=run, args=(lm,)) for lm in models]
     for thread in threads:

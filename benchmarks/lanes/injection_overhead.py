@@ -39,16 +39,16 @@ def measure_overhead(models: Sequence[LanguageModel], rows: Sequence[Row], count
 
     def run(lm: LanguageModel, seed: int) -> list[Turn]:
         torch.set_num_threads(1)
-        chance, own, prefixes, ends = random.Random(seed), list[Turn](), PrefixSharing(lm), perf_counter() + seconds
-        while perf_counter() < ends or len(own) <= WARM_UP_TURNS:
-            first = chance.randrange(len(rows) - count + 1)
+        generator, thread_turns, prefixes, end = random.Random(seed), list[Turn](), PrefixSharing(lm), perf_counter() + seconds
+        while perf_counter() < end or len(thread_turns) <= WARM_UP_TURNS:
+            first = generator.randrange(len(rows) - count + 1)
             turn: Turn = {}
-            for name in chance.sample(sorted(injections), len(injections)):
+            for name in generator.sample(sorted(injections), len(injections)):
                 spent, began = thread_time(), perf_counter()
                 run_rows(lm, rows[first : first + count], injections[name], token_budget=1 << 20, prefixes=prefixes)
                 turn[name] = thread_time() - spent, perf_counter() - began
-            own.append(turn)
-        return own[WARM_UP_TURNS:]
+            thread_turns.append(turn)
+        return thread_turns[WARM_UP_TURNS:]
 
     with ThreadPoolExecutor(len(models)) as threads:
         turns = [turn for measured in threads.map(run, models, range(len(models))) for turn in measured]
@@ -66,7 +66,7 @@ def _over_bare(turns: Sequence[Turn], name: str) -> dict[str, list[float]]:
 def _tasks(lm: LanguageModel, count: int) -> list[Injection]:
     """Return random injections near the bare model, in the upper half of the layers."""
     layers = tuple(range(lm.num_layers // 2, lm.num_layers))
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shape = (len(layers), len(SITES), lm.hidden_size)
-    draws = [[0.05 * torch.randn(shape, generator=chance) for _ in range(2)] for _ in range(count)]
+    draws = [[0.05 * torch.randn(shape, generator=generator) for _ in range(2)] for _ in range(count)]
     return [Injection(layers, 1 + scale, shift) for scale, shift in draws]

@@ -38,12 +38,12 @@ def simulate_waits(
         rate: texts a second.
         short: tokens of a short pass; see `services.inference.engine.token_share`.
     """
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     arrivals: list[tuple[float, int]] = []
     at = 0.0
     for _ in range(texts):
-        at += 1000 * chance.expovariate(rate)
-        arrivals.append((at, chance.choice(sizes)))
+        at += 1000 * generator.expovariate(rate)
+        arrivals.append((at, generator.choice(sizes)))
     free_at, queue, next_arrival, waits = [0.0] * lanes, list[tuple[float, int]](), 0, list[float]()
     while next_arrival < texts or queue:
         lane = min(range(lanes), key=free_at.__getitem__)

@@ -31,19 +31,19 @@ Work = Callable[[], object]
 def measure_options(setting: Setting, *, pairs: int) -> dict[str, Any]:
     """Return lower quartile, median and upper quartile of each option's ratio, over alternating pairs of runs without it and with it."""
     lm = setting.fast
-    given, long = _items(setting, lm), _items(setting, lm, prefix=_demonstrations(setting))[-8:]
+    scored, long = _items(setting, lm), _items(setting, lm, prefix=_demonstrations(setting))[-8:]
 
-    def run(items: Sequence[ScoringItem] = given, **chosen: bool) -> Work:
+    def run(items: Sequence[ScoringItem] = scored, **chosen: bool) -> Work:
         return partial(score, replace(lm, options=replace(Options(share_prefix=False), **chosen)), items)
 
     works: dict[str, tuple[Work, Work]] = {
-        "batches of the token budget, not single rows": (partial(score, lm, given, token_budget=1), partial(score, lm, given)),
+        "batches of the token budget, not single rows": (partial(score, lm, scored, token_budget=1), partial(score, lm, scored)),
         "rows packed, not padded": (run(packed=False), run()),
         "attention row by row, not under a mask": (run(row_attention=False), run()),
         "template's prefix once": (run(), run(share_prefix=True)),
         "prefix of 12 demonstrations once": (run(long), run(long, share_prefix=True)),
         "last MLP at the wanted tokens": (run(sparse_last_mlp=False), run()),
-        "label rows of the head": (partial(_whole_head, lm, given), run(share_prefix=True)),
+        "label rows of the head": (partial(_whole_head, lm, scored), run(share_prefix=True)),
         "lower layers kept, 4 epochs": (_calibration(setting, cache_bytes=0), _calibration(setting)),
         "upper half, not all layers": (_calibration(setting, layers="all"), _calibration(setting)),
     }
@@ -56,8 +56,8 @@ def measure_load_options(setting: Setting, name: str, cache: Path, *, pairs: int
     An option that is not available has the text of its refusal in place of the ratio.
     """
     lm, results = setting.fast, dict[str, Any]()
-    given = _items(setting, lm)
-    plain = np.exp(np.stack(score(lm, given)))
+    items = _items(setting, lm)
+    plain = np.exp(np.stack(score(lm, items)))
     load_options = {
         "torch.compile": Options(compiled=True),
         "int8 weights": Options(int8=True),
@@ -70,7 +70,7 @@ def measure_load_options(setting: Setting, name: str, cache: Path, *, pairs: int
         except (IFedError, RuntimeError) as refusal:  # a compiler that fails, or is not there, is torch's RuntimeError
             results[name_of_option] = str(refusal)
             continue
-        results[name_of_option] = _ratio(partial(score, lm, given), partial(score, other, _items(setting, other)), pairs=pairs)
+        results[name_of_option] = _ratio(partial(score, lm, items), partial(score, other, _items(setting, other)), pairs=pairs)
         results[f"{name_of_option}: largest change of a probability"] = moved
         results[f"{name_of_option}: bytes of the layers"] = [_layer_bytes(model) for model in (lm, other)]
     return results
@@ -82,8 +82,8 @@ def _ratio(without: Work, with_it: Work, *, pairs: int) -> list[float]:
 
 def _items(setting: Setting, lm: LanguageModel, *, prefix: str = "") -> list[ScoringItem]:
     template = PromptTemplate.of(lm, prefix + setting.dataset.template, max_tokens=4096)
-    labels, given = template.labels(setting.dataset.labels), injection(setting, lm)
-    return [ScoringItem(template.prompt(text), labels, given) for text in setting.texts]
+    labels, injected = template.labels(setting.dataset.labels), injection(setting, lm)
+    return [ScoringItem(template.prompt(text), labels, injected) for text in setting.texts]
 
 
 def _demonstrations(setting: Setting) -> str:
@@ -93,9 +93,9 @@ def _demonstrations(setting: Setting) -> str:
 def _whole_head(lm: LanguageModel, items: Sequence[ScoringItem]) -> list[Float32]:
     """Return scores from the logits of the whole vocabulary at the last token."""
     rows = [row for item in items for row in scoring_rows(item.prompt, item.labels)]
-    given: list[Injection | None] = [item.injection for item in items for _ in scoring_rows(item.prompt, item.labels)]
+    injections: list[Injection | None] = [item.injection for item in items for _ in scoring_rows(item.prompt, item.labels)]
     with torch.inference_mode():
-        logits = vocabulary_logits(lm, torch.cat(run_rows(lm, rows, given)))
+        logits = vocabulary_logits(lm, torch.cat(run_rows(lm, rows, injections)))
         tokens = torch.tensor([ids[0] for ids in items[0].labels.ids])
         return list(torch.log_softmax(logits[:, tokens], 1).numpy())
 

@@ -31,10 +31,13 @@ class Published:
         """Return the context vector, (layer, site, d): the mean of the sites' outputs at the last token."""
         total = torch.zeros(self._lm.num_layers, 2, self._lm.hidden_size)
         for example in examples:
-            kept: dict[tuple[int, int], Tensor] = {}
-            with self._hooks(lambda layer, site, a, kept=kept: kept.update({(layer, site): a[0, -1].clone()})), torch.no_grad():
+            outputs: dict[tuple[int, int], Tensor] = {}
+            with (
+                self._hooks(lambda layer, site, a, outputs=outputs: outputs.update({(layer, site): a[0, -1].clone()})),
+                torch.no_grad(),
+            ):
                 self._logits([self._template.demonstration(example.text, example.label, self._labels)])
-            total += torch.stack([torch.stack([kept[layer, site] for site in (0, 1)]) for layer in range(self._lm.num_layers)])
+            total += torch.stack([torch.stack([outputs[layer, site] for site in (0, 1)]) for layer in range(self._lm.num_layers)])
         return total / len(examples)
 
     def calibrate(

@@ -69,7 +69,7 @@ def main() -> None:
         sys.exit(130)
     if not results["data"]:
         hint = (
-            "run without --report, or name another folder with --out" if arguments.report else "all that was asked for is left out"
+            "run without --report, or name another folder with --out" if arguments.report else "all requested methods are left out"
         )
         sys.exit(f"there are no cells under {store.folder}; {hint}")
     _report(arguments, store.folder, results)

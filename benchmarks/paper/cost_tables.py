@@ -1,4 +1,4 @@
-"""Tables of what a client spends: bytes on the wire, and seconds."""
+"""Tables of a client's costs: bytes on the wire, and seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.datasets import DATASETS
 from benchmarks.paper import reported
-from benchmarks.paper.formatting import machine_name, number, one_decimal, whole
+from benchmarks.paper.formatting import integer, machine_name, number, one_decimal
 from benchmarks.paper.methods import COMPARED, SETTINGS, TITLES
 from benchmarks.paper.summary import (
     Data,
@@ -38,7 +38,7 @@ def bytes_table(data: Data) -> Table:
             counts = [f"{parts[name][way]:,}" if name in parts else "0" for name in PARTS for way in ("up", "down")]
             ratios = byte_ratio_a_round(wire, method), byte_ratio_in_all(results, method)
             paper = (kilobytes.get(method) for kilobytes in (reported.KILOBYTES_A_ROUND, reported.KILOBYTES_OF_CONTEXT))
-            cells = [*counts, f"{parts['bodies']['update']:,}", *map(whole, ratios), *map(number, paper)]
+            cells = [*counts, f"{parts['bodies']['update']:,}", *map(integer, ratios), *map(number, paper)]
             rows.append([DATASETS[key].title, TITLES[method], *cells])
     directions = [f"{name} up" if way == "up" else way for name in PARTS for way in ("up", "down")]
     others = ["update body", "LoRA's bytes a round ÷ this", RATIO_IN_ALL, "paper: kB a round", "paper: kB once"]
@@ -46,7 +46,7 @@ def bytes_table(data: Data) -> Table:
 
 
 def seconds_table(data: Data) -> Table:
-    """Return one client's seconds, and what it spends until 95 % of the best accuracy."""
+    """Return one client's seconds, and its costs until 95 % of the best accuracy."""
     rows, machine = [], most_common_machine(data)
     for key, results in data.items():
         if not any(results["runs"][method] for method in COMPARED):
@@ -96,4 +96,4 @@ def _cost_until(
     seconds = Spread.of([seconds_until(run)[index] for run, index in reached if run in timed])
     counts = [until[index] for run, index in reached if (until := bytes_until(run, wire)) is not None]
     spread = Spread.of([float(count) for count in counts])
-    return [f"{len(reached)} of {len(runs)}", one_decimal(seconds), whole(None if spread is None else spread.mean)]
+    return [f"{len(reached)} of {len(runs)}", one_decimal(seconds), integer(None if spread is None else spread.mean)]

@@ -28,8 +28,8 @@ def one_decimal(spread: Spread | None) -> str:
     return MISSING if spread is None else f"{spread.mean:.1f}"
 
 
-def whole(value: float | None) -> str:
-    """Return a ratio or a number of bytes: `whole(1132.4) == "1,132"`."""
+def integer(value: float | None) -> str:
+    """Return a ratio or a number of bytes: `integer(1132.4) == "1,132"`."""
     return MISSING if value is None else f"{value:,.0f}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.datasets import DATASETS
 from benchmarks.paper import reported
 from benchmarks.paper.cost_tables import RATIO_IN_ALL, bytes_table, seconds_table
-from benchmarks.paper.formatting import machine_name, number, one_decimal, percent, whole
+from benchmarks.paper.formatting import integer, machine_name, number, one_decimal, percent
 from benchmarks.paper.methods import COMPARED, LORA, SWEEP_SEED, TITLES, VARIANTS
 from benchmarks.paper.summary import MISSING, READINGS, Data, Spread, byte_ratio_in_all, goals, last, over_seeds
 from benchmarks.tables import Table
@@ -19,7 +19,7 @@ SHOWN_BESIDE_VARIANTS = ("steps", "more-steps", "long", "lora")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return every table, below a paragraph that says what ran and where."""
+    """Return every table, below a paragraph on the plan and the machines."""
     return "\n\n".join([_setup(results), *(table.markdown() for table in tables(results))])
 
 
@@ -115,7 +115,7 @@ def _variants(data: Data) -> Table:
         if not set(VARIANTS) & set(runs):
             continue
         rows += [
-            [DATASETS[key].title, TITLES[method], *_course(runs[method]), whole(byte_ratio_in_all(results, method))]
+            [DATASETS[key].title, TITLES[method], *_course(runs[method]), integer(byte_ratio_in_all(results, method))]
             for method in ("ours", *VARIANTS, *SHOWN_BESIDE_VARIANTS)
             if method in runs
         ]

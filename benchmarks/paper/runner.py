@@ -1,4 +1,4 @@
-"""Runs the missing cells of one data set under one seed."""
+"""Run the missing cells of one data set under one seed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class CellRunner:
         return result | {"context_seconds": federation.context_seconds, "kept_seconds": cache_seconds}
 
     def _federation(self, layers: LayerChoice, progress: Progress) -> tuple[Federation, float]:
-        """Return the federation for these layers, and one client's seconds to cache what lies below them."""
+        """Return the federation for these layers, and one client's seconds to cache the activations below them."""
         if str(layers) not in self._federations:
             progress(f"context vectors; clients have {', '.join(str(len(part)) for part in self._parts)} examples")
             self._federations.clear()
@@ -135,8 +135,8 @@ class CellRunner:
             method: traffic.count_task_bytes(identity, self._dataset, setting, self._plan) for method, setting in missing.items()
         }
         if adapters:
-            already = next((known[method] for method in LORA if method in known), None)
-            counts |= dict.fromkeys(adapters, already or self._count_adapter_bytes())
+            counted = next((known[method] for method in LORA if method in known), None)
+            counts |= dict.fromkeys(adapters, counted or self._count_adapter_bytes())
         self._store.write_byte_counts(self._dataset.key, known | counts)
 
     def _count_adapter_bytes(self) -> dict[str, Any]:

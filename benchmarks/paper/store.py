@@ -1,4 +1,4 @@
-"""One JSON file a cell, so that an interrupted run resumes; and all cells of a folder together."""
+"""Storage of the cells, one JSON file each, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BYTE_COUNTS = "wire"  # the file of the bytes on the wire
 
 
 class CellMismatch(Exception):
-    """A folder holds cells of another plan, of another model or number format, of other texts, or of a method with other settings."""
+    """A folder contains cells of another plan, of another model or number format, of other texts, or of a method with other settings."""
 
 
 class CellStore:
@@ -59,7 +59,7 @@ class CellStore:
         return cell
 
     def byte_counts(self, key: str) -> dict[str, Any] | None:
-        """Return the bytes by method, of the methods whose settings have not changed since; None where none are counted.
+        """Return the bytes by method, of the methods whose settings have not changed since; None if none are counted.
 
         Raises:
             CellMismatch: they were counted under another plan or with another model.
@@ -76,7 +76,7 @@ class CellStore:
         self.write(key, BYTE_COUNTS, {**counts, "settings": {method: settings[method] for method in counts}})
 
     def _provenance(self, key: str, method: str | None) -> dict[str, Any]:
-        """Return what a cell must have been made with, as far as it is known by now."""
+        """Return the provenance that a cell must have, as far as it is known."""
         texts = {"texts": self.texts[key]} if key in self.texts else {}
         setting = {"setting": described} if method is not None and (described := self._settings().get(method)) else {}
         return self._run | self.loaded | texts | setting

@@ -74,7 +74,7 @@ def first_seconds(run: Mapping[str, Any]) -> float:
 
 def seconds_until(run: Mapping[str, Any]) -> list[float]:
     """Return one client's seconds up to each row, with those before the first round."""
-    return [first_seconds(run) + spent for spent in accumulate(row["seconds"] for row in run["rows"])]
+    return [first_seconds(run) + seconds for seconds in accumulate(row["seconds"] for row in run["rows"])]
 
 
 def bytes_until(run: Mapping[str, Any], wire: Mapping[str, Any] | None) -> list[int] | None:
@@ -124,11 +124,11 @@ class Goal:
 
 def goals(results: Mapping[str, Any]) -> list[Goal]:
     """Return every goal of `METHODS_WITH_GOALS` and `METHODS_WITH_SIZE_GOALS`, by data set."""
-    made: list[Goal] = []
+    collected: list[Goal] = []
     for key, data in results["data"].items():
-        made += (goal for method in METHODS_WITH_GOALS for goal in _method_goals(key, data, method))
-        made += (_size_goal(key, data["wire"], method) for method in METHODS_WITH_SIZE_GOALS if data["wire"] is not None)
-    return made
+        collected += (goal for method in METHODS_WITH_GOALS for goal in _method_goals(key, data, method))
+        collected += (_size_goal(key, data["wire"], method) for method in METHODS_WITH_SIZE_GOALS if data["wire"] is not None)
+    return collected
 
 
 def _size_goal(key: str, wire: Mapping[str, Any], method: str) -> Goal:

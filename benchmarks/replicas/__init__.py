@@ -1,1 +1,1 @@
-"""What further replicas bring, in speed and in availability: `python -m benchmarks.replicas`."""
+"""Speed and availability by the number of replicas: `python -m benchmarks.replicas`."""

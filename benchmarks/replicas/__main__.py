@@ -52,7 +52,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that was asked for; rows that are compared alternate."""
+    """Run all measurements that the options request; rows that are compared alternate."""
     load = round(psutil.getloadavg()[0], 1)
     runs: dict[int, list[dict[str, float]]] = {count: [] for count in options.aggregators}
     for _ in range(options.repeats):

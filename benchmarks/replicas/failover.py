@@ -1,4 +1,4 @@
-"""What callers see when one aggregator of several is killed in the middle of a round and comes back later."""
+"""The outage that callers see when one of several aggregators is killed during a round and started again later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KILL_AFTER_SECONDS, DOWN_SECONDS, RETRY_SECONDS, TIMEOUT_SECONDS = 3.0, 4.0, 0.2
 
 
 class RetryingClients:
-    """Clients that send at a steady rate and, like the agent, retry on another replica what was not answered."""
+    """Clients that send at a steady rate and, like the agent, retry unanswered requests on another replica."""
 
     def __init__(self, replicas: ReplicaSet, path: str) -> None:
         self._ports, self._path = itertools.cycle(replicas.ports), path

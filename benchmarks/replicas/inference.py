@@ -28,8 +28,8 @@ TIMEOUT_SECONDS = 60.0
 
 def _random_texts(seed: int) -> NextRequest:
     """Return requests with texts of 10 to 40 random words."""
-    chance = random.Random(seed)
-    return lambda: ("/v1/classify", {"model": "task-0", "input": " ".join(chance.choices(WORDS, k=chance.randint(10, 40)))})
+    generator = random.Random(seed)
+    return lambda: ("/v1/classify", {"model": "task-0", "input": " ".join(generator.choices(WORDS, k=generator.randint(10, 40)))})
 
 
 def measure_inference(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def start_replicas(count: int) -> Iterator[ReplicaSet]:
 
 @asynccontextmanager
 async def connect(ports: Sequence[int], connections: int) -> AsyncIterator[ConnectionPool]:
-    """Open so many connections, spread evenly over the ports."""
+    """Open `connections` connections, spread evenly over the ports."""
     chosen = [ports[index % len(ports)] for index in range(connections)]
     opened = [Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**20)) for port in chosen]
     pool = ConnectionPool(opened)

@@ -21,7 +21,7 @@ CONNECTIONS = 24  # of the simulated clients; 1, 2 and 3 divide it
 
 
 def measure_throughput(replicas: int, clients: int) -> dict[str, float]:
-    """Run one whole task on fresh servers."""
+    """Run one task from start to end on fresh servers."""
     with start_replicas(replicas) as replica_set:
 
         async def run() -> dict[str, float]:
@@ -46,10 +46,10 @@ def measure_throughput(replicas: int, clients: int) -> dict[str, float]:
 
 
 def _machine_cpu_seconds() -> float:
-    """Return the processor seconds that the whole machine has worked since it started."""
+    """Return the processor seconds that the machine has used since it started."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
-    return float(sum(times[:7]) - idle)  # the first fields contain the time of guests already
+    return float(sum(times[:7]) - idle)  # the first fields include the time of guests
 
 
 def median_row(replicas: int, runs: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _parse_arguments() -> argparse.Namespace:
         parser.error("--texts and --demonstrations name the files of texts")
     if missing := set(COMPARED_CALLERS) - set(options.callers):
         low, high = COMPARED_CALLERS
-        parser.error(f"the goals are evaluated at {low} and {high} callers; --callers lacks {sorted(missing)}")
+        parser.error(f"the goals are evaluated at {low} and {high} callers; --callers must include {sorted(missing)}")
     return options
 
 

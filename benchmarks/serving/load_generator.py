@@ -1,4 +1,4 @@
-"""Load over loopback, as closed loops and as an open loop. HTTP/1.1 is written by hand, so that the driver needs little CPU."""
+"""Load over loopback, as closed loops and as an open loop. It writes HTTP/1.1 itself to need little CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NextRequest = Callable[[], tuple[str, dict[str, object]]]
 
 
 class KeepAliveConnection:
-    """One connection, which is opened again after it was idle."""
+    """A connection that is reopened after it was idle."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -25,7 +25,7 @@ class KeepAliveConnection:
         self._used = 0.0
 
     async def post(self, path: str, message: dict[str, object]) -> float:
-        """Return the seconds until the whole response has arrived; raise `RuntimeError` unless its status is 200."""
+        """Return the seconds until the complete response has arrived; raise `RuntimeError` unless its status is 200."""
         began = perf_counter()
         if began - self._used > IDLE_SECONDS:
             self.close()
@@ -81,7 +81,7 @@ async def closed_loop(
 
 
 async def counted_loop(url: str, next_request: NextRequest, *, callers: int, requests: int) -> tuple[list[float], float]:
-    """Return the latencies of so many requests, sent by `callers` in closed loops, and the seconds until all are answered."""
+    """Return the latencies of `requests` requests, sent by `callers` in closed loops, and the seconds until all are answered."""
     latencies: list[float] = []
     remaining = iter(range(requests))
     began = perf_counter()
@@ -97,7 +97,7 @@ async def counted_loop(url: str, next_request: NextRequest, *, callers: int, req
 
 async def open_loop(url: str, next_request: NextRequest, *, rate: float, seconds: float, seed: int = 0) -> list[float]:
     """Return the latencies of requests that arrive as a Poisson process of `rate` a second, whatever the service does."""
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     free: list[KeepAliveConnection] = []
     latencies: list[float] = []
 
@@ -109,7 +109,7 @@ async def open_loop(url: str, next_request: NextRequest, *, rate: float, seconds
     async with asyncio.TaskGroup() as group:
         end = perf_counter() + seconds
         at = perf_counter()
-        while (at := at + chance.expovariate(rate)) < end:
+        while (at := at + generator.expovariate(rate)) < end:
             await asyncio.sleep(max(0.0, at - perf_counter()))
             group.create_task(send())
     for connection in free:

@@ -1,4 +1,4 @@
-"""Cells of the paper's experiment as a run would have left them, with made-up figures."""
+"""Cells of the paper's experiment in the form that a run stores, with made-up figures."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ def row(number: int, accuracy: float, **more: float) -> dict[str, Any]:
 
 
 def run(method: str, *accuracies: float, seed: int = 0, **more: Any) -> dict[str, Any]:
-    rows = [row(number, one, local=0.5, **{"global": one}) for number, one in enumerate(accuracies)]
+    rows = [row(number, accuracy, local=0.5, **{"global": accuracy}) for number, accuracy in enumerate(accuracies)]
     setting = {"policy": {"local_steps": 8 * (one.steps_times if (one := (SETTINGS | LORA).get(method)) else 1)}}
-    found = {"method": method, "seed": seed, "rows": rows, "setting": setting, "machine": MACHINE}
-    return found | {"context_seconds": 3.0, "kept_seconds": 1.0} | more
+    cell = {"method": method, "seed": seed, "rows": rows, "setting": setting, "machine": MACHINE}
+    return cell | {"context_seconds": 3.0, "kept_seconds": 1.0} | more
 
 
 def wire(up: int) -> dict[str, Any]:
-    both = {"up": up, "down": 10}
-    parts = {"joining": {"up": 5, "down": 5}, "context": {"up": 40, "down": 50}, "round": both, "evaluation": {"up": 7, "down": 10}}
+    round_counts = {"up": up, "down": 10}
+    parts = {
+        "joining": {"up": 5, "down": 5},
+        "context": {"up": 40, "down": 50},
+        "round": round_counts,
+        "evaluation": {"up": 7, "down": 10},
+    }
     return parts | {"bodies": {"update": up - 1}}
 
 
-def found(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str, Any]:
-    """One data set: everything of two seeds but the bare model, LoRA and local ICL."""
+def sample_results(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str, Any]:
+    """Return the results of one data set: two seeds of every method, but one of the bare model, LoRA and local ICL."""
     runs: dict[str, Any] = {method: [run(method, 0.6, 0.7, 0.8, seed=seed) for seed in (0, 1)] for method in SETTINGS}
     runs["ours"] = [run("ours", 0.6, 0.9, ours - 0.01), run("ours", 0.6, 0.7, ours + 0.01, seed=1)]
     runs["lora"] = [{**run("lora", lora), "rows": [row(2, lora)], "rate": 0.01}]

@@ -1,4 +1,4 @@
-"""The convergence study: every setting runs, tables and plots hold what was found, and a killed run goes on."""
+"""The convergence study: every setting runs, tables and plots show the results, and an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ FITTING = [cell for cell in all_settings() if cell.groups is None or 32 % cell.g
 
 @pytest.mark.parametrize("cell", FITTING, ids=[cell.name for cell in FITTING])
 def test_every_setting_runs_its_rounds_and_measures_each_version(cell: Setting) -> None:
-    made = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), cell.layers)
-    heard: list[str] = []
-    found = run_setting(made, cell, PLAN, heard.append)
+    federation = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), cell.layers)
+    messages: list[str] = []
+    result = run_setting(federation, cell, PLAN, messages.append)
     rounds = 4 if cell.name == "gradient-fedadam" else cell.policy_for(PLAN).rounds
-    assert [row["round"] for row in found["rows"]] == list(range(0, rounds + 1, cell.rounds_between_evaluations(PLAN)))
-    assert found["groups"] == (cell.groups or 32)
-    assert len(heard) == len(found["rows"]) - 1
-    up = [row["bytes_up"] for row in found["rows"]]
+    assert [row["round"] for row in result["rows"]] == list(range(0, rounds + 1, cell.rounds_between_evaluations(PLAN)))
+    assert result["groups"] == (cell.groups or 32)
+    assert len(messages) == len(result["rows"]) - 1
+    up = [row["bytes_up"] for row in result["rows"]]
     assert up == sorted(up)
-    assert all(0 <= row[f"accuracy_{way}"] <= 1 for row in found["rows"] for way in ("without_prior", "prior_matched"))
+    assert all(0 <= row[f"accuracy_{way}"] <= 1 for row in result["rows"] for way in ("without_prior", "prior_matched"))
 
 
-def test_all_that_is_to_be_compared_is_there_once() -> None:
+def test_every_algorithm_group_count_and_choice_of_layers_is_a_setting_once() -> None:
     names = [cell.name for cell in all_settings()]
     assert len(set(names)) == len(names)
     assert names[0] == BASE
@@ -63,7 +63,7 @@ def row(number: int, accuracy: float) -> dict[str, Any]:
     }
 
 
-def test_tables_and_plots_hold_what_was_found(tmp_path: Path) -> None:
+def test_tables_and_plots_show_the_results(tmp_path: Path) -> None:
     shown = [cell for cell in all_settings() if cell.name in (BASE, "fedavg", "groups-4")]
     runs = [
         {
@@ -87,18 +87,18 @@ def test_tables_and_plots_hold_what_was_found(tmp_path: Path) -> None:
 def folder_of_texts(folder: Path) -> Path:
     for part, count in (("train", 80), ("test", 16)):
         rows = [{"text": TEXTS[at % len(TEXTS)], "label": ("objective", "subjective")[at % 2]} for at in range(count)]
-        (folder / f"subj.{part}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+        (folder / f"subj.{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
 def start(monkeypatch: pytest.MonkeyPatch, data: Path, *more: str) -> None:
     sizes = ["--clients", "2", "--rounds", "2", "--local-steps", "2", "--batch-size", "4", "--training", "80", "--test", "16"]
-    given = ["--data", str(data), "--out", str(data), "--sources", "subj", *sizes, *more]
-    monkeypatch.setattr(sys, "argv", ["benchmarks.convergence", *given])
+    arguments = ["--data", str(data), "--out", str(data), "--sources", "subj", *sizes, *more]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.convergence", *arguments])
     command.main()
 
 
-def test_a_killed_run_goes_on_with_the_cells_that_are_missing(
+def test_an_interrupted_run_resumes_with_the_missing_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded: list[str] = []

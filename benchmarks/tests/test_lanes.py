@@ -1,4 +1,4 @@
-"""The simulated queue before lanes, on cases worked out by hand, the line through measured passes, and injection against none."""
+"""The simulated queue before lanes, on cases computed by hand; the fitted cost of passes; the overhead of injection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ifed.modeling.replicas import replicate
 from testing.random_models import build
 
 
-def test_the_line_through_passes_that_lie_on_one() -> None:
-    found = fit_cost([1, 3, 8], [32, 36, 46])
-    assert (found.fixed, found.a_token) == (pytest.approx(30), pytest.approx(2))
+def test_the_cost_is_fitted_exactly_to_passes_on_a_line() -> None:
+    cost = fit_cost([1, 3, 8], [32, 36, 46])
+    assert (cost.fixed, cost.a_token) == (pytest.approx(30), pytest.approx(2))
 
 
-def test_a_text_that_finds_nobody_takes_one_pass() -> None:
+def test_a_text_that_arrives_alone_takes_one_pass() -> None:
     rare = simulate_waits([10], Cost(30, 2), rate=0.001, lanes=2, budget=100, short=0, texts=50)
     assert rare == [pytest.approx(50)] * 50
 
@@ -27,17 +27,17 @@ def test_three_texts_at_once_are_two_passes_side_by_side_and_one_after_them() ->
 
 
 def test_a_short_pass_is_not_left_to_busy_lanes() -> None:
-    shared, whole = (
+    divided, undivided = (
         simulate_waits([10], Cost(50, 0.1), rate=60, lanes=2, budget=1000, short=short, texts=4000) for short in (0, 40)
     )
-    assert whole[len(whole) // 2] < shared[len(shared) // 2]
+    assert undivided[len(undivided) // 2] < divided[len(divided) // 2]
 
 
-def test_injection_is_held_against_the_bare_model_on_the_same_texts() -> None:
+def test_injection_is_compared_with_the_bare_model_on_the_same_texts() -> None:
     lm = build("llama")
     rows = [Row.for_last_token((1, 2, 3, length)) for length in range(5, 17)]
-    found = measure_overhead([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)
-    assert [(row["texts"], row["injected"]) for row in found] == [(3, ONE), (3, SEVERAL)]
-    for row in found:
+    results = measure_overhead([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)
+    assert [(row["texts"], row["injected"]) for row in results] == [(3, ONE), (3, SEVERAL)]
+    for row in results:
         assert row["turns"] >= 2
         assert all(0 < low <= middle <= high for low, middle, high in (row["cpu"], row["clock"]))

@@ -1,4 +1,4 @@
-"""What the modelling benchmark makes of seconds it was given: tables, ratios and bytes. No model is loaded."""
+"""The modelling benchmark's tables on made-up figures, and its measurements on a small model."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def run(model: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def found() -> dict[str, Any]:
+def results() -> dict[str, Any]:
     smol = run(
         "smollm2", **{"rows packed": [1.1, 1.25, 1.5], "int8 weights": [0.8, 0.9, 1.0], "moved": 0.0123, "bytes": [2e8, 1e8]}
     )
     return {"runs": [smol, run("gemma", **{"rows packed": [1.0, 1.0, 1.0], "int8 weights": "torchao is not installed"})]}
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_the_tables_say_what_was_found_now_and_from_the_file(kept: bool) -> None:
-    given = json.loads(json.dumps(found())) if kept else found()
-    lines = markdown(given).splitlines()
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_tables_are_the_same_from_memory_and_from_the_file(stored: bool) -> None:
+    shown = json.loads(json.dumps(results())) if stored else results()
+    lines = markdown(shown).splitlines()
     assert "| smollm2 | SUBJ | extraction | all layers, as published | 100.0 | 8.0 | 12.5 | 10 |" in lines
     assert sum("| SUBJ | calibration |" in line for line in lines) == 6
     assert "| smollm2 | SUBJ | 40 | 200 | 6.2 | 9.0 |" in lines
@@ -81,23 +81,29 @@ def setting(lm: LanguageModel) -> Setting:
     return Setting(lm, lm, DATASETS["subj"], examples(DEMONSTRATIONS + 4), repetitions=1, groups=4)
 
 
-def test_a_whole_run_on_a_small_model_fills_every_cell() -> None:
-    given = setting(build(max_position_embeddings=2048))
-    told = {"model": "random", "data": "SUBJ", "milliseconds": speeds(given), "overheads": overheads(given, pairs=2), "options": {}}
-    told |= {"ceilings": speedup_limits(given)}
-    assert all(value > 0 for value in speedup_limits(given).values())
-    assert all(value > 0 for value in told["milliseconds"].values())
-    lines = markdown({"runs": [told]}).splitlines()
+def test_a_run_on_a_small_model_fills_every_cell() -> None:
+    measured = setting(build(max_position_embeddings=2048))
+    stored = {
+        "model": "random",
+        "data": "SUBJ",
+        "milliseconds": speeds(measured),
+        "overheads": overheads(measured, pairs=2),
+        "options": {},
+    }
+    stored |= {"ceilings": speedup_limits(measured)}
+    assert all(value > 0 for value in speedup_limits(measured).values())
+    assert all(value > 0 for value in stored["milliseconds"].values())
+    lines = markdown({"runs": [stored]}).splitlines()
     assert sum(line.startswith("| random | SUBJ |") for line in lines) == len(ROWS) + 2
     assert not any("not possible" in line for line in lines), "a Llama model can be folded"
 
 
-def test_the_head_and_both_rates_make_the_ceiling() -> None:
-    given = setting(build(max_position_embeddings=2048))
-    found, layers = speedup_limits(given), given.fast.family.layers(given.fast.model)
+def test_the_speedup_limit_follows_from_the_head_and_both_rates() -> None:
+    measured = setting(build(max_position_embeddings=2048))
+    limits, layers = speedup_limits(measured), measured.fast.family.layers(measured.fast.model)
     inner = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim == 2)
-    head = given.fast.model.get_output_embeddings().weight.numel()
-    assert found["extraction, classification"] == pytest.approx(found["ours"] / found["published"] * (1 + head / inner))
+    head = measured.fast.model.get_output_embeddings().weight.numel()
+    assert limits["extraction, classification"] == pytest.approx(limits["ours"] / limits["published"] * (1 + head / inner))
 
 
 def test_every_option_is_measured_on_a_small_model() -> None:
@@ -108,7 +114,9 @@ def test_every_option_is_measured_on_a_small_model() -> None:
         assert ratios[1] > 0
 
 
-def test_options_of_the_loaded_model_are_measured_or_their_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_loaded_model_are_measured_or_their_refusal_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")  # no compiler
     build_model("llama").save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)

@@ -57,11 +57,11 @@ def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
 
 
 def start(monkeypatch: pytest.MonkeyPatch, data: Path, model: Path, *more: str) -> None:
-    """The very command, on a small Qwen 2 from a folder, as a larger one would come from a hub."""
+    """Run the command on a small Qwen 2 from a folder, as a larger one would come from a hub."""
     small = {"clients": 2, "rounds": 2, "local-steps": 1, "batch-size": 2, "training": 64, "test": 8, "shots": 1, "few": 4}
     sizes = [word for name, size in (small | {"lora-rank": 2}).items() for word in (f"--{name}", str(size))]
-    given = ["--data", str(data), "--out", str(data / "out"), "--sources", "subj", "--lora-rates", "0.001", "0.01", *sizes]
-    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *given, "--model", str(model), "--device", "cpu", *more])
+    arguments = ["--data", str(data), "--out", str(data / "out"), "--sources", "subj", "--lora-rates", "0.001", "0.01", *sizes]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.paper", *arguments, "--model", str(model), "--device", "cpu", *more])
     command.main()
 
 
@@ -70,8 +70,8 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
 ) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "1", "--methods", "lora", "ours")
-    told = capsys.readouterr().err
-    assert "SUBJ: FedAvg-LoRA, seed 1, waits for all learning rates of FedAvg-LoRA on seed 0; run these with" in told
+    progress = capsys.readouterr().err
+    assert "SUBJ: FedAvg-LoRA, seed 1, waits for all learning rates of FedAvg-LoRA on seed 0; run these with" in progress
     cells = data / "out" / "cells" / "subj"
     first = (cells / "ours-1.json").read_bytes()
     start(monkeypatch, data, model, "--seeds", "0", "1")
@@ -84,10 +84,10 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     losses = [json.loads((cells / f"{method}-{best:g}-0.json").read_text(encoding="utf-8"))["rows"][-1]["loss"] for method in LORA]
     assert losses[0] != losses[1], "more steps end elsewhere"
     assert "### Goals" in (data / "out" / "tables.md").read_text(encoding="utf-8")
-    kept = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
-    (ran_on,) = kept["machines"]
+    stored = json.loads((data / "out" / "paper.json").read_text(encoding="utf-8"))
+    (ran_on,) = stored["machines"]
     assert (ran_on["device"], ran_on["dtype"] in ("float32", "bfloat16")) == ("cpu", True)
-    assert len(kept["data"]["subj"]["runs"]["ours"]) == 2
+    assert len(stored["data"]["subj"]["runs"]["ours"]) == 2
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     start(monkeypatch, data, model, "--report")
     assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
@@ -97,7 +97,7 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     for name in ("paper-accuracy.svg", "paper-local.svg"):
         assert f"]({name})" in written
         assert (data / "out" / name).exists()
-    titles = [one["title"] for one in kept["tables"]]
+    titles = [one["title"] for one in stored["tables"]]
     assert (titles[0], titles[-1]) == ("Accuracy after the last round", "Goals")
 
 
@@ -112,12 +112,12 @@ def report(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
     command.main()
 
 
-def test_a_report_of_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_without_cells_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"no cells under .*; run without --report, or name another folder with --out"):
         report(monkeypatch, tmp_path / "out")
 
 
-def test_that_lora_waits_for_its_rates_is_told(
+def test_lora_on_other_seeds_waits_for_its_rates_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = CellStore(tmp_path, Plan(), command.MODEL)
@@ -141,8 +141,8 @@ def test_a_setting_whose_groups_do_not_divide_the_channels_is_left_out_and_the_o
     monkeypatch.setitem(SETTINGS, "long", replace(SETTINGS["long"], groups=24))
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "0", "--methods", "long", "compact")
-    told = capsys.readouterr().err
-    assert f"{TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in told
+    progress = capsys.readouterr().err
+    assert f"{TITLES['long']}: left out, 24 groups do not divide the 32 channels of" in progress
     cells = data / "out" / "cells" / "subj"
     assert {path.stem for path in cells.glob("*.json")} == {"compact-0", "wire"}
     assert "long" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
@@ -166,35 +166,35 @@ def test_cells_of_other_texts_or_weights_are_refused_before_anything_runs(tmp_pa
     refused("texts")
 
 
-def test_bytes_are_counted_for_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_counted_only_for_new_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
     path = data / "out" / "cells" / "subj" / "wire.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    kept["compact"]["bodies"]["update"], old = 1, kept.pop("ours")
-    path.write_text(json.dumps(kept), encoding="utf-8")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["compact"]["bodies"]["update"], old = 1, stored.pop("ours")
+    path.write_text(json.dumps(stored), encoding="utf-8")
     start(monkeypatch, data, model, "--seeds", "0", "--methods", "ours", "compact")
     again = json.loads(path.read_text(encoding="utf-8"))
-    assert again["compact"] == kept["compact"]
+    assert again["compact"] == stored["compact"]
     assert again["ours"]["bodies"] == old["bodies"]
 
 
-def test_quick_leaves_rows_out() -> None:
+def test_quick_leaves_methods_out() -> None:
     assert set(TITLES) - set(methods.QUICK_METHODS) == {"steps", "more-steps", *VARIANTS}
 
 
-def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
+def test_a_method_of_one_seed_says_so_when_requested_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
     start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "zero-shot", "compact")
-    told = capsys.readouterr().err
-    assert f"{TITLES['wide']}: left out, it runs on seed 0 of SUBJ and EmoContext alone" in told
-    assert "zero-shot: left out, it runs on seed 0 alone" in told
+    progress = capsys.readouterr().err
+    assert f"{TITLES['wide']}: left out, it runs on seed 0 of SUBJ and EmoContext alone" in progress
+    assert "zero-shot: left out, it runs on seed 0 alone" in progress
     cells = data / "out" / "cells" / "subj"
     assert {path.stem for path in cells.glob("*.json")} == {"compact-1", "wire"}
     assert "wide" not in json.loads((cells / "wire.json").read_text(encoding="utf-8"))
-    with pytest.raises(SystemExit, match=r"there are no cells under .*; all that was asked for is left out"):
+    with pytest.raises(SystemExit, match=r"there are no cells under .*; all requested methods are left out"):
         start(monkeypatch, data, model, "--seeds", "1", "--methods", "wide", "--out", str(tmp_path / "other"))
 
 
@@ -208,7 +208,7 @@ def test_what_is_tried_on_one_seed_says_so_when_asked_for_on_another(
         ("wide", "seed 0 of SUBJ and EmoContext"),
     ],
 )
-def test_the_limits_of_a_method_are_told_in_its_help_too(
+def test_the_restrictions_of_a_method_are_in_its_help(
     method: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command._restriction(method) == words
@@ -225,7 +225,7 @@ def test_more_steps_of_lora_wait_for_its_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = folder_of_texts(tmp_path), small_qwen2(tmp_path)
-    with pytest.raises(SystemExit, match="all that was asked for is left out"):
+    with pytest.raises(SystemExit, match="all requested methods are left out"):
         start(monkeypatch, data, model, "--seeds", "0", "--methods", "lora-steps")
     assert (
         f"{TITLES['lora-steps']}, seed 0, waits for all learning rates of FedAvg-LoRA on seed 0; run these with --methods lora --seeds 0"
@@ -244,9 +244,9 @@ def test_the_stored_cells_are_those_of_the_methods_as_they_are_set(monkeypatch: 
     for method, setting in DEFAULT_SETTINGS.items():
         monkeypatch.setitem(SETTINGS, method, setting)
     store = CellStore(Path("benchmarks/results/paper"), Plan(), command.MODEL)
-    found = store.collect(methods.RATES)["data"]
-    assert set(found) == set(DATASETS)
-    for key in found:
+    collected = store.collect(methods.RATES)["data"]
+    assert set(collected) == set(DATASETS)
+    for key in collected:
         assert set(store.byte_counts(key) or ()) >= {method for method in (*SETTINGS, *LORA) if runs_on(method, 0, key)}
     unseen = CellStore(Path("benchmarks/results/paper/unseen"), Plan(), command.MODEL).collect((0.001,))["data"]["subj"]["runs"]
     assert {method for method, runs in unseen.items() if runs} == {"lora", "ours", "steps", "more-steps", "long"}
@@ -255,17 +255,17 @@ def test_the_stored_cells_are_those_of_the_methods_as_they_are_set(monkeypatch: 
 def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, nowhere = folder_of_texts(tmp_path), tmp_path / "nowhere"
     train = data / "subj.train.jsonl"
-    whole = train.read_text(encoding="utf-8")
-    train.write_text(whole.replace('"objective"', '"fact"', 1), encoding="utf-8")
+    original = train.read_text(encoding="utf-8")
+    train.write_text(original.replace('"objective"', '"fact"', 1), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"subj.train.jsonl:1: a line must be .* one of the labels objective, subjective"):
         start(monkeypatch, data, nowhere)
-    train.write_text("\n\n" + whole.replace('"text": "', '"text": 3, "was": "', 1), encoding="utf-8")
+    train.write_text("\n\n" + original.replace('"text": "', '"text": 3, "was": "', 1), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"subj.train.jsonl:3: a line must be"):
         start(monkeypatch, data, nowhere)
-    train.write_text("\n".join(whole.splitlines(keepends=True)[:9]), encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, 64 are asked for"):
+    train.write_text("\n".join(original.splitlines(keepends=True)[:9]), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"subj.train.jsonl has 9 examples, expected 64"):
         start(monkeypatch, data, nowhere)
-    train.write_text(whole, encoding="utf-8")
+    train.write_text(original, encoding="utf-8")
     with pytest.raises(SystemExit, match="64 examples are too few for 5 clients of at least 16; take more examples or fewer"):
         start(monkeypatch, data, nowhere, "--clients", "5")
     train.unlink()
@@ -273,7 +273,7 @@ def test_bad_texts_are_refused_by_place_before_the_model_is_loaded(tmp_path: Pat
         start(monkeypatch, data, nowhere)
 
 
-def test_a_run_that_is_interrupted_says_how_it_goes_on(
+def test_an_interrupted_run_says_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What the paper's experiment compares: adapters that come off again, prompts of a client's own texts, rounds, bytes that are counted."""
+"""The methods of the paper's experiment: LoRA adapters, few-shot prompts, calibration rounds, and the bytes on the wire."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_rank=2)
 LOCAL = LocalPlan(steps=3, batch_size=4, learning_rate=0.02, learning_rate_end=0.0, logit_adjustment=1.0, seed=1)
 
 
-def quietly(_: str) -> None:
-    """Nobody listens."""
+def discard(_: str) -> None:
+    """Discard a progress message."""
 
 
 def scores(lm: LanguageModel) -> np.ndarray:
     template = PromptTemplate.of(lm, DATASET.template)
     labels = template.labels(DATASET.labels)
-    return np.stack(score(lm, [ScoringItem(template.prompt(one.text), labels, None) for one in examples(8)]))
+    return np.stack(score(lm, [ScoringItem(template.prompt(example.text), labels, None) for example in examples(8)]))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
@@ -109,7 +109,7 @@ def test_adapters_are_averaged_by_examples() -> None:
             return float(len(self.rows))
 
     lm = build("llama")
-    clients = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in told(lm, (1, 3))]
+    clients = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in clients_with_counts(lm, (1, 3))]
     with lora.inject_adapters(lm, 2, 0) as parameters:
         start = lora.copy_weights(parameters)
         after, loss = lora.run_round(lm, parameters, start, clients, [LOCAL] * 2)
@@ -118,15 +118,15 @@ def test_adapters_are_averaged_by_examples() -> None:
         np.testing.assert_allclose(values, start[name] + (1 * 1 + 3 * 3) / 4, rtol=1e-6)
 
 
-def told(lm: LanguageModel, counts: tuple[int, ...]) -> list[tuple[lora.LoraClient, int]]:
+def clients_with_counts(lm: LanguageModel, counts: tuple[int, ...]) -> list[tuple[lora.LoraClient, int]]:
     return list(zip(lora.make_clients(lm, DATASET, [examples(8)] * len(counts), 0.0), counts, strict=True))
 
 
-def test_lora_trains_on_the_very_batches_of_a_task() -> None:
+def test_lora_trains_on_the_same_batches_as_a_task() -> None:
     lm, parts = build("llama"), [examples(24), examples(40)]
-    made = Federation(lm, DATASET, parts, examples(8), "upper_half")
+    federated = Federation(lm, DATASET, parts, examples(8), "upper_half")
     clients = lora.make_clients(lm, DATASET, parts, 1.0)
-    for member, client in zip(made.clients, clients, strict=True):
+    for member, client in zip(federated.clients, clients, strict=True):
         assert (member.name, member.examples) == (client.name, len(client.rows))
         assert member.calibrator._rows == client.rows
 
@@ -135,12 +135,12 @@ def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
     plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
     low, high = (OURS.policy_for(plan).model_copy(update={"learning_rate": rate}) for rate in (0.001, 0.05))
-    found, other = (lora.run_fedavg(lm, DATASET, parts, examples(8), policy, plan.lora_rank, 0, quietly) for policy in (low, high))
-    assert [found["rate"], other["rate"]] == [0.001, 0.05]
-    assert found["rows"][-1]["loss"] != other["rows"][-1]["loss"]
-    assert [row["round"] for row in found["rows"]] == [1, 2, 3]
-    assert found["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
-    assert all(row["body_up"] > 4 * found["parameters"] for row in found["rows"])
+    slow, fast = (lora.run_fedavg(lm, DATASET, parts, examples(8), policy, plan.lora_rank, 0, discard) for policy in (low, high))
+    assert [slow["rate"], fast["rate"]] == [0.001, 0.05]
+    assert slow["rows"][-1]["loss"] != fast["rows"][-1]["loss"]
+    assert [row["round"] for row in slow["rows"]] == [1, 2, 3]
+    assert slow["parameters"] == 3 * 2 * (32 + 32 + 32 + 16)
+    assert all(row["body_up"] > 4 * slow["parameters"] for row in slow["rows"])
 
 
 def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
@@ -186,34 +186,36 @@ def test_lora_is_trained_by_the_policy_of_ours_but_for_the_steps() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> None:
     setting = SETTINGS[name]
-    made = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers, subset=4)
-    found = run_calibration(made, setting, PLAN, 0, quietly, local=True)
-    assert [row["round"] for row in found["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
-    assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in found["rows"][1:])
+    federated = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers, subset=4)
+    result = run_calibration(federated, setting, PLAN, 0, discard, local=True)
+    assert [row["round"] for row in result["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
+    assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in result["rows"][1:])
     if name == "published":
-        assert (found["groups"], found["layers"]) == (1, 3)
-        assert all(row["accuracy"] == row["accuracy_plain"] for row in found["rows"])
+        assert (result["groups"], result["layers"]) == (1, 3)
+        assert all(row["accuracy"] == row["accuracy_plain"] for row in result["rows"])
 
 
-def test_keeping_the_lower_layers_beforehand_changes_no_result_and_is_nothing_where_there_are_none() -> None:
-    def made(layers: LayerChoice) -> Federation:
+def test_caching_the_lower_layers_beforehand_changes_no_result() -> None:
+    def federated(layers: LayerChoice) -> Federation:
         return Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), layers)
 
-    lazy, kept = made("upper_half"), made("upper_half")
-    assert not any(member.calibrator._activations._hidden for member in kept.clients)
-    assert kept.cache_lower_layers() > 0
-    assert all(len(member.calibrator._activations._hidden) == member.examples for member in kept.clients)
-    ends = [run_calibration(one, SETTINGS["ours"], PLAN, 0, quietly, local=False)["rows"][-1] for one in (lazy, kept)]
-    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-6)
-    assert made("all").cache_lower_layers() == 0.0
+    lazy, cached = federated("upper_half"), federated("upper_half")
+    assert not any(member.calibrator._activations._hidden for member in cached.clients)
+    assert cached.cache_lower_layers() > 0
+    assert all(len(member.calibrator._activations._hidden) == member.examples for member in cached.clients)
+    last_rows = [
+        run_calibration(federation, SETTINGS["ours"], PLAN, 0, discard, local=False)["rows"][-1] for federation in (lazy, cached)
+    ]
+    assert last_rows[0]["loss"] == pytest.approx(last_rows[1]["loss"], abs=1e-6)
+    assert federated("all").cache_lower_layers() == 0.0
 
 
-def test_ours_is_what_the_product_does_unless_told() -> None:
+def test_ours_is_the_products_defaults_but_for_the_size_of_the_run() -> None:
     policy = OURS.policy_for(Plan())
-    said = policy.model_dump(exclude_defaults=True)
-    assert set(said) <= {"rounds", "local_steps", "batch_size", "clients_expected"}
+    changes = policy.model_dump(exclude_defaults=True)
+    assert set(changes) <= {"rounds", "local_steps", "batch_size", "clients_expected"}
     small = compact("int8")
-    assert small.policy_for(Plan()).model_dump(exclude_defaults=True) == said | {"update_dtype": "int8"}
+    assert small.policy_for(Plan()).model_dump(exclude_defaults=True) == changes | {"update_dtype": "int8"}
     assert (OURS.groups, small.groups) == (64, 16)
     published = PUBLISHED.policy_for(Plan())
     assert (published.initial_context_weight, published.logit_adjustment, published.label_bias) == (0.1, 0.0, False)
@@ -222,17 +224,17 @@ def test_ours_is_what_the_product_does_unless_told() -> None:
 
 def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
     def last(setting: Setting) -> dict[str, float]:
-        made = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers)
-        return dict(run_calibration(made, setting, PLAN, 0, quietly, local=False)["rows"][-1])
+        federated = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers)
+        return dict(run_calibration(federated, setting, PLAN, 0, discard, local=False)["rows"][-1])
 
-    whole, half, eighth = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
-    assert whole["body_up"] > half["body_up"] > eighth["body_up"]
-    for other in (half, eighth):
-        assert other["loss"] == pytest.approx(whole["loss"], rel=1e-2)
-        assert other["loss"] != whole["loss"]
+    float32, float16, int8 = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
+    assert float32["body_up"] > float16["body_up"] > int8["body_up"]
+    for other in (float16, int8):
+        assert other["loss"] == pytest.approx(float32["loss"], rel=1e-2)
+        assert other["loss"] != float32["loss"]
 
 
-def test_a_prompt_holds_demonstrations_in_their_order_as_far_as_they_fit() -> None:
+def test_a_prompt_has_demonstrations_in_order_as_far_as_they_fit() -> None:
     lm = build("llama")
     shown = [LabelledText("bad", 1), LabelledText("has {text} in it", 0), LabelledText("we liked it", 0)]
     template, count = few_shot_template(lm, DATASET, shown)
@@ -245,39 +247,41 @@ def test_a_prompt_holds_demonstrations_in_their_order_as_far_as_they_fit() -> No
     assert few_shot_template(lm, DATASET, [LabelledText("bad " * 400, 1)])[1] == 0
 
 
-def test_each_text_is_asked_of_one_client_with_its_own_demonstrations() -> None:
+def test_each_text_is_classified_by_one_client_with_its_own_demonstrations() -> None:
     lm, test = build("llama"), examples(7)
     parts = [[LabelledText("bad", 1)] * 3, [LabelledText("we liked it", 0)] * 3]
-    found = few_shot(lm, DATASET, parts, test, 2, 0)
-    assert found["shots"] == 2
-    right = 0
-    for index, one in enumerate(test):
+    result = few_shot(lm, DATASET, parts, test, 2, 0)
+    assert result["shots"] == 2
+    correct = 0
+    for index, example in enumerate(test):
         template, _ = few_shot_template(lm, DATASET, parts[index % 2][:2])
-        (alone,) = score(lm, [ScoringItem(template.prompt(one.text), template.labels(DATASET.labels), None)])
-        right += int(np.argmax(alone) == one.label)
-    assert found["accuracy"] == pytest.approx(right / 7)
+        (label_scores,) = score(lm, [ScoringItem(template.prompt(example.text), template.labels(DATASET.labels), None)])
+        correct += int(np.argmax(label_scores) == example.label)
+    assert result["accuracy"] == pytest.approx(correct / 7)
     assert zero_shot(lm, DATASET, examples(4), test)["accuracy"] == pytest.approx(
-        np.mean(np.argmax(scores(lm)[:7], axis=1) == [one.label for one in test])
+        np.mean(np.argmax(scores(lm)[:7], axis=1) == [example.label for example in test])
     )
 
 
 def test_a_counter_counts_every_byte_of_http() -> None:
-    app, seen = FastAPI(openapi_url=None), []
+    app, exchanges = FastAPI(openapi_url=None), []
 
     @app.put("/thing")
     async def take() -> str:
-        return "kept"
+        return "stored"
 
     async def run() -> None:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         async with serve_counted(server) as counter, httpx.AsyncClient(base_url=counter.url, trust_env=False) as client:
             answer = await client.put("/thing", content=b"x" * 100_000)
-            seen.append((counter.reset(), answer, counter.reset()))
+            exchanges.append((counter.reset(), answer, counter.reset()))
 
     asyncio.run(run())
-    ((count, answer, nothing),) = seen
-    said = answer.request
-    head = f"{said.method} {said.url.path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in said.headers.items()) + "\r\n"
+    ((count, answer, nothing),) = exchanges
+    request = answer.request
+    head = (
+        f"{request.method} {request.url.path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in request.headers.items()) + "\r\n"
+    )
     assert count["up"] == len(head) + 100_000
     back = "HTTP/1.1 200 OK\r\n" + "".join(f"{k}: {v}\r\n" for k, v in answer.headers.items()) + "\r\n"
     assert count["down"] == len(back) + len(answer.content)
@@ -286,13 +290,15 @@ def test_a_counter_counts_every_byte_of_http() -> None:
 
 def test_bytes_of_a_task_are_its_bodies_and_their_headers() -> None:
     identity = build("llama").identity
-    found = {name: traffic.count_task_bytes(identity, DATASET, setting, PLAN) for name, setting in SETTINGS.items()}
-    for parts in found.values():
+    counts = {name: traffic.count_task_bytes(identity, DATASET, setting, PLAN) for name, setting in SETTINGS.items()}
+    for parts in counts.values():
         assert parts["context"]["up"] > parts["bodies"]["context"] + 300
         assert 300 < parts["round"]["up"] - parts["bodies"]["update"] < 1500
-        assert 300 < parts["evaluation"]["up"] < 2500, "an answer without coefficients, and the question after it"
+        assert 300 < parts["evaluation"]["up"] < 2500, (
+            "a contribution without coefficients, and the request for an assignment after it"
+        )
         assert parts["round"]["down"] < parts["evaluation"]["down"] < parts["round"]["down"] + 2000
-    ups = [found[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
+    ups = [counts[name]["round"]["up"] for name in ("compact", "compact-float16", "compact-int8")]
     assert ups == sorted(ups, reverse=True)
     with lora.inject_adapters(build("llama"), 8, 0) as parameters:
         sent = traffic.count_lora_bytes(lora.copy_weights(parameters))

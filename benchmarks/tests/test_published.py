@@ -28,8 +28,8 @@ def test_both_extract_the_same_vector_and_give_the_same_labels(family: str) -> N
     vector = published.extract(examples())
     ours = context_vector(lm, prompts, labels, examples(), layers=ALL)
     np.testing.assert_allclose(ours.values, vector.numpy(), rtol=1e-3, atol=1e-4)
-    given = injection_of(ours, Coefficients.identity(3, 1, context_weight=0.1), ALL, device="cpu", dtype=lm.dtype)
-    scores = score(lm, [ScoringItem(prompts.prompt(text), labels, given) for text in TEXTS])
+    injected = injection_of(ours, Coefficients.identity(3, 1, context_weight=0.1), ALL, device="cpu", dtype=lm.dtype)
+    scores = score(lm, [ScoringItem(prompts.prompt(text), labels, injected) for text in TEXTS])
     assert published.classify(TEXTS, vector) == [int(one.argmax()) for one in scores]
 
 

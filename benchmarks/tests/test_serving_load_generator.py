@@ -42,7 +42,7 @@ async def service() -> AsyncIterator[Service]:
     server.close()
 
 
-async def test_a_turn_of_so_many_requests_asks_the_same_texts_again(service: Service) -> None:
+async def test_turns_of_a_number_of_requests_send_the_same_texts(service: Service) -> None:
     requests = Requests(TEXTS)
     for _ in range(2):
         latencies, took = await counted_loop(service.url, requests.ours(["a"], first=3), callers=2, requests=7)

@@ -30,13 +30,13 @@ def row(name: str, *rates: float, callers: int = 32) -> Row:
 
 
 def rows(**rates: float) -> list[Row]:
-    """All goals just met; other rates by the first word of the row, and figures at one caller that must not count."""
+    """Return rows that just meet all goals, with `rates` in place of some, and rows at one caller that must not count."""
     met = dict(zip(NAMES, (80.0, 1.0, 1.0, 80.0, 76.0, 82.4, 10.0, 10.0, 10.0, 10.0), strict=True))
-    told = {name: rates.get(name.replace(",", "").replace(" ", "_"), rate) for name, rate in met.items()}
-    return [row(name, 1.0, callers=1) for name in NAMES] + [row(name, rate) for name, rate in told.items()]
+    chosen = {name: rates.get(name.replace(",", "").replace(" ", "_"), rate) for name, rate in met.items()}
+    return [row(name, 1.0, callers=1) for name in NAMES] + [row(name, rate) for name, rate in chosen.items()]
 
 
-def test_goals_that_are_met() -> None:
+def test_every_goal_can_be_met() -> None:
     assert [goal["met"] for goal in goals(rows(), HALF)] == [True] * 7
     assert [goal["measured"] for goal in goals(rows(), HALF)] == ["8.0", "8.0", "-5.0 %", "-2.9 %", "8.0", "8.0", "4.9"]
 
@@ -56,37 +56,37 @@ def test_each_goal_can_be_missed_by_itself(place: int, slower: dict[str, float])
     assert [goal["met"] for goal in goals(rows(**slower), HALF)] == [at != place for at in range(7)]
 
 
-def test_a_turn_at_half_load_is_held_against_its_own_moment() -> None:
+def test_a_turn_at_half_load_is_compared_with_its_own_single_request_time() -> None:
     latencies = [0.02] * 95 + [0.04] * 4 + [0.06]
     turns = [
         half_load_turn(
             row("full", rate),
             Row("alone", 1, latencies=[0.01 * slow] * 3),
-            Row("half", 0, latencies=[one * slow for one in latencies]),
+            Row("half", 0, latencies=[latency * slow for latency in latencies]),
         )
         for rate, slow in ((80.0, 1), (40.0, 2), (20.0, 4))
     ]
     assert [turn["p99_over_single"] for turn in turns] == pytest.approx([6.0] * 3)
-    found = over_turns(turns)
-    assert (found["requests_per_second"], found["single_request_ms_lowest"], found["p50_ms_highest"]) == (20.0, 10.0, 80.0)
+    summary = over_turns(turns)
+    assert (summary["requests_per_second"], summary["single_request_ms_lowest"], summary["p50_ms_highest"]) == (20.0, 10.0, 80.0)
 
 
 def test_a_slow_tail_at_half_load_misses_its_goal() -> None:
     assert [goal["met"] for goal in goals(rows(), HALF | {"p99_over_single": 5.0})] == [True] * 6 + [False]
 
 
-def test_rows_that_took_turns_are_held_against_each_other_turn_by_turn() -> None:
+def test_rows_measured_in_turns_are_compared_turn_by_turn() -> None:
     busy_in_the_second = row("one task", 100.0, 10.0, 100.0), row("bare model", 110.0, 11.0, 100.0)
     assert rate_ratio(*busy_in_the_second) == pytest.approx(100 / 110)
     assert rate_ratio(row("one task", 90.0, 100.0, 80.0), row("plain", 9.0)) == pytest.approx(10.0)
 
 
 def test_the_cpu_time_of_a_request_is_compared_as_well() -> None:
-    given = rows()
-    for one in given:
-        if one.name == "plain, one after the other":
-            one.cpu = [0.035]
-    by_cpu = [goal["by_cpu_time"] for goal in goals(given, HALF)]
+    measured = rows()
+    for measurement in measured:
+        if measurement.name == "plain, one after the other":
+            measurement.cpu = [0.035]
+    by_cpu = [goal["by_cpu_time"] for goal in goals(measured, HALF)]
     assert by_cpu == [7.0, 1.0, 1.0, 1.0, 1.0, 1.0, None]
     busy_in_the_second = row("one task", 1.0, 1.0, 1.0), row("bare model", 1.0, 1.0, 1.0)
     busy_in_the_second[0].cpu, busy_in_the_second[1].cpu = [2.0, 20.0, 2.0], [1.0, 10.0, 2.0]
@@ -94,7 +94,7 @@ def test_the_cpu_time_of_a_request_is_compared_as_well() -> None:
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
-    lines = table([one.json() for one in rows()]).splitlines()
+    lines = table([row.json() for row in rows()]).splitlines()
     assert len(lines) == 2 + 2 * len(NAMES)
     assert lines[-1] == "| plain, in threads | 32 | 10.0 | 20 | 30 | 30 | 5.0 | 1.00 | 300 |"
 
@@ -102,8 +102,8 @@ def test_the_table_has_a_line_for_each_row() -> None:
 def test_callers_without_those_of_the_goals_are_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = ["serving", "--texts", str(tmp_path), "--demonstrations", str(tmp_path), "--callers", "1", "8"]
-    monkeypatch.setattr("sys.argv", given)
+    arguments = ["serving", "--texts", str(tmp_path), "--demonstrations", str(tmp_path), "--callers", "1", "8"]
+    monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit):
         command.main()
-    assert "--callers lacks [32]" in capsys.readouterr().err
+    assert "--callers must include [32]" in capsys.readouterr().err

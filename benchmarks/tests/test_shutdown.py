@@ -28,7 +28,7 @@ def killed(cleaned: list[bool]) -> None:
 
 
 @pytest.mark.usefixtures("handler_of_before")
-def test_a_benchmark_that_is_told_to_end_cleans_up() -> None:
+def test_a_terminated_benchmark_stops_its_services() -> None:
     cleaned: list[bool] = []
     exit_on_sigterm()
     with pytest.raises(SystemExit) as ended:

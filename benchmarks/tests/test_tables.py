@@ -16,7 +16,7 @@ from benchmarks.lanes import __main__ as lanes
 from benchmarks.modeling import report as modeling
 from benchmarks.paper import report as paper
 from benchmarks.paper.__main__ import MODEL
-from benchmarks.paper.formatting import one_decimal, percent, whole
+from benchmarks.paper.formatting import integer, one_decimal, percent
 from benchmarks.paper.methods import RATES, SETTINGS, Plan
 from benchmarks.paper.store import CellStore
 from benchmarks.paper.summary import Spread
@@ -38,7 +38,7 @@ def test_text_is_aligned_to_the_left_and_numbers_to_the_right() -> None:
 def test_numbers_are_rounded_and_missing_ones_are_dashes() -> None:
     spread = Spread(0.86, 0.008, 3)
     assert (percent(spread), percent(Spread(0.86, None, 1)), percent(None)) == ("86.0 ± 0.8", "86.0", "–")
-    assert (one_decimal(Spread(5.44, None, 1)), whole(1132.4), whole(None)) == ("5.4", "1,132", "–")
+    assert (one_decimal(Spread(5.44, None, 1)), integer(1132.4), integer(None)) == ("5.4", "1,132", "–")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_the_stored_tables_of_the_paper_are_those_of_its_cells(
     assert (RESULTS / folder / "tables.md").read_text(encoding="utf-8").partition("\n\n")[2].startswith(text + "\n")
 
 
-def test_what_a_system_does_not_measure_is_left_empty() -> None:
+def test_values_a_system_does_not_measure_are_left_empty() -> None:
     result = aggregator.Result("flower", "6 kB", 1000, 1.5, 1500.0, update_p50_ms=3.0, update_p99_ms=40.0)
     assert aggregator.table([result]).splitlines()[2] == "| flower | 6 kB | 1,000 | 1.5 | 1.5e+03 |  | 3.0 / 40.0 |  |  |  |"

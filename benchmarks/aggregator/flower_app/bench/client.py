@@ -14,11 +14,11 @@ def train(message: Message, context: Context) -> Message:
     """Return a context vector, an update or an evaluation, according to the kind of round."""
     config, random = context.run_config, np.random.default_rng()
     layers, hidden, groups = int(config["layers"]), int(config["hidden"]), int(config["groups"])
-    sent: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
     match message.content["round"]["kind"]:
         case "context":
-            sent = [random.standard_normal((layers, 2, hidden), dtype=np.float32).astype(np.float16)]
+            arrays = [random.standard_normal((layers, 2, hidden), dtype=np.float32).astype(np.float16)]
         case "calibration":
-            sent = [random.standard_normal((layers, 2, 2, groups), dtype=np.float32)]
+            arrays = [random.standard_normal((layers, 2, 2, groups), dtype=np.float32)]
     metrics = MetricRecord({"num-examples": 100, "confusion": [40, 10, 10, 40]})
-    return Message(RecordDict({"arrays": ArrayRecord(sent), "metrics": metrics}), reply_to=message)
+    return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
