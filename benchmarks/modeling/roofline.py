@@ -1,7 +1,7 @@
 """The machine's rate of multiply-adds in both precisions, and the speed-up that this rate alone would allow.
 
 The speed-up is that of a method that does nothing but the matrix products of its layers, at the rate of products of their shape; attention,
-norms and activations cost time besides.
+norms and activations take additional time.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Setting:
         return Policy.model_validate(work | size | dict(self.policy))
 
     def describe(self, plan: Plan) -> dict[str, Any]:
-        """Return, JSON-ready, everything that a cell depends on besides the plan and the model."""
+        """Return, JSON-ready, everything that a cell depends on in addition to the plan and the model."""
         policy = self.policy_for(plan).model_dump(mode="json", exclude=set(UNUSED_POLICY_FIELDS))
         return {"groups": self.groups, "layers": self.layers, "policy": policy}
 

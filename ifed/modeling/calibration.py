@@ -133,7 +133,7 @@ class Calibrator:
     def run(self, coefficients: Coefficients, plan: LocalPlan, *, progress: Progress | None = None) -> LocalResult:
         """Take the steps of `plan` from `coefficients`: AdamW (arXiv 1711.05101) on Λ alone, batches from shuffled epochs.
 
-        The same coefficients and plan give the same bytes, whatever ran before.
+        The same coefficients and plan give the same bytes, independent of earlier runs.
 
         Args:
             progress: called after each step with the steps taken and the steps in all; an exception it raises ends the steps.

@@ -69,7 +69,7 @@ class LabelTokens:
 
     @cached_property
     def children(self) -> dict[Tokens, Tokens]:
-        """The tokens that may follow at each inner node, in rising order of their ids, whatever the order of the labels."""
+        """The tokens that may follow at each inner node, in rising order of their ids, independent of the order of the labels."""
         following: dict[Tokens, set[int]] = {}
         for tokens in self.ids:
             for length, token in enumerate(tokens):
