@@ -1,4 +1,4 @@
-"""Where files that can be had again are kept on this machine. Knows no service."""
+"""Downloads of files that can be fetched again, verified by digest, and the folder that caches them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every refusal this software gives, as a class that knows its HTTP status. Knows no web framework.
+"""Every refusal, as an exception class with its HTTP status.
 
 IFedError                        500
 ├── Malformed                    422  the payload itself is wrong, whatever the state of the service

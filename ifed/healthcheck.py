@@ -1,4 +1,4 @@
-"""Asks a service whether it is ready, for a container's health check: `python -m ifed.healthcheck URL`. Knows no service."""
+"""Check whether a service is ready, for a container's health check: `python -m ifed.healthcheck URL`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ifed classify`: labels for texts given as words, on standard input or in a file."""
+"""`ifed classify`: label texts from the command line, from standard input or from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ifed client …`: enrol organisations and readers, list them, renew and revoke their tokens."""
+"""`ifed client …`: enrol organisations and readers, list them, and rotate or revoke their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: the two consoles, and where the services are. Knows no command."""
+"""The console, the options and the table style that all commands share."""
 
 from __future__ import annotations
 

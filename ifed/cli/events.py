@@ -1,4 +1,4 @@
-"""`ifed events`: what happens to tasks and rounds, as it happens."""
+"""`ifed events`: follow what happens to tasks and rounds."""
 
 from __future__ import annotations
 

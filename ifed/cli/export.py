@@ -1,4 +1,4 @@
-"""`ifed export`: a task folded into an ordinary checkpoint, or its adapter as files."""
+"""`ifed export`: fold a task into an ordinary checkpoint, or write its adapter as files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `ifed` command: puts its parts together and turns a refusal into one line and an exit code."""
+"""The `ifed` command: joins its sub-commands and turns a refusal into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, events, export, models, tasks_ledger, webhooks
+from ifed.cli import classify, clients, demo, events, export, models, tasks, webhooks
 from ifed.cli.console import console, error_console
 from ifed.errors import IFedError
 from ifed.messages.validation import describe_errors
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(tasks_ledger.app, name="task")
+app.add_typer(tasks.app, name="task")
 app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
 app.add_typer(webhooks.app, name="webhook")

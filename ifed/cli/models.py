@@ -1,4 +1,4 @@
-"""`ifed model …`: which language models have a name here, and getting one ready before it is needed."""
+"""`ifed model …`: list the named language models, and download one before it is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ifed task …`: define a task, run its rounds, see how far it is."""
+"""`ifed task …`: define tasks, run their rounds, and verify the results from the ledger."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.table import Table
 
 from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyExists, BadData
-from ifed.messages.enums import TaskState
-from ifed.messages.rounds import RoundInfo, Start, TaskInfo
+from ifed.errors import AlreadyExists, BadData, Conflict
+from ifed.messages.enums import RoundState, TaskState
+from ifed.messages.rounds import Replay, RoundInfo, Start, TaskInfo
 from ifed.messages.tasks import TaskSpec
 
 Result = TypeVar("Result")
@@ -169,6 +169,41 @@ def rollback(
     _show(ask(aggregator, token, lambda service: service.rollback(name, version)))
 
 
+@app.command("ledger")
+def ledger(
+    name: Name,
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+    verify: Annotated[bool, typer.Option("--verify", help="Sum every closed round up again and compare, byte for byte.")] = False,
+) -> None:
+    """List every contribution, or prove the aggregates and every version of the context vector from them."""
+    _verify(name, aggregator, token) if verify else _list_ledger(name, aggregator, token)
+
+
+@app.command("contexts")
+def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+    """List the versions of a task's context vector: additions and withdrawals make new ones."""
+    table = compact_table("version", "made", "demonstrations", "changes", "sha256")
+    for context in ask(aggregator, token, lambda service: service.contexts(name)):
+        made = f"{context.created_at:%m-%d %H:%M:%S}"
+        table.add_row(str(context.version), made, str(context.examples), str(context.changes), context.digest[:12])
+    console.print(table)
+
+
+@app.command("withdraw")
+def withdraw(
+    name: Name,
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+    client: Annotated[str | None, typer.Option(help="The client to withdraw, with an admin's token; else the token's own.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a client out of a task for good, and its demonstrations out of the context vector."""
+    yes or typer.confirm(f"Take {client or 'this client'} out of {name} for good?", abort=True)
+    withdrawal = ask(aggregator, token, lambda service: service.withdraw(name, client))
+    say(f"{withdrawal.client} withdrew from {name} at {withdrawal.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC")
+
+
 def rounds_table(rounds: list[RoundInfo]) -> Table:
     """The rounds of a task, oldest first, each with the version it started `from` and the accuracy of that version."""
     table = compact_table("#", "kind", "state", "came", "seconds", "loss", "sent", "from", "accuracy", "F1")
@@ -209,3 +244,32 @@ def ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitabl
             return await work(service)
 
     return run(asked())
+
+
+def _list_ledger(name: str, aggregator: str, token: str) -> None:
+    table = compact_table("#", "kind", "round", "client", "examples", "sent", "received", "sha256")
+    for entry in ask(aggregator, token, lambda service: service.ledger(name)):
+        state = "withdrawn" if entry.withdrawn else "added" if entry.change else entry.state
+        cells = (str(entry.round), entry.kind, state, entry.client, str(entry.examples), size(entry.bytes))
+        table.add_row(*cells, f"{entry.received_at:%m-%d %H:%M:%S}", entry.digest[:12])
+    console.print(table)
+
+
+def _verify(name: str, aggregator: str, token: str) -> None:
+    async def work(service: AggregatorClient) -> list[Replay]:
+        closed = [round_.number for round_ in await service.rounds(name) if round_.state is RoundState.CLOSED]
+        later = [context.version for context in await service.contexts(name) if context.version > 1]  # the first is its round's
+        rounds = [await service.replay(name, number) for number in closed]
+        return rounds + [await service.replay_context(name, version) for version in later]
+
+    replays = ask(aggregator, token, work)
+    table = compact_table("#", "kind", "contributions", "version", "kept", "replayed", "proven")
+    for replay in replays:
+        version = "–" if replay.version is None else str(replay.version)
+        digests = (replay.stored or "–")[:12], (replay.replayed or "–")[:12]
+        table.add_row(
+            str(replay.round), replay.kind, str(replay.contributions), version, *digests, "yes" if replay.proven else "NO"
+        )
+    console.print(table)
+    if failed := [str(replay.round) for replay in replays if not replay.proven]:
+        raise Conflict(f"the ledger of {name} does not reproduce what is stored for round {', '.join(failed)}")

@@ -1,4 +1,4 @@
-"""Texts from a file, one by one: a column of CSV, JSONL or Parquet, or a line each. Keeps no more than a batch or a field in memory."""
+"""Read texts one by one from a file: a column of CSV, JSONL or Parquet, or one text per line. At most one batch or field is in memory."""
 
 from __future__ import annotations
 

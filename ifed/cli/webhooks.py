@@ -1,4 +1,4 @@
-"""`ifed webhook …`: who is told of events, and what became of each."""
+"""`ifed webhook …`: register receivers of events and list the deliveries to them."""
 
 from __future__ import annotations
 

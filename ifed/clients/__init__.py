@@ -1,4 +1,4 @@
-"""Clients of our own HTTP APIs. An error body becomes the exception the service raised, a broken connection `Unavailable`."""
+"""HTTP clients of the services. An error body becomes the exception that the service raised, a broken connection `Unavailable`."""
 
 from ifed.clients.aggregator import AggregatorClient
 from ifed.clients.blocking import BlockingInferenceClient

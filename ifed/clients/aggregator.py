@@ -1,4 +1,4 @@
-"""Client of the aggregator's HTTP API, for admins, client agents and readers. Knows no state but its connection pool."""
+"""The client of the aggregator's HTTP API, for admins, client agents and readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inference client for programs without an event loop: the same calls, each waiting for its answer. Speaks no HTTP itself."""
+"""A blocking version of the inference client, for programs without an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client of the inference service's HTTP API: texts in, labels and probabilities out. Knows no model."""
+"""The client of the inference service's HTTP API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our HTTP clients share: one connection pool, and an error body turned back into the refusal the service raised."""
+"""The connection pool of the HTTP clients, and the conversion of error bodies to exceptions."""
 
 from __future__ import annotations
 

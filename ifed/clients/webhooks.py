@@ -1,4 +1,4 @@
-"""Posts to addresses that an admin named. Knows no event and no signature."""
+"""Posts to webhook addresses, with the check that they are not inside this network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP bodies that carry tensors: contributions up, adapters down, each one safetensors file. Knows no JSON API."""
+"""The HTTP bodies that carry tensors: contributions and adapters, each one safetensors file."""
 
 from __future__ import annotations
 

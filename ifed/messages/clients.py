@@ -1,4 +1,4 @@
-"""The JSON messages of enrolment: parties, tokens, codes, the audit. Knows no web framework and no rounds."""
+"""Messages of enrolment: parties, tokens, enrolment codes, the audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of roles, kinds, states and number formats that the protocol uses everywhere. Standard library only."""
+"""The enumerations of the HTTP API: roles, states and kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages about what happens to tasks and rounds, and of the webhooks that tell it. Knows no web framework."""
+"""Messages of events, webhooks and deliveries."""
 
 from __future__ import annotations
 

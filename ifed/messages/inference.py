@@ -1,4 +1,4 @@
-"""The messages of the inference service, in the shapes public clients expect. Knows no web framework and no torch."""
+"""Messages of the inference service, in the formats that public clients expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON messages between the aggregator, its clients and its admins. Knows no web framework and no torch."""
+"""Messages between the aggregator, its clients and its admins: tasks, rounds, assignments, the ledger."""
 
 from __future__ import annotations
 

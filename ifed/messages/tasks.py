@@ -1,4 +1,4 @@
-"""The part of a policy that says how contributions become the next aggregate. Knows no rounds and no arrays."""
+"""The definition of a task: labels, template, model, layers, and the policy of its rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One set-up of logging for every process: readable on a terminal, one JSON object a line otherwise. Knows no service."""
+"""Logging of every process: readable on a terminal, otherwise one JSON object per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenAPI description completed: an example for every body, and what the framework cannot know. Pure: a description in, a description out."""
+"""Complete an OpenAPI description: an example for every body, and what the framework cannot know."""
 
 from __future__ import annotations
 

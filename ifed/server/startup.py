@@ -1,4 +1,4 @@
-"""A process's settings from its environment, or a sentence for its operator and an exit code. Knows no service."""
+"""Read the settings of a process, or end it with a sentence for its operator and an exit code."""
 
 from __future__ import annotations
 

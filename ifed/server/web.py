@@ -1,4 +1,4 @@
-"""What every application mounts: refusals as error bodies, request ids, /livez, /readyz, /metrics. Knows no service."""
+"""What every application mounts: error handlers, request ids, /livez, /readyz, /metrics, the limit on bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A label prior taken out of a text's label scores. Pure numpy: knows no model and no task."""
+"""Label prior matching: replace the label prior of a model's scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model does with fixed public texts, small enough to join with, and whether two parties' models do the same. Knows no torch.
+"""Probes: the activations of a model on public texts, compressed, and their comparison between two parties.
 
 A probe is a sketch: the channels of each activation are dealt into 8 buckets and summed there with fixed signs, which keeps squared
 distances in the mean. With 4 texts that is 64 numbers a site and layer, and the relative difference of two models is known to about a

@@ -1,4 +1,4 @@
-"""The names of roles, kinds, states and number formats that the protocol uses everywhere. Standard library only."""
+"""Quantised updates: a change of the coefficients in float16 or int8, with error feedback (arXiv 1901.09847)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that travel: context vectors, injection coefficients, and the safetensors bodies that carry them. No torch.
+"""Context vectors, injection coefficients and gradients, and the safetensors bodies that carry them.
 
 Axes, everywhere in this software:
 

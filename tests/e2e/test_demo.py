@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.house.promises import setting_names
+
 
 @pytest.mark.model
 @pytest.mark.timeout(900)
 def test_the_demo_trains_four_organisations_and_ends_with_its_figures(tmp_path: Path) -> None:
+    deployment = dict.fromkeys(setting_names(), "of-a-deployment")  # exported in the shell, and of no concern to a demo
     arguments = ["--exit", "--rounds", "1", "--examples", "80", "--local-steps", "6", "--folder", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "ifed.cli", "demo", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"COLUMNS": "120"},
+        env=os.environ | deployment | {"COLUMNS": "120"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "the four together" in done.stdout

@@ -70,6 +70,11 @@ def _default(info: FieldInfo) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def setting_names() -> set[str]:
+    """Return the names of every setting of every service."""
+    return {setting.name for service in SERVICES.values() for setting in settings_of(service)}
+
+
 def app_of(service: str) -> FastAPI:
     """A service's application, made and not started, with settings that stand in for a deployment's."""
     kind = settings_class(service)

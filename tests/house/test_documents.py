@@ -35,11 +35,6 @@ def of_documents(problems: Callable[[Document], Iterator[str]]) -> list[str]:
     return [f"{document.path}: {problem}" for document in documents.documents() for problem in problems(document)]
 
 
-def all_settings() -> set[str]:
-    """Return the names of every setting of every service."""
-    return {setting.name for service in promises.SERVICES.values() for setting in promises.settings_of(service)}
-
-
 def test_every_setting_says_what_it_is_and_hides_its_value_in_errors() -> None:
     def problems(_heading: str, service: str) -> Iterator[str]:
         yield from (f"{service}: describe {setting.name}" for setting in promises.settings_of(service) if not setting.description)
@@ -62,7 +57,7 @@ def test_the_settings_reference_is_what_the_code_says() -> None:
 def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     named = {match[1] for line in lines if (match := re.match(r"(?:# )?([A-Z][A-Z_]+)=", line))}
-    settings = all_settings()
+    settings = promises.setting_names()
     unknown = named - settings - promises.compose_variables()
     assert unknown == set(), ".env.example names what no service and no compose file reads"
     required = {
@@ -148,7 +143,7 @@ def test_every_ifed_command_and_option_exists() -> None:
 
 
 def test_every_variable_set_in_a_shell_block_is_read_by_something() -> None:
-    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | all_settings()
+    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | promises.setting_names()
     options |= promises.compose_variables() | documents.make_variables((ROOT / "Makefile").read_text(encoding="utf-8"))
     options |= {name for source in sources("tests", "testing") for name in re.findall(r"[\"'](TEST_[A-Z_]+)[\"']", source.text)}
 
@@ -216,7 +211,7 @@ def test_the_files_that_a_reader_is_sent_to_are_there() -> None:
 
 
 def test_the_glossary_uses_names_of_the_code() -> None:
-    words = {word for source in sources("ifed", "services") for word in re.findall(r"\w+", source.text)} | all_settings()
+    words = {word for source in sources("ifed", "services") for word in re.findall(r"\w+", source.text)} | promises.setting_names()
     rows = [row for row in documents.document("docs/glossary.md").rows() if row[0] != "term"]
     names = {name for row in rows for name in re.findall(r"`([\w.]+)`", row[-2]) if not name.endswith(".py")}
     assert sorted(name for name in names if not set(name.split(".")) <= words) == []

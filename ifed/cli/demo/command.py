@@ -1,4 +1,4 @@
-"""The `ifed demo` command: its options, its steps in order, and what it prints. Each step's work is elsewhere."""
+"""The `ifed demo` command: its options, its steps in order, and what it prints."""
 
 from __future__ import annotations
 

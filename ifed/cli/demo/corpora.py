@@ -1,4 +1,4 @@
-"""Four organisations' labelled texts from VADER's four corpora: private files, and a test set apart. Knows no service.
+"""Four organisations' labelled texts from VADER's four corpora: private files, and a test set apart.
 
 Source: C. J. Hutto and E. Gilbert, VADER, ICWSM 2014; MIT licence; from the source archive of `vaderSentiment` 0.5.
 """

@@ -1,4 +1,4 @@
-"""What a watcher sees while the rounds run: one line a client, one line a round. Draws; asks no service."""
+"""The live display of a demo: one line per client, one line per round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's federation: enrols four organisations, starts their agents, follows the rounds. Works over HTTP alone."""
+"""The demo's federation: enrol four organisations, start their agents, follow the rounds."""
 
 from __future__ import annotations
 

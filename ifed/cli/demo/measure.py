@@ -1,4 +1,4 @@
-"""The demo's figures: accuracy over HTTP on texts no one learnt from, and what the rounds cost. Trains nothing."""
+"""The demo's figures: accuracy over HTTP on test texts, and the cost of the rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a demo runs with unless told otherwise, by model. Measured; see docs/decisions/0001-demo-model.md."""
+"""The demo's defaults for each model, as measured; see docs/decisions/0001-demo-model.md."""
 
 from __future__ import annotations
 

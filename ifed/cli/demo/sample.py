@@ -1,4 +1,4 @@
-"""`ifed demo-texts`: one demo organisation's private file by itself, for agents that are started elsewhere. Knows no service."""
+"""`ifed demo-texts`: write one demo organisation's private file."""
 
 from __future__ import annotations
 

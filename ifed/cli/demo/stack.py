@@ -1,4 +1,4 @@
-"""The services as processes on free loopback ports: start, watch, stop. Meets them only by command line and HTTP."""
+"""The services as processes on free loopback ports: start, watch, stop."""
 
 from __future__ import annotations
 
@@ -18,43 +18,38 @@ import httpx
 
 from ifed.errors import IFedError
 
-# Settings of the services that a user may have in the environment for a deployment; a demo must not touch that deployment.
-FOREIGN = frozenset(
+# What a service needs of the demo's own environment. Everything else stays out, above all the settings of a deployment
+# that a user has exported: the demo must neither touch that deployment nor stop because of it.
+INHERITED = frozenset(
     [
-        "DATABASE_URL",
-        "REDIS_URL",
-        "ADMIN_TOKEN_FILE",
-        "CLIENT_TOKEN_FILE",
-        "READER_TOKEN_FILE",
-        "HOST",
-        "PORT",
-        "STATE_DIR",
-        "MODEL",
-        "LANES",
-        "PREFIX_BYTES",
-        "COMPILED",
-        "INT8",
-        "TASKS",
-        "TEXT_COLUMN",
-        "LABEL_COLUMN",
-        "LABEL_MAP",
-        "DEVICE",
-        "DTYPE",
-        "THREADS",
-        "TOKEN_BUDGET",
-        "STAY",
-        "MIGRATE_ON_START",
-        "LOG_LEVEL",
-        "LOG_JSON",
-        "WAIT_SECONDS",
-        "REFRESH_WAIT",
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"),  # to start at all
+        *("LANG", "LANGUAGE", "TZ", "TERM", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+        *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),  # where models and caches are
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     ]
+)
+# Libraries that run the model: where they keep models, which devices and how many threads they use.
+INHERITED_PREFIXES = (
+    "LC_",
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH_",
+    "PYTORCH_",
+    "CUDA_",
+    "NVIDIA_",
+    "OMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "ONEDNN_",
+    "DNNL_",
 )
 GRACE_SECONDS = 10.0
 
 
 class ServiceDied(IFedError):
-    """A service ended by itself; the last lines of its log say why."""
+    """A service ended unexpectedly; the last lines of its log say why."""
 
 
 @dataclass(slots=True)
@@ -71,12 +66,12 @@ class Service:
         return self.process.poll()
 
     def last_words(self, lines: int = 15) -> str:
-        """The end of its log; lines too long for a terminal are cut."""
+        """Return the end of its log; lines too long for a terminal are cut."""
         return "\n".join(line[:400] for line in self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 class Stack:
-    """Every process of a demo. Leaving the block ends them all, the last started first."""
+    """Every process of a demo. Leaving the block stops them all, the last started first."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -98,9 +93,9 @@ class Stack:
                 service.process.wait()
 
     def start(self, name: str, module: str, settings: Mapping[str, str]) -> Service:
-        """Start `python -m module` with `settings` in its environment, on a free port of its own."""
+        """Start `python -m module` on a free port of its own, with `settings` and what it needs of our environment."""
         port = _free_port()
-        environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+        environment = {name: value for name, value in os.environ.items() if _is_inherited(name)}
         environment |= {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONUNBUFFERED": "1"} | dict(settings)
         log = self._logs / f"{name}.log"
         with log.open("wb") as output:
@@ -118,7 +113,7 @@ class Stack:
         return service
 
     def check(self) -> None:
-        """Notice a service that ended with an error.
+        """Check that no service has ended with an error.
 
         Raises:
             ServiceDied: it gives the service's exit code and the end of its log.
@@ -130,11 +125,11 @@ class Stack:
                 )
 
     def forget(self, service: Service) -> None:
-        """No longer watch a service that was ended on purpose."""
+        """Stop watching a service that was stopped on purpose."""
         self._services.remove(service)
 
     def wait_ready(self, service: Service, *, seconds: float) -> None:
-        """Wait until the service says it can work.
+        """Wait until the service is ready.
 
         Raises:
             ServiceDied: it ended, or took longer than `seconds`.
@@ -154,6 +149,10 @@ class Stack:
     def _signal(service: Service, number: signal.Signals) -> None:
         if service.code is None:
             service.process.send_signal(number)
+
+
+def _is_inherited(name: str) -> bool:
+    return name in INHERITED or name.startswith(INHERITED_PREFIXES)
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from services.aggregator.metrics import Metrics
 from services.aggregator.runtime.long_poll import LongPoll
-from tests.fakes import SwitchableCache
+from testing.fakes import SwitchableCache
 
 LONG, SHORT = 5.0, 0.05
 

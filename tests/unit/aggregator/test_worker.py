@@ -29,7 +29,7 @@ from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.storage.database import Database, UnitOfWork
 from services.aggregator.storage.tables import contributions
 from testing.factories import ADMIN_TOKEN, context_body, join_request, party, policy, spec, update_body
-from tests.fakes import FakeClock, SwitchableCache
+from testing.fakes import FakeClock, SwitchableCache
 
 TASK = "sentiment"
 CLAIM_SECONDS = 15.0

@@ -28,6 +28,7 @@ from ifed.messages.enums import RoundKind, RoundState, TaskState
 from ifed.messages.rounds import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
 from ifed.messages.tasks import TaskSpec
 from ifed.messages.texts import LabelledText
+from tests.house.promises import setting_names
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -214,15 +215,19 @@ def test_leaving_the_stack_ends_every_process_even_one_that_will_not(tmp_path: P
     assert service.code == -signal.SIGKILL
 
 
-def test_a_stack_takes_no_deployment_s_settings_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_passes_on_no_setting_of_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in setting_names():
+        monkeypatch.setenv(name, "of-the-deployment")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://production")
+    monkeypatch.setenv("HF_HOME", "/models")
     with Stack(tmp_path / "logs") as stack:
-        service = stack.start(
-            "env", module(tmp_path, "tells", "import os; print(os.environ.get('DATABASE_URL'), os.environ['HOST'])"), {}
-        )
+        show = "import json, os; print(json.dumps(dict(os.environ)))"
+        service = stack.start("environment", module(tmp_path, "shows", show), {"MODEL": "chosen"})
         service.process.wait(20)
-        assert service.last_words() == "None 127.0.0.1"
+        environment = json.loads(service.log.read_text())
+    assert "of-the-deployment" not in environment.values()
+    assert environment["HF_HOME"] == "/models"
+    assert (environment["MODEL"], environment["HOST"]) == ("chosen", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
