@@ -85,8 +85,9 @@ def round_(number: int = 1, kind: RoundKind = RoundKind.CONTEXT, *, expected: in
 
 
 def form(**changes: Any) -> ContributionSchema:
-    shapes = {"context_shape": layout().context_shape, "coefficients_shape": layout().coefficients_shape}
-    return ContributionSchema(**({"fingerprint": FINGERPRINT, "labels": len(LABELS), "holdout": 8} | shapes | changes))
+    fields: dict[str, Any] = {"fingerprint": FINGERPRINT, "labels": len(LABELS), "holdout": 8}
+    fields |= {"context_shape": layout().context_shape, "coefficients_shape": layout().coefficients_shape}
+    return ContributionSchema(**(fields | changes))
 
 
 def context_values(value: float = 1.0) -> ContextVector:
@@ -127,7 +128,8 @@ def update_contribution(client: str, value: float | None = 0.5, **changes: Any) 
 
 
 def entry(client: str, **changes: Any) -> ContributionRecord:
-    return ContributionRecord(**({"client": client, "digest": "d" * 64, "received_at": NOON, "weight": 10, "size": 100} | changes))
+    fields: dict[str, Any] = {"client": client, "digest": "d" * 64, "received_at": NOON, "weight": 10, "size": 100}
+    return ContributionRecord(**(fields | changes))
 
 
 def aggregate(version: int = 0, task: str = "sentiment", *, digest: str = "c" * 64) -> Aggregate:
