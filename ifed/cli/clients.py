@@ -29,7 +29,7 @@ def enrol(
         bool, typer.Option("--replace", help="Give a party that is enrolled a new token when the file has none that holds.")
     ] = False,
 ) -> None:
-    """Enrol a client or a reader and print its token, this once, or keep it in a file."""
+    """Enrol a client or a reader, and print its token, or write it to a file. The token cannot be shown again."""
 
     kept = file.read_text().strip() if file is not None and file.is_file() else None
 
@@ -54,7 +54,7 @@ def enrol(
 
 
 async def _holds(service: AggregatorClient, token: str, name: str) -> bool:
-    """Whether `token` is one that the aggregator knows, and of `name`."""
+    """Return whether the aggregator knows `token` as that of `name`."""
     try:
         return (await service.whose(token)).name == name
     except Unauthenticated:
@@ -62,7 +62,7 @@ async def _holds(service: AggregatorClient, token: str, name: str) -> bool:
 
 
 def _keep(file: Path, token: str) -> None:
-    """Write a token so that its owner alone can read it, whole or not at all."""
+    """Write a token atomically to a file that only its owner can read."""
     part = file.with_name(f".{file.name}.part")
     part.touch(mode=0o600)
     part.chmod(0o600)
@@ -77,7 +77,7 @@ def rotate(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the token alone.")] = False,
 ) -> None:
-    """Give a client a new token; the old one ends at once."""
+    """Give a client or reader a new token and print it; the old token stops working at once."""
 
     async def work() -> Enrolment:
         async with AggregatorClient(aggregator, token) as service:
@@ -88,7 +88,7 @@ def rotate(
 
 @app.command("revoke")
 def revoke(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """End a client's token for good."""
+    """Revoke the token of a client or reader permanently."""
 
     async def work() -> None:
         async with AggregatorClient(aggregator, token) as service:
@@ -100,7 +100,7 @@ def revoke(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGA
 
 @app.command("list")
 def list_clients(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """List who is enrolled."""
+    """List the enrolled clients and readers."""
 
     async def work() -> list[ClientInfo]:
         async with AggregatorClient(aggregator, token) as service:

@@ -28,17 +28,17 @@ DEFAULT_INFERENCE = "http://127.0.0.1:8081"
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run one command's asynchronous work to its end."""
+    """Run the coroutine of a command."""
     return asyncio.run(work)
 
 
 def say(words: str, *, verbatim: bool = False) -> None:
-    """Print words without markup; on a terminal a long line breaks between words, unless it is `verbatim`, to be copied as it is."""
+    """Print text without markup; on a terminal, break long lines between words unless the text is `verbatim`."""
     console.print(words, highlight=False, markup=False, soft_wrap=verbatim or not console.is_terminal)
 
 
 def compact_table(*columns: str) -> Table:
-    """An empty table that fits a terminal of 80 columns where its cells do."""
+    """Return an empty table with little padding, to fit 80 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -46,12 +46,12 @@ def compact_table(*columns: str) -> Table:
 
 
 def percent(share: float | None) -> str:
-    """A share from 0 to 1 as a percentage, or a dash where there is none."""
+    """Format a share from 0 to 1 as a percentage, None as a dash."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def size(count: int | None) -> str:
-    """A number of bytes as people read it, in powers of 1000."""
+    """Format a number of bytes, in powers of 1000."""
     if count is None:
         return "–"
     if count < 1000:

@@ -21,7 +21,7 @@ def events(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Tell what happens to tasks and rounds, until you stop it."""
+    """Follow what happens to tasks and rounds, until Ctrl-C."""
 
     async def work() -> None:
         told = 0
@@ -36,7 +36,7 @@ def events(
 
 
 def in_words(event: Event) -> str:
-    """One line: number, time, what, of which task and round, and why."""
+    """Format an event as one line: number, time, kind, task, round and reason."""
     round_ = "" if event.round is None else f" round {event.round} ({event.round_kind})"
     version = "" if event.version is None else f" version {event.version}"
     reason = "" if event.reason is None else f": {event.reason}"

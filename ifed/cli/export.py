@@ -27,7 +27,7 @@ def export(
     ] = "float32",
     cache: Cache = None,
 ) -> None:
-    """Fold a task into a checkpoint that any server of language models loads; with --adapter, write its adapter for our own service."""
+    """Fold a task into a checkpoint that any language model server can load; with --adapter, write the adapter instead."""
 
     async def fetch() -> tuple[str, AdapterBody]:
         async with AggregatorClient(aggregator, token) as service:
@@ -48,7 +48,7 @@ def export(
 
 
 def _write_adapter(task: str, body: AdapterBody, digest: str, out: Path) -> None:
-    """As `TASK@VERSION`, and as `TASK`, which a service with ADAPTER_FOLDER then serves; each file is there whole or not at all."""
+    """Write the adapter as `TASK@VERSION` and as `TASK`, which a service with ADAPTER_FOLDER then serves; each file atomically."""
     content = body.to_bytes()
     out.mkdir(parents=True, exist_ok=True)
     for name in (f"{task}@{body.meta.version}", task):

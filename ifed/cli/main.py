@@ -46,7 +46,7 @@ def _complain(name: str, words: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of the `ifed` script."""
+    """Run the `ifed` command."""
     hush_imports()
     try:
         app()

@@ -31,7 +31,7 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Catalogue name, Hugging Face id or folder.")],
     cache: Cache = None,
 ) -> None:
-    """Download, verify and convert a model; what an earlier call did is not done again."""
+    """Download, verify and convert a model, unless that is done already."""
     from ifed.modeling.catalog import prepare  # torch takes seconds to import
 
     folder = prepare(name, cache=cache_folder(cache), announce=say)

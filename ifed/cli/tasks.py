@@ -116,7 +116,7 @@ def pause(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGAT
 
 @app.command("resume")
 def resume(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """Go on with a paused task."""
+    """Resume a paused task."""
     _show(ask(aggregator, token, lambda service: service.resume(name)))
 
 
@@ -135,13 +135,13 @@ def delete(
 
 @app.command("close-round")
 def close_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """Close an open round now with the contributions it has."""
+    """Close an open round now, with the contributions it has."""
     console.print(rounds_table([ask(aggregator, token, lambda service: service.close_round(name, number))]))
 
 
 @app.command("cancel-round")
 def cancel_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """Give an open round up."""
+    """Cancel an open round; the task pauses."""
     console.print(rounds_table([ask(aggregator, token, lambda service: service.cancel_round(name, number))]))
 
 
@@ -165,7 +165,7 @@ def rollback(
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
-    """Go back to an earlier version; a running task pauses."""
+    """Serve an earlier version again; a running task pauses."""
     _show(ask(aggregator, token, lambda service: service.rollback(name, version)))
 
 
@@ -174,15 +174,15 @@ def ledger(
     name: Name,
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
-    verify: Annotated[bool, typer.Option("--verify", help="Sum every closed round up again and compare, byte for byte.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Aggregate every closed round again and compare byte for byte.")] = False,
 ) -> None:
-    """List every contribution, or prove the aggregates and every version of the context vector from them."""
+    """List every contribution; with --verify, compute every aggregate again from them and compare."""
     _verify(name, aggregator, token) if verify else _list_ledger(name, aggregator, token)
 
 
 @app.command("contexts")
 def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """List the versions of a task's context vector: additions and withdrawals make new ones."""
+    """List the versions of a task's context vector; additions and withdrawals make new ones."""
     table = compact_table("version", "made", "demonstrations", "changes", "sha256")
     for context in ask(aggregator, token, lambda service: service.contexts(name)):
         made = f"{context.created_at:%m-%d %H:%M:%S}"
@@ -198,14 +198,14 @@ def withdraw(
     client: Annotated[str | None, typer.Option(help="The client to withdraw, with an admin's token; else the token's own.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take a client out of a task for good, and its demonstrations out of the context vector."""
+    """Withdraw a client from a task permanently, and its demonstrations from the context vector."""
     yes or typer.confirm(f"Take {client or 'this client'} out of {name} for good?", abort=True)
     withdrawal = ask(aggregator, token, lambda service: service.withdraw(name, client))
     say(f"{withdrawal.client} withdrew from {name} at {withdrawal.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def rounds_table(rounds: list[RoundInfo]) -> Table:
-    """The rounds of a task, oldest first, each with the version it started `from` and the accuracy of that version."""
+    """Return a table of the rounds, oldest first, each with the version it started `from` and the accuracy of that version."""
     table = compact_table("#", "kind", "state", "came", "seconds", "loss", "sent", "from", "accuracy", "F1")
     for round_ in rounds:
         came = [client for client in round_.clients if client.contributed_at]
@@ -237,7 +237,7 @@ def _show(task: TaskInfo) -> None:
 
 
 def ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
-    """What one command's `work` gives, with a client of the aggregator."""
+    """Run `work` with a client of the aggregator, and return its result."""
 
     async def asked() -> Result:
         async with AggregatorClient(aggregator, token) as service:

@@ -16,7 +16,7 @@ ENCODING = "utf-8-sig"  # what Excel writes begins with a mark; other files begi
 
 
 def read_texts(path: Path, column: str) -> Iterator[str]:
-    """The texts of a file, by its ending: .csv, .jsonl, .parquet with the named column; any other has a text on each line.
+    """Yield the texts of a file: the named column of .csv, .jsonl or .parquet, otherwise one text per line.
 
     Raises:
         BadData: a row without a text in that column, by its number; a file in another encoding than UTF-8, or no CSV; or no reader for
@@ -37,10 +37,10 @@ def _texts(path: Path, column: str) -> Iterator[str]:
 
 
 def count_texts(path: Path) -> int | None:
-    """How many texts a file holds, where that can be told without reading them all; None where no reader is installed.
+    """Return how many texts a file contains, or None if that cannot be determined.
 
     Raises:
-        BadData: a file in another encoding than UTF-8, or no CSV.
+        BadData: the file is not UTF-8, or not valid CSV.
     """
     with _told(path):
         return _count(path)

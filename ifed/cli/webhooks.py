@@ -26,7 +26,7 @@ def add(
     task: Annotated[str | None, typer.Option(help="Tell of this task alone.")] = None,
     event: Annotated[list[EventKind] | None, typer.Option(help="Tell of this kind alone; may be given again.")] = None,
 ) -> None:
-    """Register a webhook and print the secret that signs what it gets, this once."""
+    """Register a webhook, and print the secret that signs its deliveries. The secret cannot be shown again."""
     wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
     made = _ask(aggregator, token, lambda service: service.register_webhook(wanted))
     say(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n", verbatim=True)
@@ -34,7 +34,7 @@ def add(
 
 @app.command("list")
 def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """List webhooks and how much waits for each."""
+    """List the webhooks and the number of their pending deliveries."""
     table = compact_table("name", "task", "events", "pending", "url")
     for webhook in _ask(aggregator, token, lambda service: service.webhooks()):
         kinds = "all" if webhook.events is None else ", ".join(webhook.events)
@@ -44,14 +44,14 @@ def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) 
 
 @app.command("remove")
 def remove(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """Send a webhook nothing any more."""
+    """Remove a webhook."""
     _ask(aggregator, token, lambda service: service.remove_webhook(name))
     console.print(f"{name} is removed")
 
 
 @app.command("deliveries")
 def deliveries(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
-    """List what became of each event that a webhook was to be told."""
+    """List the deliveries of events to a webhook."""
     table = compact_table("event", "what", "task", "state", "attempts", "status", "error")
     for one in _ask(aggregator, token, lambda service: service.deliveries(name)):
         status = "–" if one.status is None else str(one.status)

@@ -45,7 +45,7 @@ RECONNECT_SECONDS = 1.0
 
 
 class AggregatorClient(Service):
-    """The aggregator's API, for admins, client agents and readers. Every method raises the refusals of `ifed.errors`."""
+    """The client of the aggregator's API, for admins, client agents and readers. Every method raises the refusals of `ifed.errors`."""
 
     async def create_task(self, spec: TaskSpec) -> TaskInfo:
         return await self._post(TaskInfo, "/v1/tasks", spec)
@@ -96,21 +96,21 @@ class AggregatorClient(Service):
         return [entry async for entry in self._pages(LedgerEntry, f"/v1/tasks/{task}/ledger")]
 
     async def contexts(self, task: str) -> list[ContextInfo]:
-        """The versions of the task's context vector."""
+        """Return the versions of the task's context vector."""
         return [one async for one in self._pages(ContextInfo, f"/v1/tasks/{task}/contexts")]
 
     async def replay_context(self, task: str, version: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/contexts/{version}/replay", timeout=REPLAY_SECONDS)
 
     async def withdraw(self, task: str, client: str | None = None) -> Withdrawal:
-        """Take part no more; an admin names the `client` that is to."""
+        """Withdraw from a task permanently; an admin names the `client` to withdraw."""
         return await self._post(Withdrawal, f"/v1/tasks/{task}{'' if client is None else f'/clients/{client}'}/withdraw")
 
     async def replay(self, task: str, number: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/rounds/{number}/replay", timeout=REPLAY_SECONDS)
 
     async def events(self, *, after: int | None = None, task: str | None = None) -> AsyncGenerator[Event, None]:
-        """What happens from now on, or after an event's number, for ever; a connection that breaks goes on where it was."""
+        """Yield events from now on, or those after an event number, without end; reconnect and continue after a broken connection."""
         while True:
             try:
                 async for number, event in self._stream(after, task):
@@ -123,7 +123,7 @@ class AggregatorClient(Service):
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _stream(self, after: int | None, task: str | None) -> AsyncIterator[tuple[int, Event | None]]:
-        """One connection: numbers, and the events that have one."""
+        """Yield the numbers and events of one connection."""
         params = {} if task is None else {"task": task}
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         timeout = httpx.Timeout(self._http.timeout.connect, read=SILENCE_SECONDS)
@@ -159,14 +159,14 @@ class AggregatorClient(Service):
         return [client async for client in self._pages(ClientInfo, "/v1/clients")]
 
     async def whose(self, token: str) -> TokenHolder:
-        """The party that holds `token`, which need not be this client's own."""
+        """Return the party that holds `token`, which need not be this client's own."""
         return await self._get(TokenHolder, "/v1/token", headers={"Authorization": f"Bearer {token}"})
 
     async def join(self, task: str, request: JoinRequest) -> Member:
         return await self._post(Member, f"/v1/tasks/{task}/join", request)
 
     async def assignment(self, task: str, *, wait: float = 0.0) -> Assignment:
-        """What to do next; the answer is held back up to `wait` seconds while that is nothing."""
+        """Return what to do next; wait up to `wait` seconds while there is nothing to do."""
         return await self._get(Assignment, f"/v1/tasks/{task}/assignment", params={"wait": wait}, timeout=wait + LONG_POLL_SLACK)
 
     async def submit_context(self, task: str, number: int, body: bytes) -> Receipt:
@@ -196,12 +196,12 @@ class AggregatorClient(Service):
         return response
 
     async def context(self, task: str, *, version: int | None = None) -> ContextVector:
-        """The task's global context vector, shape (layer, site, d); the newest version when none is given."""
+        """Return the task's global context vector, shape (layer, site, d); by default the newest version."""
         params: Mapping[str, int] = {} if version is None else {"version": version}
         return read_context(TensorBody.from_bytes((await self._tensors(f"/v1/tasks/{task}/context", params=params)).content))
 
     async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
-        """One version of the task's coefficients, shape (layer, site, coefficient, group); the newest when no version is given."""
+        """Return a version of the task's coefficients, shape (layer, site, coefficient, group); by default the newest."""
         params: Mapping[str, int] = {} if version is None else {"version": version}
         body = (await self._tensors(f"/v1/tasks/{task}/coefficients", params=params)).content
         return read_coefficients(TensorBody.from_bytes(body))
@@ -209,7 +209,7 @@ class AggregatorClient(Service):
     async def adapter(
         self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
     ) -> tuple[str, AdapterBody] | None:
-        """The adapter and its digest; None when it is still the one whose digest is `known` after `wait` seconds."""
+        """Return the adapter and its digest; None if its digest is still `known` after `wait` seconds."""
         params: dict[str, float] = {"wait": wait} | ({} if version is None else {"version": version})
         headers = {} if known is None else {"If-None-Match": f'"{known}"'}
         response = await self._tensors(f"/v1/tasks/{task}/adapter", params=params, headers=headers, timeout=wait + LONG_POLL_SLACK)

@@ -14,7 +14,7 @@ from ifed.messages.inference import Classification, ClassifyResponse, ServedMode
 
 
 class BlockingInferenceClient:
-    """`InferenceClient` behind plain calls; use it in a `with` block, from any thread.
+    """`InferenceClient` with blocking calls; use it in a `with` block, from any thread.
 
     with BlockingInferenceClient("http://127.0.0.1:8081", token) as service:
         service.classify("sentiment", "I liked it.").data[0].label
@@ -48,7 +48,7 @@ class BlockingInferenceClient:
         raw_scores: bool = False,
         deadline: float | None = None,
     ) -> ClassifyResponse:
-        """As `InferenceClient.classify`."""
+        """Classify texts; see `InferenceClient.classify`."""
 
         async def call() -> ClassifyResponse:
             return await self._client.classify(
@@ -60,7 +60,7 @@ class BlockingInferenceClient:
     def classify_all(
         self, model: str, texts: Iterable[str], *, batch: int = 32, at_once: int = 4
     ) -> Iterator[tuple[Classification, ClassifyResponse]]:
-        """As `InferenceClient.classify_all`. `texts` is read in another thread."""
+        """Classify any number of texts; see `InferenceClient.classify_all`. `texts` is read in another thread."""
         answers = self._client.classify_all(model, texts, batch=batch, at_once=at_once)
 
         async def following() -> tuple[Classification, ClassifyResponse] | None:
@@ -77,7 +77,7 @@ class BlockingInferenceClient:
         return self._inside.call(self._client.models)
 
     def model(self, model: str) -> ServedModel:
-        """As `InferenceClient.model`."""
+        """Return a task; see `InferenceClient.model`."""
         return self._inside.call(self._client.model, model)
 
     @property

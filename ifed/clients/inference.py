@@ -14,7 +14,7 @@ MOST_TRIES = 8
 
 
 class InferenceClient(Service):
-    """The inference service's API. `BlockingInferenceClient` is the same for programs without an event loop."""
+    """The client of the inference service's API. `BlockingInferenceClient` does the same for programs without an event loop."""
 
     async def classify(
         self,
@@ -26,17 +26,17 @@ class InferenceClient(Service):
         raw_scores: bool = False,
         deadline: float | None = None,
     ) -> ClassifyResponse:
-        """Labels and probabilities, one entry of `data` for each text, in order.
+        """Classify texts; the response has one entry of `data` for each text, in order.
 
         Args:
             model: a task, `task@7` for its version 7, `task@bare` for the bare model, `task@few-shot:12` for a prompt of demonstrations.
-            top_k: also list so many labels with their probability, the most probable first.
-            truncate: cut a text that is too long in its middle; otherwise its entry says `TextTooLong`.
-            raw_scores: natural logarithms in place of the probabilities.
-            deadline: seconds after which the answer is of no use; the service then gives the place to someone else.
+            top_k: the number of labels to list with their probabilities, the most probable first.
+            truncate: whether to cut a text that is too long in the middle; otherwise its entry is a `TextTooLong` error.
+            raw_scores: whether to return natural logarithms in place of probabilities.
+            deadline: seconds after which the service gives the request up.
 
         Raises:
-            IFedError: the class the service names. A text that fails among several has an `error` in its entry instead.
+            IFedError: the class that the service names. If one text of several fails, its entry has an `error` instead.
         """
         request = ClassifyRequest(
             model=model, input=texts, top_k=top_k, truncate=truncate, use_activation=False if raw_scores else None
@@ -47,7 +47,7 @@ class InferenceClient(Service):
     async def classify_all(
         self, model: str, texts: Iterable[str], *, batch: int = 32, at_once: int = 4
     ) -> AsyncGenerator[tuple[Classification, ClassifyResponse], None]:
-        """Any number of texts, a few requests at once, in order; each with the answer it came in. Waits where the service is full."""
+        """Classify any number of texts with a few concurrent requests, and yield the results in order. Wait while the service is full."""
         source, waiting = iter(texts), list[asyncio.Task[ClassifyResponse]]()
         try:
             while True:
@@ -66,7 +66,7 @@ class InferenceClient(Service):
         return await self._get(ServedModels, "/v1/models")
 
     async def model(self, model: str) -> ServedModel:
-        """One task, fetched by the service if it does not hold it yet."""
+        """Return a task, which the service fetches if it has not loaded it yet."""
         return await self._get(ServedModel, f"/v1/models/{model}")
 
     async def _patiently(self, model: str, texts: list[str]) -> ClassifyResponse:

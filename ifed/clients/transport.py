@@ -17,7 +17,7 @@ UNNAMED = {429: Overloaded.__name__, 500: Unavailable.__name__} | dict.fromkeys(
 
 
 def raise_refusal(response: httpx.Response) -> None:
-    """Raise what an error answer names; return for any other.
+    """Raise the exception that an error response names; return if it is no error.
 
     Raises:
         IFedError: the class named in the body, with its detail and its Retry-After.
@@ -44,22 +44,22 @@ def _parsed(kind: type[Answer], response: httpx.Response) -> Answer:
 
 
 def _loopback(url: str) -> bool:
-    """Whether `url` is this machine, which no proxy stands before."""
+    """Return whether `url` is on this machine, where no proxy is used."""
     return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
 
 
 def check_token(token: str) -> None:
-    """Refuse what no header can carry, such as the ellipsis of a copied example.
+    """Check that a token can be sent in a header, unlike the ellipsis of a copied example.
 
     Raises:
-        Malformed: the token holds such a character.
+        Malformed: the token contains a character that cannot.
     """
     if not (token.isascii() and token.isprintable()):
         raise Malformed("this token holds a character that no token has; copy the whole of it, without an ellipsis or a line break")
 
 
 class Service:
-    """A base URL, a bearer token, and one connection pool."""
+    """A service: its base URL, a bearer token and a connection pool."""
 
     def __init__(
         self, url: str, token: str | None = None, *, timeout: float = 60.0, transport: httpx.AsyncBaseTransport | None = None
@@ -123,7 +123,7 @@ class Service:
                 return
 
     async def ready(self) -> bool:
-        """Whether the service says it can work."""
+        """Return whether the service is ready."""
         try:
             await self._send("GET", "/readyz")
         except IFedError:

@@ -16,12 +16,12 @@ from ifed.errors import BadUrl
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a post.
+    """The outcome of a post.
 
     Attributes:
-        status: the HTTP status; None when nobody answered.
-        error: what went wrong; None when the status says success.
-        retry_after: seconds the receiver asked for.
+        status: the HTTP status; None if there was no response.
+        error: what went wrong; None if the status is a success.
+        retry_after: the seconds that the receiver asked to wait.
     """
 
     status: int | None
@@ -30,10 +30,10 @@ class Answer:
 
 
 class WebhookCaller:
-    """One connection pool for all receivers. No redirect is followed, and no proxy of the environment is used.
+    """Posts to webhooks over one connection pool. It follows no redirects and uses no proxy of the environment.
 
     Args:
-        timeout: seconds for one post, from connecting to the end of the answer.
+        timeout: seconds for one post, from connecting to the end of the response.
         private: whether receivers may be on this machine or in a private network.
     """
 
@@ -45,7 +45,7 @@ class WebhookCaller:
         await self._http.aclose()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send once; whatever goes wrong is in the answer, and nothing of the address is."""
+        """Send once. Errors are reported in the answer, without the address."""
         try:
             async with asyncio.timeout(self._timeout):
                 await self._check_addresses(url)
@@ -59,7 +59,7 @@ class WebhookCaller:
             return Answer(None, type(reason).__name__)
 
     async def _check_addresses(self, url: str) -> None:
-        """Look the host up and refuse it when it leads inside, since a name says nothing of where it leads."""
+        """Resolve the host and refuse private addresses, which a host name may point to."""
         check_url(url, private=self._private)
         if self._private:
             return
@@ -69,10 +69,10 @@ class WebhookCaller:
 
 
 def check_url(url: str, *, private: bool) -> None:
-    """Refuse an address that no webhook may have.
+    """Check the address of a webhook.
 
     Raises:
-        BadUrl: it says what is wrong with it.
+        BadUrl: the address is not allowed; the message says why.
     """
     host = host_of(url)
     if not private and (host.lower().rstrip(".") == "localhost" or is_inside(host)):
@@ -80,10 +80,10 @@ def check_url(url: str, *, private: bool) -> None:
 
 
 def host_of(url: str) -> str:
-    """The host of an address for a webhook.
+    """Return the host of a webhook address.
 
     Raises:
-        BadUrl: no http or https, no host, a port that is none, a name or password in it, or a fragment.
+        BadUrl: not http or https, no host, an invalid port, a user name or password, or a fragment.
     """
     try:
         parts = urlsplit(url)
@@ -101,7 +101,7 @@ def host_of(url: str) -> str:
 
 
 def is_inside(host: str) -> bool:
-    """Whether a literal address is not one of the public internet; a name never is."""
+    """Return whether a literal IP address is not public; False for a host name."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

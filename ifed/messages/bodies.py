@@ -21,7 +21,7 @@ Meta = TypeVar("Meta", bound=Message)
 
 
 class ContextBody:
-    """Body of `PUT …/context`: tensor `context` (layer, site, d), float16 or float32."""
+    """The body of `PUT …/context`: tensor `context`, float16 or float32, shape (layer, site, d)."""
 
     def __init__(self, vector: ContextVector, meta: ContributionMeta) -> None:
         self.vector, self.meta = vector, meta
@@ -36,9 +36,10 @@ class ContextBody:
 
 
 class UpdateBody:
-    """Body of `PUT …/update`: `confusion` (truth, prediction) int64 of the round's version, and in calibration what the mode asks for.
+    """The body of `PUT …/update`: the confusion counts of the round's version, and in a calibration round the update.
 
-    `coefficients` or `gradient`, float32 (layer, site, coefficient, group); or `change` in float16 or int8, with `scales`. Where the task's policy asks for it `label_probabilities`, float32
+    Tensors: `confusion`, int64, (truth, prediction); the update as `coefficients` or `gradient`, float32, (layer, site, coefficient,
+    group), or as `change` in float16 or int8, the latter with `scales`; and where the policy asks for them `label_probabilities`, float32,
     (labels,): the mean probability of each label on the held-out texts under the round's version.
     """
 
@@ -68,7 +69,7 @@ class UpdateBody:
 
 
 class AdapterBody:
-    """Body of `GET …/adapter`: `context` and `coefficients`, everything a model needs to serve one task."""
+    """The body of `GET …/adapter`: `context` and `coefficients`, all that a model needs to serve one task."""
 
     def __init__(self, context: ContextVector, coefficients: Coefficients, meta: AdapterMeta) -> None:
         self.context, self.coefficients, self.meta = context, coefficients, meta
@@ -84,7 +85,7 @@ class AdapterBody:
 
 
 def read_context(body: TensorBody) -> ContextVector:
-    """The tensor `context` of a body, float16 or float32, shape (layer, site, d).
+    """Read the tensor `context` of a body, float16 or float32, shape (layer, site, d).
 
     Raises:
         LayoutMismatch: it is not there, or of another dtype or number of axes.
@@ -94,7 +95,7 @@ def read_context(body: TensorBody) -> ContextVector:
 
 
 def read_coefficients(body: TensorBody) -> Coefficients:
-    """The tensor `coefficients` of a body, float32, shape (layer, site, coefficient, group).
+    """Read the tensor `coefficients` of a body, float32, shape (layer, site, coefficient, group).
 
     Raises:
         LayoutMismatch: it is not there, or of another dtype or number of axes.
@@ -110,7 +111,7 @@ def _only(body: TensorBody, *names: str) -> TensorBody:
 
 
 def read_label_probabilities(body: TensorBody) -> Float32:
-    """The tensor `label_probabilities` of a body, float32, shape (labels,): numbers from 0 whose sum is 1.
+    """Read the tensor `label_probabilities` of a body, float32, shape (labels,): non-negative numbers whose sum is 1.
 
     Raises:
         LayoutMismatch: it is not there, or of another dtype or number of axes.

@@ -12,14 +12,14 @@ from ifed.messages.tasks import Message, Name
 
 
 class NewClient(Message):
-    """A party to enrol. Readers fetch adapters and nothing else."""
+    """A party to enrol. A reader may fetch adapters and nothing else."""
 
     name: Name
     role: Literal[Role.CLIENT, Role.READER] = Role.CLIENT
 
 
 class Enrolment(Message):
-    """A party's bearer token, shown this once; only its hash is kept."""
+    """A party's bearer token, shown only in this response; the aggregator stores its hash."""
 
     name: Name
     role: Role
@@ -27,14 +27,14 @@ class Enrolment(Message):
 
 
 class TokenHolder(Message):
-    """Who a bearer token speaks for."""
+    """The party that holds a bearer token."""
 
     name: str = Field(examples=["north"])
     role: Role
 
 
 class NewEnrolment(Message):
-    """Leave for one party to enrol itself, once and for a while."""
+    """A request for a code with which one party may enrol itself once, before it expires."""
 
     name: Name = Field(examples=["hospital-a"])
     role: Literal[Role.CLIENT, Role.READER] = Role.CLIENT
@@ -42,7 +42,7 @@ class NewEnrolment(Message):
 
 
 class EnrolmentCodeInfo(Message):
-    """A code to hand to the party, shown this once; only its hash is kept."""
+    """An enrolment code to hand to the party, shown only in this response; the aggregator stores its hash."""
 
     name: Name
     role: Role
@@ -51,13 +51,13 @@ class EnrolmentCodeInfo(Message):
 
 
 class CodeTrade(Message):
-    """An enrolment code, to be traded for a token."""
+    """An enrolment code to exchange for a token."""
 
     code: str = Field(min_length=1, max_length=200, examples=["enrol_XXXXXXXX"])
 
 
 class AuditLine(Message):
-    """What an admin asked for, or a party that enrolled itself; written before it was done."""
+    """A request of an admin, or of a party that enrolled itself, written before it was carried out."""
 
     number: int
     at: datetime

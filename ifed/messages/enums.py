@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """Who a bearer token speaks for."""
+    """The role of the party that holds a token."""
 
     ADMIN = "admin"
     CLIENT = "client"
@@ -14,7 +14,7 @@ class Role(StrEnum):
 
 
 class TaskState(StrEnum):
-    """Where a task stands."""
+    """The state of a task."""
 
     DRAFT = "draft"
     RUNNING = "running"
@@ -24,7 +24,7 @@ class TaskState(StrEnum):
 
 
 class RoundKind(StrEnum):
-    """What a round gathers: vectors, updates, or evaluations alone."""
+    """What clients contribute in a round: context vectors, updates, or evaluations only."""
 
     CONTEXT = "context"
     CALIBRATION = "calibration"
@@ -32,7 +32,7 @@ class RoundKind(StrEnum):
 
 
 class RoundState(StrEnum):
-    """Where a round stands; the last three are final."""
+    """The state of a round; the last three are final."""
 
     OPEN = "open"
     AGGREGATING = "aggregating"
@@ -42,7 +42,7 @@ class RoundState(StrEnum):
 
 
 class AssignmentKind(StrEnum):
-    """What a client is asked to do next."""
+    """What a client should do next."""
 
     JOIN = "join"
     WAIT = "wait"

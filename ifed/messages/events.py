@@ -12,7 +12,7 @@ from ifed.messages.tasks import Message, Name
 
 
 class EventKind(StrEnum):
-    """What can happen."""
+    """The kinds of events."""
 
     TASK_CREATED = "task.created"
     TASK_STARTED = "task.started"
@@ -31,7 +31,7 @@ class EventKind(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """Where the delivery of an event to a webhook stands; the last two are final."""
+    """The state of the delivery of an event to a webhook; the last two are final."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -39,7 +39,7 @@ class DeliveryState(StrEnum):
 
 
 class Event(Message):
-    """Something that happened; it was written in the transaction that made it true."""
+    """Something that happened to a task or round, written in the same transaction."""
 
     number: int = Field(description="counts the events; `Last-Event-ID` and `after` take it", examples=[7])
     at: datetime
@@ -70,7 +70,7 @@ class WebhookInfo(NewWebhook):
 
 
 class WebhookSecret(WebhookInfo):
-    """A receiver of events with the secret that signs what it gets, shown this once."""
+    """A receiver of events with the secret that signs its deliveries, shown only in this response."""
 
     secret: str = Field(
         examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], description="verify with any Standard Webhooks library"
@@ -78,7 +78,7 @@ class WebhookSecret(WebhookInfo):
 
 
 class DeliveryInfo(Message):
-    """One event on its way to one webhook."""
+    """The delivery of one event to one webhook."""
 
     event: Event
     state: DeliveryState

@@ -18,7 +18,7 @@ def _absent(value: object) -> bool:
 
 
 def whole_characters(given: Given) -> Given:
-    """Texts in lists of any depth, as they are; half a character, a lone surrogate, is a ValueError, and so a 422 for whoever sent it."""
+    """Return texts, in lists of any depth, unchanged; raise ValueError, which becomes a 422, for a lone surrogate."""
     if not isinstance(given, str):
         for one in given:
             whole_characters(one)
@@ -28,7 +28,7 @@ def whole_characters(given: Given) -> Given:
 
 
 class ClassifyRequest(BaseModel):
-    """Body of `POST /v1/classify`, as vLLM and SGLang take it.
+    """The body of `POST /v1/classify`, in the format of vLLM and SGLang.
 
     `model` names the task: `sentiment` as the aggregator serves it, `sentiment@7` its version 7, `sentiment@bare` the bare model,
     `sentiment@few-shot:12` the bare model after 12 demonstrations.
@@ -44,7 +44,7 @@ class ClassifyRequest(BaseModel):
 
     @property
     def raw(self) -> bool:
-        """Whether logarithms are wanted."""
+        """Whether natural logarithms are requested in place of probabilities."""
         return self.use_activation is False
 
     @property
@@ -53,14 +53,14 @@ class ClassifyRequest(BaseModel):
 
 
 class LabelScore(BaseModel):
-    """One label and its score."""
+    """A label and its score."""
 
     label: str = Field(examples=["positive"])
     score: float = Field(examples=[0.93])
 
 
 class Classification(BaseModel):
-    """The answer for one text; `error` instead of a label when this text alone could not be classified."""
+    """The result for one text; `error` in place of a label if only this text could not be classified."""
 
     index: int = Field(examples=[0])
     label: str | None = Field(examples=["positive"])
@@ -72,7 +72,7 @@ class Classification(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens read, as the OpenAI-style APIs count them."""
+    """The number of tokens read, in the format of OpenAI-style APIs."""
 
     prompt_tokens: int = Field(examples=[19])
     total_tokens: int = Field(examples=[19])
@@ -81,7 +81,7 @@ class Usage(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    """Answer of `POST /v1/classify`. `task`, `adapter_version` and `adapter_digest` say exactly what answered."""
+    """The response of `POST /v1/classify`; `task`, `adapter_version` and `adapter_digest` identify the adapter that was used."""
 
     id: str = Field(examples=["classify-9bf17f2847b046c7b2d5495f4b4f9682"])
     object: Literal["list"] = "list"
@@ -101,7 +101,7 @@ class ClassifyResponse(BaseModel):
 
 
 class ServedModel(BaseModel):
-    """One task an inference service can answer for."""
+    """A task that the service can classify for."""
 
     id: str = Field(examples=["sentiment"])
     object: Literal["model"] = "model"
@@ -116,7 +116,7 @@ class ServedModel(BaseModel):
 
 
 class ServedModels(BaseModel):
-    """Answer of `GET /v1/models`."""
+    """The response of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
     data: list[ServedModel]

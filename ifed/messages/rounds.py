@@ -16,14 +16,14 @@ MOST = 1_000_000_000  # of anything that is counted
 
 
 class ErrorBody(BaseModel):
-    """What every refusal looks like. `error` names the class in `ifed.errors`."""
+    """The body of every refusal; `error` names its class in `ifed.errors`."""
 
     error: str = Field(examples=["RoundClosed"])
     detail: str = Field(examples=["round 3 of task 'sentiment' closed at 12:00:41; ask for the current assignment"])
 
 
 class TaskChanges(Message):
-    """What an admin may change of a task that has not started."""
+    """Changes of a task that has not started."""
 
     labels: list[Label] | None = None
     template: str | None = None
@@ -35,7 +35,7 @@ class TaskChanges(Message):
 
 
 class Evaluation(Message):
-    """How a version of the coefficients did on all clients' held-out examples."""
+    """The evaluation of a version of the coefficients on the held-out examples of all clients."""
 
     version: int
     accuracy: float
@@ -44,7 +44,7 @@ class Evaluation(Message):
 
 
 class ClientProgress(Message):
-    """One client's part in a round."""
+    """The progress of one client in a round."""
 
     client: Name
     contributed_at: datetime | None = None
@@ -56,7 +56,7 @@ class ClientProgress(Message):
 
 
 class RoundInfo(Message):
-    """A round as its admins see it."""
+    """A round, for admins."""
 
     task: Name
     number: int
@@ -93,7 +93,7 @@ class Member(Message):
 
 
 class TaskInfo(Message):
-    """A task as its admins see it."""
+    """A task, for admins."""
 
     spec: TaskSpec
     state: TaskState
@@ -111,7 +111,7 @@ class TaskInfo(Message):
 
 
 class JoinRequest(Message):
-    """What a client says of itself: no text, only counts."""
+    """The request to join a task: identity and probe of the model, and counts per label, but no text."""
 
     identity: ModelIdentity
     label_counts: dict[str, Annotated[int, Field(ge=0, le=MOST)]] = Field(description="training examples by label")
@@ -120,7 +120,7 @@ class JoinRequest(Message):
 
 
 class TaskBrief(Message):
-    """What a client must know of a task to work on it."""
+    """What a client needs to know about a task to work on it."""
 
     name: Name
     labels: list[str]
@@ -135,7 +135,7 @@ class TaskBrief(Message):
 
 
 class LocalWork(Message):
-    """What a client does in a calibration round: its own steps, or in gradient mode the mean gradient over one batch."""
+    """The local work of a calibration round: optimiser steps, or in gradient mode the mean gradient over one batch."""
 
     mode: Mode = "coefficients"
     steps: int
@@ -148,7 +148,7 @@ class LocalWork(Message):
 
 
 class Assignment(Message):
-    """What a client should do next. `wait` says ask again; `done` says the task has ended, and how; `withdrawn` says never."""
+    """What a client should do next: `wait` means ask again, `done` that the task has ended, `withdrawn` that the client has left it."""
 
     kind: AssignmentKind
     task: TaskBrief
@@ -164,7 +164,7 @@ class Assignment(Message):
 
 
 class Receipt(Message):
-    """A contribution was stored; sending it again gives the same receipt."""
+    """The receipt of a stored contribution; sending the contribution again gives the same receipt."""
 
     task: Name
     round: int
@@ -191,7 +191,7 @@ class ContributionMeta(Message):
 
 
 class AdapterMeta(Message):
-    """What an adapter says of itself; it travels in the metadata of the adapter's body."""
+    """The metadata entry of an adapter's safetensors body."""
 
     task: Name
     version: int
@@ -209,13 +209,13 @@ class AdapterMeta(Message):
 
 
 class Rollback(Message):
-    """Which version a task goes back to."""
+    """The version to roll a task back to."""
 
     version: int = Field(ge=0, description="a version of the coefficients; those after it are no longer served or built upon")
 
 
 class LedgerEntry(Message):
-    """One contribution that was answered 2xx. What it holds stays on the aggregator."""
+    """A contribution that was answered 2xx, without its content."""
 
     round: int
     kind: RoundKind
@@ -230,7 +230,7 @@ class LedgerEntry(Message):
 
 
 class Replay(Message):
-    """A closed round summed up again from the ledger, held against what is stored."""
+    """The result of aggregating a closed round again from the ledger, compared with the stored one."""
 
     round: int
     kind: RoundKind
@@ -257,7 +257,7 @@ class ContextInfo(Message):
 
 
 class Withdrawal(Message):
-    """That a client takes part in a task no more."""
+    """The withdrawal of a client from a task."""
 
     task: Name
     client: Name
@@ -265,7 +265,7 @@ class Withdrawal(Message):
 
 
 class Start(Message):
-    """How a task begins."""
+    """How to start a task."""
 
     warm_start: bool = Field(False, description="begin from the coefficients of the most similar finished task, where there is one")
     warm_start_from: Name | None = Field(None, description="begin from the coefficients of this finished task")
@@ -278,14 +278,14 @@ class Start(Message):
 
 
 class MatchRequest(Message):
-    """Which tasks are like this one."""
+    """A request for the tasks that are similar to this one."""
 
     task: Name = Field(description="its first round has closed, so that it has a context vector")
     limit: int = Field(5, ge=1, le=100)
 
 
 class Match(Message):
-    """A finished task whose context vector is like the one asked for, on the same model, layers and groups."""
+    """A finished task on the same model, layers and groups, with the similarity of its context vector."""
 
     task: Name
     similarity: float = Field(description="estimate of the cosine of the angle between the context vectors, from -1 to 1")
@@ -295,6 +295,6 @@ class Match(Message):
 
 
 class Matches(Message):
-    """Finished tasks, the most similar first."""
+    """Similar finished tasks, the most similar first."""
 
     items: list[Match]

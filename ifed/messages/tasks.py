@@ -22,7 +22,7 @@ def ceil_share(fraction: float, count: int) -> int:
 
 
 class AggregationPolicy(BaseModel):
-    """Fields of a task's policy: the mode, the rule, and the server's optimiser."""
+    """The part of a policy that says how contributions become the next version: the mode, the rule, the server optimiser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,14 +74,14 @@ class AggregationPolicy(BaseModel):
         return self
 
     def least_contributions(self, count: int) -> int:
-        """Contributions that the rule needs when `count` come: 2 f + 3 for multi-Krum, 2 f + 1 for what drops f, else 1."""
+        """Return the number of contributions that the rule needs of `count`: 2 f + 3 for multi-Krum, 2 f + 1 for rules that drop f, else 1."""
         hostile = ceil_share(self.byzantine_fraction, count)
         if self.aggregation == "multi_krum":
             return 2 * hostile + 3
         return 2 * hostile + 1 if self.nearest_neighbour_mixing or self.aggregation == "trimmed_mean" else 1
 
     def check_enough(self, count: int) -> None:
-        """Refuse a rule that could not aggregate the fewest contributions a round may close with."""
+        """Check that the rule can aggregate the fewest contributions with which a round may close."""
         if (needed := self.least_contributions(count)) > count:
             steps = " with nearest_neighbour_mixing" if self.nearest_neighbour_mixing else ""
             raise ValueError(
@@ -98,13 +98,13 @@ LayerChoice = Literal["all", "upper_half", "upper_third"] | Annotated[list[Annot
 
 
 class Message(BaseModel):
-    """A JSON body: unknown fields are refused, values do not change once read."""
+    """An immutable JSON message that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelIdentity(Message):
-    """Which frozen model a party runs. Two parties work together only if `fingerprint`, `num_layers` and `hidden_size` agree."""
+    """The identity of the frozen model that a party runs. Parties of a task must agree in `fingerprint`, `num_layers` and `hidden_size`."""
 
     name: str = Field(max_length=300, examples=["smollm2-135m"])
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of weights, configuration and tokenizer")
@@ -117,7 +117,7 @@ class ModelIdentity(Message):
 
 
 class Policy(AggregationPolicy, Message):
-    """How a task runs its rounds."""
+    """The policy of a task: how its rounds run."""
 
     rounds: int = Field(6, ge=1, le=10_000, description="calibration rounds at the most")
     clients_expected: int = Field(1, ge=1, le=1_000_000, description="the first round opens when so many have joined")
@@ -173,31 +173,31 @@ class Policy(AggregationPolicy, Message):
         return self
 
     def sampled(self, members: int) -> int:
-        """How many of `members` clients a calibration round asks."""
+        """Return how many of `members` clients take part in a calibration round."""
         if self.sample_fraction is not None:
             return max(1, ceil_share(self.sample_fraction, members))
         return members if self.sample is None else min(self.sample, members)
 
     def learning_rate_at(self, round_index: int) -> tuple[float, float]:
-        """First and last learning rate of calibration round `round_index` (0-based): a cosine over all rounds, or a constant."""
+        """Return the first and last learning rate of calibration round `round_index` (0-based): a cosine over all rounds, or a constant."""
         first, last = (self.learning_rate * self._left(step) for step in (round_index, round_index + 1))
         return first, last
 
     def server_rate_at(self, round_index: int) -> float:
-        """The server's rate η in calibration round `round_index` (0-based)."""
+        """Return the server's learning rate η in calibration round `round_index` (0-based)."""
         averages = self.mode == "coefficients" and self.server_optimizer in ("fedavg", "fedavgm")
         rate = self.server_learning_rate or (1.0 if averages else self.learning_rate)
         return rate * self._left(round_index) if self.mode == "gradient" else rate
 
     def _left(self, round_index: int) -> float:
-        """Share of the rate that the schedule leaves at the start of a round."""
+        """Return the share of the learning rate that the schedule leaves at the start of a round."""
         if self.learning_rate_schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(round_index, self.rounds) / self.rounds))
 
 
 class Layout(Message):
-    """The shapes of a task's tensors once its model is known."""
+    """The shapes of the tensors of a task on its model."""
 
     layers: list[int] = Field(description="injected layers, lowest first")
     hidden_size: int
@@ -213,7 +213,7 @@ class Layout(Message):
 
 
 class TaskSpec(Message):
-    """What the clients classify, with which model, and how the rounds run."""
+    """The definition of a task: what is classified, with which model, and how the rounds run."""
 
     name: Name = Field(examples=["sentiment"])
     labels: list[Label] = Field(min_length=2, max_length=1000, examples=[["negative", "positive"]])
@@ -256,7 +256,7 @@ class TaskSpec(Message):
         return self
 
     def layout(self, identity: ModelIdentity) -> Layout:
-        """Shapes of this task's tensors on a model.
+        """Return the shapes of this task's tensors on a model.
 
         Raises:
             LayoutMismatch: the groups do not divide the hidden size, or a listed layer does not exist.
@@ -272,10 +272,10 @@ class TaskSpec(Message):
 
 
 def resolve_layers(choice: LayerChoice, num_layers: int) -> tuple[int, ...]:
-    """The indices of the injected layers, lowest first.
+    """Return the indices of the injected layers, lowest first.
 
     Raises:
-        LayoutMismatch: a listed layer that a model of `num_layers` layers does not have, or one listed twice.
+        LayoutMismatch: a listed layer does not exist in a model of `num_layers` layers, or is listed twice.
     """
     if choice == "all":
         return tuple(range(num_layers))
@@ -290,10 +290,10 @@ def resolve_layers(choice: LayerChoice, num_layers: int) -> tuple[int, ...]:
 
 
 def check_template(template: str) -> None:
-    """Refuse a prompt template that has not exactly one `{text}`, or ends in white space.
+    """Check that a prompt template contains `{text}` exactly once and does not end in white space.
 
     Raises:
-        BadTemplate: it says which of the two.
+        BadTemplate: it does not; the message says which.
     """
     if template.count(TEXT_SLOT) != 1:
         raise BadTemplate(f"a template holds {TEXT_SLOT} exactly once; this one holds it {template.count(TEXT_SLOT)} times")

@@ -25,9 +25,9 @@ def configure(level: str = "INFO", *, stream: TextIO | None = None, json_lines: 
     """Send structlog's and the standard library's records to `stream` in one format.
 
     Args:
-        level: lowest level shown, a name the standard library knows.
-        stream: standard error when not given.
-        json_lines: JSON when true, readable text when false; by whether `stream` is a terminal when not given.
+        level: the lowest level shown, by its name in the standard library.
+        stream: standard error if not given.
+        json_lines: whether to write JSON instead of readable text; if not given, JSON unless `stream` is a terminal.
     """
     stream = stream or sys.stderr
     as_json = not stream.isatty() if json_lines is None else json_lines
@@ -64,10 +64,10 @@ def configure(level: str = "INFO", *, stream: TextIO | None = None, json_lines: 
 
 
 def hush_imports() -> None:
-    """Keep off the error stream what torchao says as it is imported, which transformers does wherever it is installed.
+    """Silence the warnings of torchao on import; transformers imports it wherever it is installed.
 
-    It warns of kernels for other hardware and of its own use of torch, neither of which whoever runs this can change. To be called
-    before torch is imported.
+    They concern kernels for other hardware and torchao's own use of torch, which a user can change neither of. Call this before torch is
+    imported.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

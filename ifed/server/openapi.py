@@ -12,12 +12,12 @@ Description = dict[str, Any]
 
 
 def complete(description: Description, examples: Mapping[str, object], *, metrics: str = METRICS) -> Description:
-    """Give each body an example, by the name of its schema, and each refusal one, by the names it is described with.
+    """Add an example to each body, by the name of its schema, and to each refusal, by its class name.
 
     Args:
-        description: as the framework made it; changed in place.
-        examples: JSON values by the name of the schema; `Page_X_` follows from that of `X`.
-        metrics: a line of /metrics.
+        description: as FastAPI generated it; changed in place.
+        examples: JSON values by schema name; that of `Page_X_` follows from that of `X`.
+        metrics: an example line of /metrics.
     """
     for operation in operations(description):
         for body in [operation.get("requestBody", {}), *operation["responses"].values()]:
@@ -31,7 +31,7 @@ def complete(description: Description, examples: Mapping[str, object], *, metric
 
 
 def operations(description: Description) -> Iterator[Description]:
-    """Every operation of a description."""
+    """Return every operation of a description."""
     for path in description["paths"].values():
         yield from path.values()
 
@@ -48,7 +48,7 @@ def _example(schema: Description, examples: Mapping[str, object]) -> object:
 
 
 def _refuse(answer: Description) -> None:
-    """A refusal is JSON whatever a success is, with an example for each of its names."""
+    """Describe refusals as JSON, whatever the media type of a success is, with an example for each class."""
     content = answer.get("content", {})
     refusal = next((media for media in content.values() if media.get("schema", {}).get("$ref") == f"{COMPONENTS}ErrorBody"), None)
     if refusal is not None:
@@ -58,7 +58,7 @@ def _refuse(answer: Description) -> None:
 
 
 def _metrics(description: Description, example: str) -> None:
-    """/metrics is mounted by a library, which says nothing of its text."""
+    """Describe /metrics, which the library that mounts it leaves undescribed."""
     if (found := description["paths"].get("/metrics")) is not None:
         text = {"schema": {"type": "string"}, "example": example}
         found["get"]["responses"]["200"] = {"description": "counters for Prometheus", "content": {"text/plain": text}}

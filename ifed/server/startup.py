@@ -15,12 +15,12 @@ Chosen = TypeVar("Chosen", bound=BaseModel)
 
 
 def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Callable[[Chosen], object] = lambda _: None) -> Chosen:
-    """The settings, read and checked; ends the process with exit code 2 and words when something is missing or wrong.
+    """Read and check the settings; exit with code 2 and an explanation if something is missing or wrong.
 
     Args:
         kind: the settings class.
-        service: what the process is called in the words.
-        secrets: reads what the settings only name, such as a token's file, so that a missing file is told at the start.
+        service: the name of the process in the explanation.
+        secrets: reads what settings only name, such as the file of a token, so that a missing file is reported at the start.
     """
     try:
         settings = kind()

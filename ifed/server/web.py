@@ -29,20 +29,20 @@ ReadinessChecks = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Readiness(BaseModel):
-    """Answer of /readyz: every check by name, `ok` or what is wrong with it."""
+    """The response of /readyz: every check by name, `ok` or what is wrong."""
 
     ready: bool
     checks: dict[str, str] = Field(examples=[{"database": "ok", "cache": "ok"}])
 
 
 def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegistry, max_body_bytes: int | None = None) -> None:
-    """Give `app` what all our applications share.
+    """Add to `app` what all applications share.
 
     Args:
         app: the application; its routes may be added before or after.
-        readiness: named checks; `ok`, or words that begin with `degraded` for a service that still answers, count as ready.
-        registry: what /metrics shows; one for each application, so that two in one process do not collide.
-        max_body_bytes: a larger request body is refused as TooLarge while it streams in; no limit when not set.
+        readiness: returns checks by name; `ok` counts as ready, and so does text that begins with `degraded`.
+        registry: the metrics of /metrics; one per application, so that two in one process do not collide.
+        max_body_bytes: a larger request body is refused with TooLarge while it streams in; no limit if None.
     """
     app.add_exception_handler(IFedError, _refusal)
     app.add_exception_handler(RequestValidationError, _malformed)
@@ -58,7 +58,7 @@ def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegist
 
 
 class BodyLimit:
-    """Counts a request's body as it streams in. FastAPI's own `max_body_size` does too, but answers in plain text."""
+    """Limit the size of a request body as it streams in. FastAPI's own `max_body_size` does too, but answers in plain text."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
@@ -86,11 +86,11 @@ class BodyLimit:
 
 
 def describe(app: FastAPI, examples: Mapping[str, object], *, metrics: str = openapi.METRICS) -> None:
-    """Let the OpenAPI description of `app` have an example for every body and refusal; made when it is first asked for.
+    """Give the OpenAPI description of `app` an example for every body and refusal, when it is first requested.
 
     Args:
-        examples: by the name of the schema; none for one whose fields have examples of their own.
-        metrics: a line of /metrics.
+        examples: by schema name; none for a schema whose fields have their own examples.
+        metrics: an example line of /metrics.
     """
     framework = app.openapi
 
@@ -103,7 +103,7 @@ def describe(app: FastAPI, examples: Mapping[str, object], *, metrics: str = ope
 
 
 def refusals(*kinds: type[IFedError]) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route: every refusal it may give, grouped by status."""
+    """Return the `responses=` of a route: every refusal that it may give, grouped by status."""
     by_status: dict[int | str, list[str]] = {}
     for kind in kinds:
         by_status.setdefault(kind.status, []).append(kind.__name__)
@@ -147,12 +147,12 @@ def _health(readiness: ReadinessChecks) -> APIRouter:
 
     @router.get("/livez", responses={200: {"content": {openapi.JSON: {"example": {"status": "ok"}}}}})
     async def livez() -> dict[str, str]:
-        """The process answers."""
+        """Report that the process responds."""
         return {"status": "ok"}
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "not ready"}})
     async def readyz() -> JSONResponse:
-        """The service can do its work, or says what is missing."""
+        """Report every readiness check: 200 if each is `ok` or `degraded…`, otherwise 503."""
         checks = await readiness()
         ready = all(words == "ok" or words.startswith("degraded") for words in checks.values())
         return JSONResponse(Readiness(ready=ready, checks=checks).model_dump(), 200 if ready else 503)

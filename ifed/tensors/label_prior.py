@@ -14,31 +14,31 @@ LEAST = 1e-6  # keeps the bias of a label that no text made likely finite
 
 
 def bias_of(probabilities: npt.NDArray[np.floating], counts: npt.NDArray[np.integer]) -> tuple[float, ...]:
-    """How much too likely each label is: the logarithm of its mean probability over many texts, less that of its share among them.
+    """Return the bias of each label: the logarithm of its mean probability over many texts, less that of its share among them.
 
-    With equal shares that is batch calibration, arXiv 2309.17249, but for a constant. Where a label is truly more frequent it stays
-    so: the model's prior is replaced by that of the texts (arXiv 2007.07314 has it in training). The mean of the logarithms is
-    lowest for a label that is told apart clearly, and would raise it for that.
+    With equal shares this is batch calibration (arXiv 2309.17249) up to a constant. A label that really is more frequent stays so: the
+    model's prior is replaced by that of the texts (arXiv 2007.07314 does the same in training). The mean of the probabilities is used and
+    not that of their logarithms, which would favour labels that are easy to recognise.
 
     Args:
-        probabilities: float, (labels,); below 1e-6 they count as that.
-        counts: how many of the texts carry each label, (labels,); each counts once more, so that none has a share of zero.
+        probabilities: float, (labels,); values below 1e-6 count as 1e-6.
+        counts: the number of texts of each label, (labels,); one is added to each, so that no share is zero.
     """
     shares = (counts + 1) / (counts + 1).sum()
     return tuple(float(one) for one in np.log(np.maximum(probabilities, LEAST)) - np.log(shares))
 
 
 def without_bias(scores: Float32, bias: Sequence[float] | None) -> Float32:
-    """Log-probabilities of the labels less what makes each too likely anyway: `score - bias`, normalised again.
+    """Return the log-probabilities without the bias of each label: `scores - bias`, normalised again.
 
-    As in batch calibration, arXiv 2309.17249, equation 5, with a bias told beforehand instead of one over the batch.
+    As in batch calibration (arXiv 2309.17249, equation 5), but with a bias estimated beforehand instead of over the batch.
 
     Args:
         scores: float32, (labels,).
-        bias: of each label, as `bias_of` gives it; None leaves the scores as they are.
+        bias: of each label, as `bias_of` returns it; None leaves the scores unchanged.
 
     Raises:
-        LayoutMismatch: another number of labels.
+        LayoutMismatch: scores and bias have different numbers of labels.
     """
     if bias is None:
         return scores

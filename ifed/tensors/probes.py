@@ -31,7 +31,7 @@ TOLERANCE = (
 
 
 class Probe(BaseModel):
-    """One party's sketch of its activations at the last token of the probe texts, in the task's template."""
+    """A sketch of one party's activations at the last token of the probe texts, in the task's template."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,14 +57,14 @@ class Probe(BaseModel):
 
     @classmethod
     def of(cls, tokens: str, activations: Float32) -> Self:
-        """The probe of a model.
+        """Return the probe of a model.
 
         Args:
-            tokens: digest of what the texts and labels became.
-            activations: (text, layer, site, d), what each site gives at the last token of each text.
+            tokens: the digest of the tokens of texts and labels.
+            activations: of each site at the last token of each text, shape (text, layer, site, d).
 
         Raises:
-            ProbeMismatch: an activation that is not finite: the numbers of this dtype do not reach far enough for this model.
+            ProbeMismatch: an activation is not finite, because the dtype overflows for this model.
         """
         lost = ~np.isfinite(activations).all(axis=(0, 2, 3))
         if lost.any():
@@ -76,7 +76,7 @@ class Probe(BaseModel):
         return cls(tokens=tokens, layers=activations.shape[1], values=base64.b64encode(values.tobytes()).decode())
 
     def difference(self, other: Probe) -> Float32:
-        """How far `other` is from this probe, layer by layer, as a share of this one: float32, (layer,), the larger of its sites'."""
+        """Return the relative difference of `other` from this probe per layer, float32, (layer,): the larger of its two sites."""
         mine, theirs = self._array(), other._array()
         far = np.square(theirs - mine).sum(axis=(0, 3))
         size = np.maximum(np.square(mine).sum(axis=(0, 3)), np.finfo(np.float64).tiny)
@@ -84,16 +84,16 @@ class Probe(BaseModel):
         return share
 
     def must_agree(self, other: Probe) -> None:
-        """Refuse another party's probe that is not of the same model under the same template.
+        """Check that another party's probe is of the same model under the same template.
 
         Raises:
-            ProbeMismatch: other tokens, another number of layers, or a layer further away than the tolerance; it says which and how far.
+            ProbeMismatch: the tokens or the number of layers differ, or a layer differs by more than the tolerance; the message says which.
         """
         if (words := self.disagreement(other)) is not None:
             raise ProbeMismatch(words)
 
     def disagreement(self, other: Probe) -> str | None:
-        """What tells `other` apart from this probe, in words; None if nothing does."""
+        """Describe the difference of `other` from this probe; return None if they agree."""
         if self.layers != other.layers:
             return f"the task's model has {self.layers} layers, this client's {other.layers}"
         if self.tokens != other.tokens:
@@ -112,7 +112,7 @@ class Probe(BaseModel):
 
 
 def _sketch(activations: Float32) -> npt.NDArray[np.float64]:
-    """(…, d) to (…, bucket): signs and buckets from a fixed mixing of the channel's number, the same on every machine."""
+    """Compress (…, d) to (…, bucket), with signs and buckets from a fixed hash of the channel, the same on every machine."""
     mixed = (np.arange(activations.shape[-1], dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)

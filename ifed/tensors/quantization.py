@@ -18,14 +18,14 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedUpdate:
-    """What a client's local steps added to the coefficients that a round starts from, as it travels.
+    """The change of the coefficients by a client's local steps, quantised for the upload.
 
     Attributes:
         values: float16 or int8, shape (layer, site, coefficient, G).
         scales: of int8 values, float32, (layer, site, coefficient): a change is its value times its scale. None for float16.
 
     Raises:
-        LayoutMismatch: not four axes, the middle two not (2, 2), or scales that are missing, of another shape, or not wanted.
+        LayoutMismatch: not four axes, the middle two are not (2, 2), or scales are missing, superfluous or of another shape.
         NonFinite: NaN or Inf among values or scales, or in their product.
     """
 
@@ -43,7 +43,7 @@ class QuantizedUpdate:
 
     @classmethod
     def of(cls, change: Float32, dtype: UpdateDType) -> Self:
-        """A change, float32, rounded to the nearest that travels; what is too large for float16 is cut to its largest number."""
+        """Round a float32 change to the nearest representable values; values too large for float16 are clipped."""
         if dtype == "float16":
             return cls(np.clip(change, -LARGEST_HALF, LARGEST_HALF).astype(np.float16))
         scales = (np.abs(change).max(axis=-1) / LEVELS).astype(np.float32)
@@ -52,10 +52,10 @@ class QuantizedUpdate:
 
     @classmethod
     def read(cls, body: TensorBody) -> Self:
-        """The tensors `change` and, for int8, `scales` of a body.
+        """Read the tensors `change` and, for int8, `scales` of a body.
 
         Raises:
-            LayoutMismatch: they are not there, or of another dtype; see also the class.
+            LayoutMismatch: a tensor is missing or has another dtype; see also the class.
         """
         scales = body.tensor("scales", np.float32) if "scales" in body.tensors else None
         return cls(body.tensor("change", np.float16, np.int8), scales)
@@ -66,23 +66,23 @@ class QuantizedUpdate:
         return str(self.values.dtype)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """What a body carries, by name."""
+        """Return the tensors that a body carries, by name."""
         return {"change": self.values} | ({} if self.scales is None else {"scales": self.scales})
 
     def restored(self) -> Float32:
-        """The change as the aggregator reads it, float32."""
+        """Return the dequantised change, float32."""
         with np.errstate(over="ignore"):
             return self.values.astype(np.float32) * (1 if self.scales is None else self.scales[..., None])
 
 
 def with_feedback(change: Float32, lost: Float32 | None, dtype: UpdateDType) -> tuple[QuantizedUpdate, Float32]:
-    """What travels of a change to which everything is added that did not travel before (error feedback, arXiv 1901.09847, algorithm 2).
+    """Quantise a change plus the error of earlier uploads (error feedback, arXiv 1901.09847, algorithm 2).
 
     Args:
-        lost: what the earlier contributions of this client lacked; None or of another shape counts as nothing.
+        lost: the quantisation error carried over from earlier contributions; None or another shape counts as zero.
 
     Returns:
-        what travels, and what is lost now: to be added the next time, once the aggregator has received this.
+        the quantised update, and its error, to carry over to the next one once the aggregator has received this.
     """
     whole = change if lost is None or lost.shape != change.shape else change + lost
     sent = QuantizedUpdate.of(whole, dtype)

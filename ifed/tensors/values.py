@@ -34,7 +34,7 @@ METADATA_KEY = "ifed"
 
 
 def _frozen(values: npt.ArrayLike, *, what: str, dimensions: int) -> Float32:
-    """A read-only float32 copy, refused unless it is finite and has the number of dimensions it should."""
+    """Return a read-only float32 copy; refuse values that are not finite or have another number of dimensions."""
     array = np.array(values, dtype=np.float32, order="C")
     if array.ndim != dimensions:
         raise LayoutMismatch(f"{what} has {array.ndim} dimensions, expected {dimensions}; its shape is {array.shape}")
@@ -45,17 +45,17 @@ def _frozen(values: npt.ArrayLike, *, what: str, dimensions: int) -> Float32:
 
 
 def digest_of(body: bytes) -> str:
-    """The sha256 of `body`, in hexadecimal: the identity of a contribution or an aggregate."""
+    """Return the sha256 of `body` in hexadecimal, which identifies a contribution or an aggregate."""
     return hashlib.sha256(body).hexdigest()
 
 
 def content_digest(body: bytes) -> str:
-    """The value of the `Content-Digest` header for `body` (RFC 9530, section 2)."""
+    """Return the value of the `Content-Digest` header for `body` (RFC 9530, section 2)."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
 def check_content_digest(body: bytes, header: str | None) -> None:
-    """Refuse a body that is not what its `Content-Digest` header says; a header of another algorithm, or none, passes.
+    """Check a body against its `Content-Digest` header; a header with another algorithm, or none, passes.
 
     Raises:
         DigestMismatch: the header names a sha-256 and the body has another.
@@ -86,7 +86,7 @@ class ContextVector:
             raise LayoutMismatch(f"a context vector has shape (layers, {len(SITES)}, hidden size), got {self.values.shape}")
 
     def wire(self) -> npt.NDArray[np.float16] | Float32:
-        """The values as they travel: float16, or float32 where a value would overflow float16."""
+        """Return the values for the wire: float16, or float32 if a value would overflow float16."""
         with np.errstate(over="ignore"):
             half = self.values.astype(np.float16)
         return half if np.isfinite(half).all() else self.values
@@ -119,7 +119,7 @@ class Coefficients:
 
     @classmethod
     def identity(cls, layers: int, groups: int, *, context_weight: float = 0.0) -> Self:
-        """β = 1 and λ = `context_weight` everywhere; with 0 the injected model is the bare model, bit for bit."""
+        """Return β = 1 and λ = `context_weight` everywhere; with 0 the injected model is the bare model, bit for bit."""
         values = np.empty((layers, 2, 2, groups), dtype=np.float32)
         values[:, :, CONTEXT], values[:, :, ACTIVATION] = context_weight, 1.0
         return cls(values)
@@ -141,10 +141,10 @@ class Gradient(Coefficients):
 
 
 def check_layout(values: npt.NDArray[Any], expected: tuple[int, ...], *, what: str) -> None:
-    """Refuse `values` of another shape than `expected`, naming both.
+    """Check that `values` has the shape `expected`.
 
     Raises:
-        LayoutMismatch: the shapes differ.
+        LayoutMismatch: it has another shape; the message names both.
     """
     if values.shape != expected:
         raise LayoutMismatch(f"{what} has shape {values.shape}, this task takes {expected}")
@@ -152,13 +152,13 @@ def check_layout(values: npt.NDArray[Any], expected: tuple[int, ...], *, what: s
 
 @dataclass(frozen=True, slots=True)
 class TensorBody:
-    """One HTTP body that carries tensors: named arrays and a small JSON object, as one safetensors file.
+    """An HTTP body with tensors: named arrays and a small JSON object in one safetensors file.
 
     The same content always gives the same bytes (keys sorted, one metadata entry), so the sha256 of the bytes identifies it.
 
     Attributes:
-        tensors: arrays by name, any dtype safetensors knows.
-        metadata: JSON-ready values, kept in the file's `__metadata__` under `ifed`.
+        tensors: arrays by name, of any dtype that safetensors supports.
+        metadata: JSON values, stored in the file's `__metadata__` under `ifed`.
     """
 
     tensors: Mapping[str, npt.NDArray[Any]]
@@ -170,10 +170,10 @@ class TensorBody:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        """Read a body back.
+        """Parse a body.
 
         Raises:
-            Malformed: not a safetensors file, or without our metadata entry.
+            Malformed: not a safetensors file, or without the metadata entry.
         """
         try:
             tensors = load_safetensors(body)
@@ -186,10 +186,10 @@ class TensorBody:
         return cls(tensors, metadata)
 
     def tensor(self, name: str, *dtypes: type[np.generic]) -> npt.NDArray[Any]:
-        """The array called `name`, refused unless it is there in one of `dtypes`.
+        """Return the array `name`.
 
         Raises:
-            LayoutMismatch: no such array, or another dtype.
+            LayoutMismatch: it is missing, or its dtype is none of `dtypes`.
         """
         if name not in self.tensors:
             raise LayoutMismatch(f"the body has no tensor {name!r}; it holds {sorted(self.tensors) or 'none'}")

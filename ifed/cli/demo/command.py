@@ -36,7 +36,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where private files, logs, the database and summary.json go.")] = Path(".demo"),
     cache: Annotated[Path | None, typer.Option(envvar="MODEL_CACHE", help="Folder of downloaded and converted models.")] = None,
 ) -> None:
-    """Four organisations that may not share text train one sentiment classifier together, on this machine."""
+    """Train one sentiment classifier with four organisations that do not share texts, on this machine."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # a closed terminal ends the services as Ctrl-C does
     preset = preset_for(model).changed(
@@ -107,7 +107,13 @@ def _serve_on(stack: Stack, federation: Federation) -> None:
 
 
 def _fetch(model: str, cache: Path) -> None:
-    """Get the model ready in a process of its own, so that a conversion's memory is free again before the services start."""
+    """Download and convert the model in a subprocess, so that its memory is freed before the services start.
+
+    The subprocess prints its progress to this terminal.
+
+    Raises:
+        NoModel: the subprocess failed; calling again resumes where it stopped.
+    """
     done = subprocess.run(  # noqa: S603  # our own command, with this interpreter
         [sys.executable, "-m", "ifed.cli", "model", "fetch", model, "--cache", str(cache)], check=False
     )

@@ -34,7 +34,7 @@ SOURCES = {
 
 @dataclass(frozen=True, slots=True)
 class Organisation:
-    """One of the four: its private file, and texts that no one learns from."""
+    """An organisation of the demo: its private file, and its test texts, which nobody trains on."""
 
     name: str
     file: Path
@@ -43,18 +43,18 @@ class Organisation:
 
 
 def organisations(folder: Path, *, cache: Path, examples: int, announce: Callable[[str], None]) -> list[Organisation]:
-    """Write each organisation's private file under `folder` and keep its test texts.
+    """Write each organisation's private file under `folder`, and return the organisations with their test texts.
 
     A snippet is positive at a mean rating of 0.5 or more, negative at -0.5 or less, and dropped between.
 
     Args:
-        folder: the private files go here, one an organisation.
-        cache: where the downloaded archive is kept.
-        examples: texts a private file holds at the most.
-        announce: told what goes on.
+        folder: the folder of the private files, one for each organisation.
+        cache: the folder of the downloaded archive.
+        examples: the largest number of texts in a private file.
+        announce: called with progress messages.
 
     Raises:
-        DownloadFailed: the archive cannot be had, or is not the one expected.
+        DownloadFailed: the archive cannot be downloaded, or is not the expected one.
     """
     archive = fetch(
         REQUIREMENT,
@@ -86,7 +86,7 @@ def _member(archive: Path, name: str) -> str:
 
 
 def _labelled(lines: str) -> list[LabelledText[str]]:
-    """The clear-cut snippets of a `GroundTruth` file: identifier, mean rating from -4 to 4, text, between tabs; no text twice."""
+    """Parse the clear snippets of a `GroundTruth` file: identifier, mean rating from -4 to 4 and text, separated by tabs; each text once."""
     found: dict[str, LabelledText[str]] = {}
     for line in lines.splitlines():
         _, mean, text = line.split("\t", 2)
@@ -97,5 +97,5 @@ def _labelled(lines: str) -> list[LabelledText[str]]:
 
 
 def _shuffled(labelled: Sequence[LabelledText[str]], *, seed: str) -> list[LabelledText[str]]:
-    """An order that looks random and is the same on every machine."""
+    """Return the texts in a random order that is the same on every machine."""
     return sorted(labelled, key=lambda one: hashlib.sha256(f"{seed}/{one.text}".encode()).digest())

@@ -18,7 +18,7 @@ from ifed.messages.rounds import RoundInfo, TaskInfo
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """What an agent says of itself on its status page."""
+    """The status of an agent, from its status page."""
 
     activity: str = "starting"
     done: int = 0
@@ -30,7 +30,7 @@ class AgentView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything shown at one moment."""
+    """Everything that the display shows at one moment."""
 
     task: TaskInfo
     rounds: list[RoundInfo]
@@ -39,12 +39,12 @@ class Snapshot:
 
 
 def draw(now: Snapshot) -> RenderableType:
-    """The whole display."""
+    """Return the display of a snapshot."""
     return Group(_header(now), _clients(now), _rounds(now))
 
 
 def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
-    """What changed since `before`, for output that is no terminal: one line a client that joined, one a round that ended."""
+    """Return what changed since `before`, for output that is not a terminal: a line for each client that joined and each round that ended."""
     joined = {member.client for member in before.task.members} if before else set()
     said = [
         f"{member.client} joined with {sum(member.label_counts.values())} examples and {member.holdout} held out"
@@ -82,7 +82,7 @@ def _over(now: Snapshot) -> bool:
 
 
 def _before(version: int) -> str:
-    """Which coefficients a round measured: those it started from."""
+    """Return the version that a round evaluated, which is the one it started from."""
     return "of the bare model" if version == 0 else f"after calibration round {version}"
 
 
@@ -103,7 +103,7 @@ def _clients(now: Snapshot) -> Table:
 
 
 def _rounds(now: Snapshot) -> Table:
-    """The rounds, each with the accuracy of the coefficients it made; the next round measures them."""
+    """Return the rounds, each with the accuracy of the version it made, which the next round evaluates."""
     table = compact_table("round", "kind", "state", "clients", "seconds", "loss", "accuracy after", "macro-F1")
     measured = {one.version: one for one in now.task.evaluations}
     for round_ in now.rounds:

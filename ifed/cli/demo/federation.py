@@ -31,7 +31,7 @@ AGENT_THREADS = "1"
 
 
 class Federation:
-    """Aggregator, inference and agents of one demo."""
+    """The aggregator, the inference service and the agents of one demo."""
 
     def __init__(
         self, stack: Stack, preset: Preset, people: Sequence[Organisation], *, model: str, cache: Path, folder: Path
@@ -45,7 +45,7 @@ class Federation:
         self._views: dict[str, AgentView] = {}
 
     def start(self) -> None:
-        """Start aggregator and inference; the aggregator answers when this returns."""
+        """Start the aggregator and the inference service, and wait until the aggregator responds."""
         for old in self._folder.glob("aggregator.db*"):
             old.unlink()
         database = f"sqlite+aiosqlite:///{(self._folder / 'aggregator.db').resolve()}"
@@ -80,7 +80,7 @@ class Federation:
             await self._follow(admin, TASK, agents)
 
     async def train_alone(self) -> None:
-        """Let each organisation run the same task with no one else, one process each, all at once."""
+        """Let each organisation run the same task alone, in one process each, all at the same time."""
         async with self._admin() as admin:
             for one in self._people:
                 task = f"{TASK}-{one.name}"
@@ -91,7 +91,7 @@ class Federation:
             await asyncio.gather(*(self._finished(admin, task) for task in self._alone))
 
     async def measure(self) -> tuple[Outcome, dict[str, object]]:
-        """Accuracies on the texts set apart, through the inference service, and the summary of all figures."""
+        """Measure the accuracies on the test texts through the inference service, and return all figures."""
         assert self._inference is not None
         await asyncio.to_thread(self._stack.wait_ready, self._inference, seconds=START_SECONDS)
         async with self._admin() as admin, InferenceClient(self.inference_url, timeout=600) as inference:
@@ -116,7 +116,7 @@ class Federation:
         }
 
     async def ask(self, text: str) -> str:
-        """The inference service's answer to one text, as JSON."""
+        """Return the inference service's response to one text, as JSON."""
         async with InferenceClient(self.inference_url) as inference:
             return (await inference.classify(TASK, text)).model_dump_json()
 
@@ -150,7 +150,7 @@ class Federation:
         )
 
     async def _follow(self, admin: AggregatorClient, task: str, agents: Mapping[str, Service]) -> None:
-        """Show the rounds until they are over: a live display on a terminal, a line an event elsewhere."""
+        """Show the rounds until they are over: a live display on a terminal, otherwise one line per event."""
         before: Snapshot | None = None
         began = time.monotonic()
         with Live(console=console, auto_refresh=False, transient=False) as live:
@@ -187,7 +187,7 @@ class Federation:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _caught_up(self, inference: InferenceClient, task: TaskInfo) -> None:
-        """Wait until the inference service serves what the aggregator promoted last."""
+        """Wait until the inference service serves the version that the aggregator promoted last."""
         for _ in range(60):
             self._stack.check()
             served = {one.id: one.adapter_version for one in (await inference.models()).data}
@@ -198,10 +198,10 @@ class Federation:
 
 
 def _over(task: TaskInfo) -> bool:
-    """Whether the task has finished.
+    """Return whether the task has finished.
 
     Raises:
-        ServiceDied: it failed; with the aggregator's reason.
+        ServiceDied: it failed; the message has the aggregator's reason.
     """
     if task.state is TaskState.FAILED:
         raise ServiceDied(f"the task failed: {task.reason}")
@@ -209,7 +209,7 @@ def _over(task: TaskInfo) -> bool:
 
 
 async def _view(http: httpx.AsyncClient, service: Service) -> AgentView | None:
-    """What an agent says of itself, or None while its page does not answer: before it is up, and after it has ended."""
+    """Return the status of an agent, or None while its status page does not respond."""
     try:
         said = (await http.get(f"{service.url}/v1/status")).json()
         return AgentView(**{name: said[name] for name in AgentView.__slots__})

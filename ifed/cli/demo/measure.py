@@ -18,7 +18,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Correct answers out of all, so that shares over several organisations add up."""
+    """Correct answers and their total, so that several organisations can be added up."""
 
     correct: int
     total: int
@@ -35,7 +35,7 @@ class Accuracy:
 async def accuracy(
     inference: InferenceClient, model: str, organisation: Organisation, *, answered: Callable[[int], None]
 ) -> Accuracy:
-    """How often `model` gives the label of an organisation's test texts; `answered` is told how many more are done."""
+    """Return the accuracy of `model` on an organisation's test texts; call `answered` with the number of texts done."""
     correct = 0
     for start in range(0, len(organisation.test), BATCH):
         part = organisation.test[start : start + BATCH]
@@ -47,7 +47,7 @@ async def accuracy(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the demo measured, by organisation."""
+    """The measurements of the demo, by organisation."""
 
     organisations: Sequence[Organisation]
     bare: Mapping[str, Accuracy]
@@ -73,7 +73,7 @@ class Outcome:
         return table
 
     def summary(self, task: TaskInfo, rounds: Sequence[RoundInfo]) -> dict[str, object]:
-        """The figures of `summary.json`; accuracies are shares from 0 to 1, times seconds, sizes bytes."""
+        """Return the figures of `summary.json`: accuracies as shares from 0 to 1, times in seconds, sizes in bytes."""
         overall = {name: Accuracy.over(list(values.values())).share for name, values in self._named().items()}
         closed = [one for one in rounds if one.closed_at is not None]
         calibrations = [one for one in closed if one.kind is RoundKind.CALIBRATION and one.state is RoundState.CLOSED]

@@ -25,7 +25,7 @@ class Preset:
     examples: int = EXAMPLES
 
     def changed(self, **given: object) -> Self:
-        """This preset with every value that is not None put in its place."""
+        """Return a copy of this preset with the given values; a value of None keeps the preset's own."""
         chosen = {name: value for name, value in given.items() if value is not None}
         if chosen.get("layers", "all") not in ("all", "upper_half", "upper_third"):
             raise LayoutMismatch(f"--layers takes all, upper_half or upper_third, not {chosen['layers']}")
@@ -49,5 +49,5 @@ PRESETS = {
 
 
 def preset_for(model: str) -> Preset:
-    """The measured preset of a catalogue model; for any other, one group, which divides every hidden size."""
+    """Return the measured preset of a catalogue model; for another model one group, which divides every hidden size."""
     return PRESETS.get(model, Preset(groups=1))
