@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from services.aggregator.storage.database import Database
+from tests.contract.context_parts_contract import PartsContract
 from tests.contract.events_contract import EventsContract
-from tests.contract.parts_contract import PartsContract
 from tests.contract.records_contract import RecordsContract
 from tests.contract.rounds_contract import RoundsContract
 

@@ -91,17 +91,17 @@ def test_the_aggregate_is_the_same_bytes_whatever_order_contributions_came_in(
 
 
 def context_of(sent: list[Contribution]) -> bytes | None:
-    tally = ContextAccumulator("sentiment", 1, policy())
+    accumulator = ContextAccumulator("sentiment", 1, policy())
     for one in sent:
-        tally.add(one.entry.client, one.entry.weight, one.body)
-    return tally.summed().body
+        accumulator.add(one.entry.client, one.entry.weight, one.body)
+    return accumulator.summed().body
 
 
 def summed(kind: RoundKind, sent: list[Contribution]) -> bytes | None:
-    tally = RoundAccumulator(round_(kind=kind), 2, policy())
+    accumulator = RoundAccumulator(round_(kind=kind), 2, policy())
     for one in sent:
-        tally.add(one.entry.weight, one.body)
-    return tally.summed().body
+        accumulator.add(one.entry.weight, one.body)
+    return accumulator.summed().body
 
 
 @given(arrays.arrays(np.int64, (3, 3), elements=st.integers(0, 50)))

@@ -132,13 +132,13 @@ def start(value: float = 1.0, moments: bytes | None = None) -> Start:
 
 def calibrated(rules: Policy, given: Start, *values: float) -> tuple[float, AggregationResult]:
     """A calibration round's aggregate at one place, of updates or gradients that are `values` everywhere."""
-    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
+    accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
     for value in values:
         body = update_body(value) if rules.mode == "coefficients" else gradient_body(value)
-        tally.add(10, body)
-    summed = tally.summed()
-    assert summed.body is not None
-    return float(read_coefficients(TensorBody.from_bytes(summed.body)).values.flat[0]), summed
+        accumulator.add(10, body)
+    result = accumulator.summed()
+    assert result.body is not None
+    return float(read_coefficients(TensorBody.from_bytes(result.body)).values.flat[0]), result
 
 
 def gradient_body(value: float, scores: list[float] | None = None) -> bytes:
@@ -155,36 +155,36 @@ def test_in_gradient_mode_the_server_steps_against_the_mean_gradient() -> None:
 
 def test_momentum_is_kept_from_round_to_round() -> None:
     rules = policy(server_optimizer="fedavgm", server_momentum=0.5)
-    first, summed = calibrated(rules, start(1.0), 2.0)
-    second, _ = calibrated(rules, start(first, summed.moments), 2.0)
+    first, result = calibrated(rules, start(1.0), 2.0)
+    second, _ = calibrated(rules, start(first, result.moments), 2.0)
     assert (first, second) == (2.0, 2.0 + 0.5 * 1.0)
 
 
 @pytest.mark.parametrize("optimizer", ["fedadam", "fedyogi"])
 def test_second_moments_are_kept_from_round_to_round(optimizer: str) -> None:
     rules = policy(server_optimizer=optimizer)
-    _, summed = calibrated(rules, start(1.0), 2.0)
-    assert summed.moments is not None
-    assert set(TensorBody.from_bytes(summed.moments).tensors) == {"first", "second"}
-    assert calibrated(rules, start(1.0, summed.moments), 2.0)[1].body != calibrated(rules, start(1.0), 2.0)[1].body
+    _, result = calibrated(rules, start(1.0), 2.0)
+    assert result.moments is not None
+    assert set(TensorBody.from_bytes(result.moments).tensors) == {"first", "second"}
+    assert calibrated(rules, start(1.0, result.moments), 2.0)[1].body != calibrated(rules, start(1.0), 2.0)[1].body
 
 
 def test_plain_fedavg_is_the_mean_itself_and_remembers_nothing() -> None:
-    value, summed = calibrated(policy(), start(0.1), 0.3, 0.7)
+    value, result = calibrated(policy(), start(0.1), 0.3, 0.7)
     assert value == np.float32(0.5)
-    assert summed.moments is None
+    assert result.moments is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_change_counts_as_the_coefficients_it_leads_to(dtype: UpdateDType) -> None:
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
-    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
+    accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(update_dtype=dtype, norm_bound=1.0), start(1.0))
     for value in (0.01, 50.0):  # the second is bounded to a length of 1
         change = QuantizedUpdate.of(np.full_like(coefficients().values, value), dtype)
-        tally.add(10, UpdateBody(change, np.array([[1, 0], [0, 3]]), meta).to_bytes())
-    summed = tally.summed()
-    assert summed.body is not None
-    found = read_coefficients(TensorBody.from_bytes(summed.body)).values
+        accumulator.add(10, UpdateBody(change, np.array([[1, 0], [0, 3]]), meta).to_bytes())
+    result = accumulator.summed()
+    assert result.body is not None
+    found = read_coefficients(TensorBody.from_bytes(result.body)).values
     assert found == pytest.approx(np.full_like(found, 1 + (0.01 + 1 / found.size**0.5) / 2), rel=1e-4)
 
 
@@ -198,10 +198,10 @@ def test_a_robust_rule_holds_through_a_whole_round(rule: AggregationRule, mode: 
 
 
 def test_label_probabilities_are_averaged_over_held_out_examples() -> None:
-    tally = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(mode="gradient"), start())
-    tally.add(10, gradient_body(0.1, [0.5, 0.5]))
-    tally.add(99, gradient_body(0.1, [0.25, 0.75]))
-    evaluation = tally.summed().evaluation
+    accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, policy(mode="gradient"), start())
+    accumulator.add(10, gradient_body(0.1, [0.5, 0.5]))
+    accumulator.add(99, gradient_body(0.1, [0.25, 0.75]))
+    evaluation = accumulator.summed().evaluation
     assert evaluation is not None
     # Of eight held-out examples two carry the first label.
     assert evaluation.label_bias == pytest.approx(np.log([0.375 / 0.3, 0.625 / 0.7]))
