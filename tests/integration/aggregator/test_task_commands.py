@@ -51,7 +51,7 @@ async def test_the_ledger_is_listed_and_proven(command: Command) -> None:
 
 async def test_a_proof_that_fails_ends_with_a_refusal(command: Command, ifed: CommandLine) -> None:
     await alter_in(ifed.server._app, "a")
-    with pytest.raises(Conflict, match="does not give what is kept in round 1"):
+    with pytest.raises(Conflict, match="does not reproduce what is stored for round 1"):
         await command("ledger", TASK, "--verify")
 
 
@@ -68,7 +68,7 @@ async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Co
             await late.run()
         while (await admin.task(TASK)).context != 2:
             await asyncio.sleep(0.02)
-        assert "b takes part in sentiment no more" in await command("withdraw", TASK, "--client", "b", "--yes")
+        assert "b withdrew from sentiment at" in await command("withdraw", TASK, "--client", "b", "--yes")
         while (await admin.task(TASK)).context != 3:
             await asyncio.sleep(0.02)
     rows = [line.split() for line in (await command("contexts", TASK)).splitlines() if line.strip()[:1].isdigit()]
