@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from asgi_correlation_id import correlation_id
 from fastapi import Depends, Path, Query, Request
@@ -21,6 +21,8 @@ from services.aggregator.application.similarity import TaskSimilarity
 from services.aggregator.application.tasks import TaskService
 from services.aggregator.runtime.rate_limit import RateLimiter
 
+UseCase = TypeVar("UseCase")
+
 
 async def _services(request: Request) -> Services:
     services = request.app.state.services
@@ -31,61 +33,26 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _access(services: ServicesDep) -> Access:
-    return services.access
+def _use_case(select: Callable[[Services], UseCase]) -> Any:
+    """Return the dependency on one of the services."""
+
+    async def use_case(services: ServicesDep) -> UseCase:
+        return select(services)
+
+    return Depends(use_case)
 
 
-async def _audit_log(services: ServicesDep) -> AuditLog:
-    return services.audit_log
-
-
-async def _rate_limiter(services: ServicesDep) -> RateLimiter:
-    return services.rate_limiter
-
-
-async def _tasks(services: ServicesDep) -> TaskService:
-    return services.tasks
-
-
-async def _rounds(services: ServicesDep) -> RoundService:
-    return services.rounds
-
-
-async def _ledger(services: ServicesDep) -> Ledger:
-    return services.ledger
-
-
-async def _participation(services: ServicesDep) -> Participation:
-    return services.participation
-
-
-async def _adapters(services: ServicesDep) -> AdapterStore:
-    return services.adapters
-
-
-async def _similarity(services: ServicesDep) -> TaskSimilarity:
-    return services.similarity
-
-
-async def _event_stream(services: ServicesDep) -> EventStream:
-    return services.event_stream
-
-
-async def _webhooks(services: ServicesDep) -> Webhooks:
-    return services.webhooks
-
-
-AccessDep = Annotated[Access, Depends(_access)]
-AuditLogDep = Annotated[AuditLog, Depends(_audit_log)]
-RateLimiterDep = Annotated[RateLimiter, Depends(_rate_limiter)]
-TasksDep = Annotated[TaskService, Depends(_tasks)]
-RoundsDep = Annotated[RoundService, Depends(_rounds)]
-LedgerDep = Annotated[Ledger, Depends(_ledger)]
-ParticipationDep = Annotated[Participation, Depends(_participation)]
-AdaptersDep = Annotated[AdapterStore, Depends(_adapters)]
-SimilarityDep = Annotated[TaskSimilarity, Depends(_similarity)]
-EventStreamDep = Annotated[EventStream, Depends(_event_stream)]
-WebhooksDep = Annotated[Webhooks, Depends(_webhooks)]
+AccessDep = Annotated[Access, _use_case(lambda services: services.access)]
+AuditLogDep = Annotated[AuditLog, _use_case(lambda services: services.audit_log)]
+RateLimiterDep = Annotated[RateLimiter, _use_case(lambda services: services.rate_limiter)]
+TasksDep = Annotated[TaskService, _use_case(lambda services: services.tasks)]
+RoundsDep = Annotated[RoundService, _use_case(lambda services: services.rounds)]
+LedgerDep = Annotated[Ledger, _use_case(lambda services: services.ledger)]
+ParticipationDep = Annotated[Participation, _use_case(lambda services: services.participation)]
+AdaptersDep = Annotated[AdapterStore, _use_case(lambda services: services.adapters)]
+SimilarityDep = Annotated[TaskSimilarity, _use_case(lambda services: services.similarity)]
+EventStreamDep = Annotated[EventStream, _use_case(lambda services: services.event_stream)]
+WebhooksDep = Annotated[Webhooks, _use_case(lambda services: services.webhooks)]
 
 _bearer = HTTPBearer(auto_error=False, description="an admin's, client's or reader's token")
 
