@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ifed.messages.texts import LabelledText
-from ifed.modeling.language_model import LanguageModel, wrap
+from ifed.modeling.injection import Injection, injection_of
+from ifed.modeling.language_model import LanguageModel, Options, wrap
 from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.values import Coefficients, ContextVector
 
@@ -24,6 +26,7 @@ CODE_PATHS = ("llama", "gemma3_text", "gpt2")  # norms before a sub-layer; norms
 ALL = tuple(range(LAYERS))
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # norms and eager attention compute in float32 even in a float64 model
 TEMPLATE = "Review: {text}\nSentiment:"
+PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
 
 WORDS = (
     "the film was good and the plot was bad but we liked it a lot because of the acting and nothing else mattered to us "
@@ -139,3 +142,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def random_injection(lm: LanguageModel, *, groups: int = 4, seed: int = 2) -> Injection:
+    """Return an injection into all layers, from a random context vector and random coefficients."""
+    context, coefficients = random_context(LAYERS, seed=seed), random_coefficients(LAYERS, groups, seed=seed)
+    return injection_of(context, coefficients, ALL, device="cpu", dtype=lm.dtype)
+
+
+def save_model(family: str, folder: Path) -> Path:
+    """Save a random model and its tokenizer to `folder`, and return it."""
+    build_model(family).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder

@@ -10,31 +10,28 @@ import torch
 
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
-from ifed.modeling.injection import Injection, injection_of
-from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.injection import Injection
+from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.scoring import ScoringItem, score
 from testing.random_models import (
     ALL,
     CODE_PATHS,
+    PLAIN,
     TEXTS,
     build,
     examples,
     random_coefficients,
     random_context,
+    random_injection,
     template,
 )
 
-PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
 LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
 LABELS = ["positive", "topic sport", "topic science"]
 
 
 def plain(lm: LanguageModel) -> LanguageModel:
     return replace(lm, options=PLAIN)
-
-
-def injection(lm: LanguageModel, seed: int = 2) -> Injection:
-    return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
 
 
 def items(lm: LanguageModel, injected: Injection | None, text: str = LONG) -> list[ScoringItem]:
@@ -53,7 +50,11 @@ def items(lm: LanguageModel, injected: Injection | None, text: str = LONG) -> li
 )
 def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) -> None:
     lm = build(family)
-    scored = [*items(lm, injection(lm)), *items(lm, None), *items(lm, injection(lm, seed=7), "Review: {text}\nSentiment:")]
+    scored = [
+        *items(lm, random_injection(lm)),
+        *items(lm, None),
+        *items(lm, random_injection(lm, seed=7), "Review: {text}\nSentiment:"),
+    ]
     on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
     for budget in (1, 200, 10_000):
         actual, expected = (np.stack(score(model, scored, token_budget=budget)) for model in (on, plain(lm)))

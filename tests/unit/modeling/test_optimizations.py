@@ -23,11 +23,10 @@ from ifed.tensors.probes import Probe
 from testing.random_models import (
     ALL,
     TEXTS,
-    build_model,
-    build_tokenizer,
     examples,
     random_coefficients,
     random_context,
+    save_model,
     template,
 )
 
@@ -36,13 +35,7 @@ LABELS = ["positive", "topic sport"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return saved("llama", tmp_path / "llama")
-
-
-def saved(family: str, folder: Path) -> Path:
-    build_model(family).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+    return save_model("llama", tmp_path / "llama")
 
 
 def opened(folder: Path, options: Options) -> LanguageModel:
@@ -107,7 +100,7 @@ def test_eight_bits_are_not_exported(folder: Path) -> None:
 
 def test_a_family_without_linear_modules_is_refused_eight_bits(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFamily, match="gpt2 have no linear modules"):
-        opened(saved("gpt2", tmp_path / "gpt2"), Options(int8=True))
+        opened(save_model("gpt2", tmp_path / "gpt2"), Options(int8=True))
 
 
 def test_compiling_without_a_compiler_is_refused_before_the_first_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +112,7 @@ def test_compiling_without_a_compiler_is_refused_before_the_first_text(folder: P
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU packs no bfloat16 weights")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_packed_weights_give_the_same_bits(family: str, tmp_path: Path) -> None:
-    folder = saved(family, tmp_path / family)
+    folder = save_model(family, tmp_path / family)
     plain, packed = (
         load(str(folder), cache=folder, dtype="bfloat16", options=Options(packed_weights=chosen)) for chosen in (False, True)
     )

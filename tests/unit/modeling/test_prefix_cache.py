@@ -15,30 +15,24 @@ import torch
 from ifed.modeling.attention import KVCache
 from ifed.modeling.batching import Row
 from ifed.modeling.forward import TOKEN_MULTIPLE
-from ifed.modeling.injection import Injection, injection_of
-from ifed.modeling.language_model import LanguageModel, Options
+from ifed.modeling.injection import Injection
+from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixCache, PrefixSharing
 from ifed.modeling.scoring import ScoringItem, score
 from testing.random_models import (
-    ALL,
+    PLAIN,
     TEXTS,
     build,
-    random_coefficients,
-    random_context,
+    random_injection,
     template,
 )
 
-PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
 LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
 LABELS = ["positive", "topic sport", "topic science"]
 
 
 def plain(lm: LanguageModel) -> LanguageModel:
     return replace(lm, options=PLAIN)
-
-
-def injection(lm: LanguageModel, seed: int = 2) -> Injection:
-    return injection_of(random_context(3, seed=seed), random_coefficients(3, 4, seed=seed), ALL, device="cpu", dtype=lm.dtype)
 
 
 def items(lm: LanguageModel, injected: Injection | None, template_text: str = LONG) -> list[ScoringItem]:
@@ -59,7 +53,7 @@ def counting(lm: LanguageModel) -> Iterator[list[int]]:
 
 def test_a_shared_prefix_is_run_once() -> None:
     lm = build()
-    prompts, injected, texts = template(lm, LONG), injection(lm), [text for text in TEXTS if text]
+    prompts, injected, texts = template(lm, LONG), random_injection(lm), [text for text in TEXTS if text]
     scored = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), injected) for text in texts]
     with counting(lm) as every:
         score(plain(lm), scored, token_budget=10_000)
@@ -74,7 +68,7 @@ def test_a_shared_prefix_is_run_once() -> None:
 
 def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() -> None:
     lm = build()
-    prefixes, injected = PrefixSharing(lm, persistent=True), injection(lm)
+    prefixes, injected = PrefixSharing(lm, persistent=True), random_injection(lm)
     with counting(lm) as pass_sizes:
         (first,) = score(lm, items(lm, injected)[:1], prefixes=prefixes)
     with counting(lm) as again:
@@ -83,8 +77,8 @@ def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() ->
     assert again == pass_sizes[1:], "the second time the prefix is cached"
     assert np.array_equal(first, second)
     size = prefixes.nbytes
-    (other,) = score(lm, items(lm, injection(lm, seed=7))[:1], prefixes=prefixes)
-    np.testing.assert_allclose(other, score(plain(lm), items(lm, injection(lm, seed=7))[:1])[0], rtol=1e-3, atol=1e-3)
+    (other,) = score(lm, items(lm, random_injection(lm, seed=7))[:1], prefixes=prefixes)
+    np.testing.assert_allclose(other, score(plain(lm), items(lm, random_injection(lm, seed=7))[:1])[0], rtol=1e-3, atol=1e-3)
     assert size > 0
     gc.collect()
     assert prefixes.nbytes == size, "the other injection is gone, and its prefix with it"
@@ -93,7 +87,7 @@ def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() ->
 def test_hits_and_misses_are_counted() -> None:
     lm = build()
     prefixes = PrefixSharing(lm, persistent=True)
-    scored = items(lm, injection(lm))[:2]
+    scored = items(lm, random_injection(lm))[:2]
     for _ in range(3):
         score(lm, scored, prefixes=prefixes)
     assert (prefixes.cache.misses, prefixes.cache.hits) == (1, 2), (
@@ -180,10 +174,13 @@ def test_a_prefix_that_saves_too_little_is_not_run_by_itself() -> None:
 
 def test_a_prefix_shorter_than_the_minimum_is_not_replaced() -> None:
     lm = build("llama")
-    rows = len(items(lm, injection(lm))[0].prompt.ids)
+    rows = len(items(lm, random_injection(lm))[0].prompt.ids)
     for least, passes in ((1, 2), (rows, 1)):
         with counting(lm) as pass_sizes, torch.inference_mode():
             score(
-                lm, items(lm, injection(lm))[:1], token_budget=10_000, prefixes=PrefixSharing(lm, persistent=True, min_length=least)
+                lm,
+                items(lm, random_injection(lm))[:1],
+                token_budget=10_000,
+                prefixes=PrefixSharing(lm, persistent=True, min_length=least),
             )
         assert len(pass_sizes) == passes

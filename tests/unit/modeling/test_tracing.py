@@ -18,11 +18,10 @@ from testing.random_models import (
     CODE_PATHS,
     FAMILY_NAMES,
     TEXTS,
-    build_model,
-    build_tokenizer,
     examples,
     random_coefficients,
     random_context,
+    save_model,
     template,
 )
 
@@ -31,13 +30,7 @@ LABELS = ["positive", "topic sport"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return saved("llama", tmp_path / "llama")
-
-
-def saved(family: str, folder: Path) -> Path:
-    build_model(family).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+    return save_model("llama", tmp_path / "llama")
 
 
 def opened(folder: Path, options: Options) -> LanguageModel:
@@ -54,7 +47,7 @@ def scores(lm: LanguageModel) -> np.ndarray:
     ("family", "dtype"), [*((family, "float32") for family in FAMILY_NAMES), *((family, "bfloat16") for family in CODE_PATHS)]
 )
 def test_traced_sublayers_give_the_same_bits(family: str, dtype: DType, tmp_path: Path) -> None:
-    folder = saved(family, tmp_path / family)
+    folder = save_model(family, tmp_path / family)
     plain = load(str(folder), cache=folder, dtype=dtype)
     traced = load(str(folder), cache=folder, dtype=dtype, options=Options(traced=True, packed_weights=True))
     for _ in range(3):  # TorchScript rewrites a graph after its first runs
@@ -65,7 +58,7 @@ def test_traced_sublayers_give_the_same_bits(family: str, dtype: DType, tmp_path
 
 @pytest.mark.parametrize("family", [*CODE_PATHS, "gemma2"])
 def test_a_layer_of_traced_sublayers_runs_in_few_calls(family: str, tmp_path: Path) -> None:
-    folder = saved(family, tmp_path / family)
+    folder = save_model(family, tmp_path / family)
     for traced, names in ((False, set()), (True, {"mlp", "norm", "attention"})):
         lm = load(str(folder), cache=folder, dtype="float32", options=Options(traced=traced))
         actual = {
