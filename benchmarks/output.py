@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path("benchmarks/results")
+
+
+def measure_or_report(
+    name: str,
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> None:
+    """Measure, or with `--report` read the stored results; print their tables and write them beside the results.
+
+    Args:
+        name: of the benchmark, as in `python -m benchmarks.<name>`.
+        options: with `out`, the file of the results, and `report`.
+    """
+    results = read_results(options.out) if options.report else measure(options)
+    tables = markdown(results)
+    print(tables)
+    if not options.report:
+        write_json(options.out, results)
+    out = "" if options.out == RESULTS / f"{name}.json" else f" --out {options.out}"
+    write_tables(options.out.with_suffix(".md"), tables, command=f"python -m benchmarks.{name} --report{out}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from benchmarks.aggregator.http_connections import connect
 from benchmarks.aggregator.report import Result, goals, markdown, medians, percentile, table
 from benchmarks.aggregator.servers import start_servers
 from benchmarks.aggregator.simulated_clients import Payload, SimulatedTask
-from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.output import RESULTS, log_progress, measure_or_report
 from benchmarks.shutdown import exit_on_sigterm
 from testing.factories import ADMIN_TOKEN
 
@@ -28,13 +28,7 @@ PACED_RATE, PACED_CLIENTS = 100.0, 1000
 def main() -> None:
     """Measure, or read stored results; print the tables and write them."""
     exit_on_sigterm()
-    options = _parse_arguments()
-    results = read_results(options.out) if options.report else _measure(options)
-    tables = markdown(results)
-    print(tables)
-    if not options.report:
-        write_json(options.out, results)
-    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.aggregator --report")
+    measure_or_report("aggregator", _parse_arguments(), _measure, markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

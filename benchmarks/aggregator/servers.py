@@ -48,14 +48,21 @@ class Servers:
 
 
 @contextmanager
-def start_servers() -> Iterator[Servers]:
-    """Start fresh servers; Postgres syncs its commits to the disk, as in production."""
+def start_databases() -> Iterator[tuple[Path, PostgresServer, RedisServer]]:
+    """Start a fresh Postgres, which syncs its commits to the disk as in production, and a fresh Redis; yield them with a folder."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifed-benchmark-")))
         postgres = stack.enter_context(contextlib.closing(PostgresServer()))
         redis = stack.enter_context(contextlib.closing(RedisServer()))
         postgres.run(fsync="on", full_page_writes="on", shared_buffers="128MB")
         redis.run()
+        yield folder, postgres, redis
+
+
+@contextmanager
+def start_servers() -> Iterator[Servers]:
+    """Start fresh databases and an aggregator on them."""
+    with start_databases() as (folder, postgres, redis):
         aggregator = Process(
             folder,
             DATABASE_URL=postgres.url,
@@ -64,6 +71,6 @@ def start_servers() -> Iterator[Servers]:
             LOG_LEVEL="WARNING",
             CLAIM_SECONDS="120",
         )
-        stack.callback(aggregator.close)
-        aggregator.start()
-        yield Servers(aggregator, postgres.url)
+        with contextlib.closing(aggregator):
+            aggregator.start()
+            yield Servers(aggregator, postgres.url)

@@ -19,7 +19,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.lanes.injection_overhead import measure_overhead
 from benchmarks.lanes.queue_simulation import fit_cost, simulate_waits
 from benchmarks.machine import describe_machine
-from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.output import RESULTS, log_progress, measure_or_report
 from benchmarks.tables import markdown_table
 from ifed.downloads import cache_folder
 from ifed.modeling.forward import run_rows
@@ -38,13 +38,7 @@ SIMULATED_TEXTS = 40_000
 
 def main() -> None:
     """Measure, or read stored results; print the tables and write them."""
-    options = _parse_arguments()
-    results = read_results(options.out) if options.report else _measure(options)
-    tables = markdown(results)
-    print(tables)
-    if not options.report:
-        write_json(options.out, results)
-    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.lanes --report")
+    measure_or_report("lanes", _parse_arguments(), _measure, markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

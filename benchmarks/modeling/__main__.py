@@ -16,7 +16,7 @@ from benchmarks.modeling.measurements import Setting, overheads, speeds
 from benchmarks.modeling.options import measure_load_options, measure_options
 from benchmarks.modeling.report import markdown
 from benchmarks.modeling.roofline import speedup_limits
-from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.output import RESULTS, log_progress, measure_or_report, write_json
 from ifed.downloads import cache_folder
 from ifed.modeling.catalog import CATALOG
 from ifed.modeling.loading import load
@@ -26,11 +26,7 @@ MEASURED_DATASETS = ("subj", "agnews")
 
 def main() -> None:
     """Measure, or read stored results; print the tables and write them."""
-    arguments = _parse_arguments()
-    results = read_results(arguments.out) if arguments.report else _measure(arguments)
-    tables = markdown(results)
-    print(tables)
-    write_tables(arguments.out.with_suffix(".md"), tables, command="python -m benchmarks.modeling --report")
+    measure_or_report("modeling", _parse_arguments(), _measure, markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import describe_machine
-from benchmarks.output import RESULTS, log_progress, read_results, write_json, write_tables
+from benchmarks.output import RESULTS, log_progress, measure_or_report
 from benchmarks.replicas.failover import measure_failover
 from benchmarks.replicas.inference import measure_inference
 from benchmarks.replicas.report import markdown
@@ -22,13 +22,7 @@ from benchmarks.shutdown import exit_on_sigterm
 def main() -> None:
     """Measure, or read stored results; print the tables and write them."""
     exit_on_sigterm()
-    options = _parse_arguments()
-    results = read_results(options.out) if options.report else _measure(options)
-    tables = markdown(results)
-    print(tables)
-    if not options.report:
-        write_json(options.out, results)
-    write_tables(options.out.with_suffix(".md"), tables, command="python -m benchmarks.replicas --report")
+    measure_or_report("replicas", _parse_arguments(), _measure, markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

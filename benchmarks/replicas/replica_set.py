@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 
 import psutil
 
 from benchmarks.aggregator.http_connections import Connection, ConnectionPool
+from benchmarks.aggregator.servers import start_databases
 from testing.processes import Process
-from testing.servers import PostgresServer, RedisServer
 
 POOL_SIZE = "15"  # database connections of each replica, as in deploy/kubernetes
 
@@ -41,13 +39,8 @@ class ReplicaSet:
 
 @contextmanager
 def start_replicas(count: int) -> Iterator[ReplicaSet]:
-    """Start replicas on fresh servers; Postgres syncs its commits to the disk, as in production."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifed-benchmark-")))
-        postgres = stack.enter_context(contextlib.closing(PostgresServer()))
-        redis = stack.enter_context(contextlib.closing(RedisServer()))
-        postgres.run(fsync="on", full_page_writes="on", shared_buffers="128MB")
-        redis.run()
+    """Start replicas on fresh databases."""
+    with start_databases() as (folder, postgres, redis), contextlib.ExitStack() as stack:
         settings = {
             "DATABASE_URL": postgres.url,
             "REDIS_URL": redis.url,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from benchmarks.output import RESULTS, read_results, write_json, write_tables
+from benchmarks.output import RESULTS, measure_or_report
 from benchmarks.serving.measurements import COMPARED_CALLERS, measure_all
 from benchmarks.serving.report import goals, markdown
 from benchmarks.shutdown import exit_on_sigterm
@@ -18,14 +18,7 @@ from benchmarks.shutdown import exit_on_sigterm
 def main() -> None:
     """Measure, or read stored results; print the tables and write them."""
     exit_on_sigterm()
-    options = _parse_arguments()
-    results = read_results(options.out) if options.report else _measure(options)
-    tables = markdown(results)
-    print(tables)
-    out = "" if options.out == RESULTS / "serving.json" else f" --out {options.out}"
-    if not options.report:
-        write_json(options.out, results)
-    write_tables(options.out.with_suffix(".md"), tables, command=f"python -m benchmarks.serving --report{out}")
+    measure_or_report("serving", _parse_arguments(), _measure, markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:
