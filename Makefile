@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# A process for each core; a file stays in one of them, so that what its tests share is made once.
+# A process for each core. A file stays in one of them, so that what its tests share is made once; the slow end-to-end tests come first.
 PACKAGES := ifed/messages ifed/tensors ifed/server ifed/clients ifed/cli ifed/modeling services/aggregator services/client_agent services/inference ifed services
-PARALLEL ?= --numprocesses auto --dist loadfile
+PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 SECRETS ?= secrets
 COMPOSE ?= docker compose
 AS_IFED := sh -c 'export PGHOST=127.0.0.1 PGUSER=ifed PGDATABASE=ifed PGPASSWORD="$$(cat /run/secrets/postgres-password)"; exec "$$@"' sh

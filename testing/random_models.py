@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ifed.messages.texts import LabelledText
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, Options, wrap
 from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.scoring import ScoringItem
 from ifed.tensors.values import Coefficients, ContextVector
 
 LAYERS, HIDDEN, POSITIONS = 3, 32, 256
@@ -26,6 +27,8 @@ CODE_PATHS = ("llama", "gemma3_text", "gpt2")  # norms before a sub-layer; norms
 ALL = tuple(range(LAYERS))
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # norms and eager attention compute in float32 even in a float64 model
 TEMPLATE = "Review: {text}\nSentiment:"
+LONG_TEMPLATE = "the film was good and the plot was bad but we liked it a lot because of the acting " + TEMPLATE
+LABELS = ("positive", "topic sport", "topic science")  # of one token and of several with a common beginning
 PLAIN = Options(row_attention=False, share_prefix=False, sparse_last_mlp=False)
 
 WORDS = (
@@ -144,10 +147,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def random_injection(lm: LanguageModel, *, groups: int = 4, seed: int = 2) -> Injection:
-    """Return an injection into all layers, from a random context vector and random coefficients."""
-    context, coefficients = random_context(LAYERS, seed=seed), random_coefficients(LAYERS, groups, seed=seed)
+def random_injection(lm: LanguageModel, *, groups: int = 4, seed: int = 2, context_seed: int | None = None) -> Injection:
+    """Return an injection into all layers, from a random context vector and random coefficients; by default of the same seed."""
+    context = random_context(LAYERS, seed=seed if context_seed is None else context_seed)
+    coefficients = random_coefficients(LAYERS, groups, seed=seed)
     return injection_of(context, coefficients, ALL, device="cpu", dtype=lm.dtype)
+
+
+def scoring_items(
+    lm: LanguageModel, injected: Injection | None, template_text: str = TEMPLATE, labels: Sequence[str] = LABELS
+) -> list[ScoringItem]:
+    """Return `TEXTS` to score, each in the template and under the injection."""
+    prompts = template(lm, template_text)
+    return [ScoringItem(prompts.prompt(text), prompts.labels(labels), injected) for text in TEXTS]
 
 
 def save_model(family: str, folder: Path) -> Path:

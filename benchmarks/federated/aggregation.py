@@ -16,7 +16,7 @@ from ifed.modeling.calibration import LocalGradient, LocalResult
 from ifed.tensors.quantization import QuantizedUpdate
 from ifed.tensors.updates import Update
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, TensorBody
-from services.aggregator.aggregation.accumulators import AggregationResult, ContextAccumulator, RoundAccumulator, Start
+from services.aggregator.aggregation.accumulators import AggregationResult, ContextAccumulator, RoundAccumulator, StartingVersion
 from services.aggregator.domain.round import Round
 
 TASK = "benchmark"
@@ -83,7 +83,7 @@ class InProcessAggregator:
         assert total is not None
         return read_context(TensorBody.from_bytes(total)), len(total)
 
-    def aggregate_updates(self, policy: Policy, bodies: Sequence[bytes], start: Start) -> AggregationResult:
+    def aggregate_updates(self, policy: Policy, bodies: Sequence[bytes], start: StartingVersion) -> AggregationResult:
         """Return the result of a calibration round."""
         return self._aggregate(RoundKind.CALIBRATION, policy, bodies, start)
 
@@ -91,7 +91,9 @@ class InProcessAggregator:
         """Return the result of an evaluation round."""
         return self._aggregate(RoundKind.EVALUATION, policy, bodies, None)
 
-    def _aggregate(self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: Start | None) -> AggregationResult:
+    def _aggregate(
+        self, kind: RoundKind, policy: Policy, bodies: Sequence[bytes], start: StartingVersion | None
+    ) -> AggregationResult:
         round_ = Round(TASK, 1, kind, SOME_TIME, SOME_TIME, expected=len(bodies), required=len(bodies), version=0)
         accumulator = RoundAccumulator(round_, self._labels, policy, start)
         for body in bodies:

@@ -16,7 +16,7 @@ from ifed.messages.tasks import Policy
 from ifed.modeling.calibration import LocalGradient, LocalPlan, LocalResult
 from ifed.tensors.quantization import QuantizedUpdate, with_feedback
 from ifed.tensors.values import Coefficients, Float32
-from services.aggregator.aggregation.accumulators import Start
+from services.aggregator.aggregation.accumulators import StartingVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class PolicyAlgorithm:
             aggregator.update_body(result, measured, client.examples, index, change=self._quantize(client, result, start))
             for result, measured, client in zip(work, held_out, clients, strict=True)
         ]
-        total = aggregator.aggregate_updates(self._policy, bodies, Start(start_body, self._moments, index))
+        total = aggregator.aggregate_updates(self._policy, bodies, StartingVersion(start_body, self._moments, index))
         self._moments = total.moments
         assert total.body is not None
         return RoundResult(

@@ -33,23 +33,23 @@ Token = Annotated[
 
 def classify(
     task: Annotated[str, typer.Argument(help="The task: its name, name@7 for version 7, name@bare for the bare model.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, one from each line of standard input.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of standard input is one.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet, or a line each.", exists=True, dir_okay=False),
+        typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet file, or one per line.", exists=True, dir_okay=False),
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the file that holds the texts.")] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write JSON lines here; called again, it goes on where it stopped.", dir_okay=False)
+        Path | None, typer.Option("--out", help="Write JSON lines to this file; a second call resumes the first.", dir_okay=False)
     ] = None,
     token: Token = None,
     inference: InferenceUrl = DEFAULT_INFERENCE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
 ) -> None:
     """Classify texts."""
     if file is not None and texts:
         raise BadData("give texts or --file, not both")
-    given = read_texts(file, column) if file is not None else iter(texts or _standard_input())
+    source = read_texts(file, column) if file is not None else iter(texts or _standard_input())
     total = count_texts(file) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:
         write = _Rows(parts, out, task) if out is not None or as_json else None
@@ -60,10 +60,10 @@ def classify(
 
             async def work() -> None:
                 async with InferenceClient(inference, token) as service:
-                    source = _Remembering(write.rest_of(given) if write is not None else given)
-                    async for one, answer in service.classify_all(task, source, batch=BATCH):
-                        text = source.next_text()
-                        write.add(text, one, answer) if write is not None else rows.append((text, one))
+                    sent = _SentTexts(write.rest_of(source) if write is not None else source)
+                    async for result, response in service.classify_all(task, sent, batch=BATCH):
+                        text = sent.next_text()
+                        write.add(text, result, response) if write is not None else rows.append((text, result))
                         progress.advance(bar)
 
             run(work())
@@ -74,13 +74,13 @@ def classify(
     elif out is not None:
         done = write.count - write.refused
         error_console.print(f"{done} {'text' if done == 1 else 'texts'} classified, in {out}.", highlight=False)
-    refused = write.refused if write is not None else sum(one.error is not None for _, one in rows)
+    refused = write.refused if write is not None else sum(result.error is not None for _, result in rows)
     if refused:
         error_console.print(f"{refused} could not be classified; the rows say why.", highlight=False)
         raise typer.Exit(1)
 
 
-class _Remembering(Iterator[str]):
+class _SentTexts(Iterator[str]):
     """Texts that were sent to the service and have no result yet."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -114,14 +114,14 @@ class _Rows:
             raise BadData(f"{self._out} holds answers for other texts than these; name another file, or move this one away")
         return texts
 
-    def add(self, text: str, one: Classification, answer: ClassifyResponse) -> None:
-        row: dict[str, object] = {"row": self.count, "text": text, "label": one.label}
-        self.refused += one.error is not None
-        if one.error is None:
-            row["probabilities"] = dict(zip(answer.labels, one.probs, strict=True))
+    def add(self, text: str, result: Classification, response: ClassifyResponse) -> None:
+        row: dict[str, object] = {"row": self.count, "text": text, "label": result.label}
+        self.refused += result.error is not None
+        if result.error is None:
+            row["probabilities"] = dict(zip(response.labels, result.probs, strict=True))
         else:
-            row["error"] = one.error.error
-        row |= {"task": answer.task, "version": answer.adapter_version, "model": self._model}
+            row["error"] = result.error.error
+        row |= {"task": response.task, "version": response.adapter_version, "model": self._model}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         self.count += 1
@@ -141,14 +141,14 @@ def _whole_lines(out: Path, model: str) -> tuple[int, int, str | None]:
         content = file.read()
         end = content.rfind(b"\n") + 1
         torn, last = content[end:], content[:end].splitlines()[-1:]
-        named, text = _told_by(last[0]) if last else (model, None)
+        named, text = _model_and_text(last[0]) if last else (model, None)
         if not torn.startswith(BEGINNING[: len(torn)]) or named != model:
             raise BadData(f"{out} does not hold an earlier run for {model!r}; name another file, or move this one away")
         file.truncate(end)
         return content[:end].count(b"\n"), content[:end].count(REFUSED), text
 
 
-def _told_by(line: bytes) -> tuple[str | None, str | None]:
+def _model_and_text(line: bytes) -> tuple[str | None, str | None]:
     """Return the model name and the text of a row that `_Rows` wrote."""
     with suppress(ValueError):
         row = json.loads(line)
@@ -157,12 +157,12 @@ def _told_by(line: bytes) -> tuple[str | None, str | None]:
 
 
 def _standard_input() -> Iterator[str]:
-    found = False
+    is_empty = True
     for line in sys.stdin:
         if line.strip():
-            found = True
+            is_empty = False
             yield line.rstrip("\n")
-    if not found:
+    if is_empty:
         raise BadData("there is no text to classify; give some as arguments, in a file, or one a line on standard input")
 
 
@@ -173,7 +173,7 @@ def _progress(*, shown: bool) -> Progress:
 
 def _show(rows: list[tuple[str, Classification]]) -> None:
     table = Table("text", "label", "probability")
-    for text, one in rows:
-        certain = one.error.error if one.error is not None else f"{max(one.probs):.3f}"
-        table.add_row(Text(text if len(text) <= 80 else f"{text[:79]}…"), Text(one.label or "–"), certain)
+    for text, result in rows:
+        probability = result.error.error if result.error is not None else f"{max(result.probs):.3f}"
+        table.add_row(Text(text if len(text) <= 80 else f"{text[:79]}…"), Text(result.label or "–"), probability)
     console.print(table)

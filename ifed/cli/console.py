@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from ifed.clients import AggregatorClient
 
 Result = TypeVar("Result")
 console = Console()
@@ -30,6 +32,16 @@ DEFAULT_INFERENCE = "http://127.0.0.1:8081"
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run the coroutine of a command."""
     return asyncio.run(work)
+
+
+def call_aggregator(url: str, token: str, call: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
+    """Run `call` with a client of the aggregator, and return its result."""
+
+    async def connected() -> Result:
+        async with AggregatorClient(url, token) as client:
+            return await call(client)
+
+    return run(connected())
 
 
 def say(words: str, *, verbatim: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, say
 from ifed.clients import AggregatorClient
 from ifed.messages.events import Event
 
@@ -14,25 +14,22 @@ from ifed.messages.events import Event
 def events(
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
-    task: Annotated[str | None, typer.Option(help="Tell of this task alone.")] = None,
-    after: Annotated[
-        int | None, typer.Option(help="Begin after the event of this number; 0 tells everything from the start.")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Show only this task.")] = None,
+    after: Annotated[int | None, typer.Option(help="Begin after the event of this number; 0 shows all events.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Follow what happens to tasks and rounds, until Ctrl-C."""
 
-    async def work() -> None:
-        told = 0
-        async with AggregatorClient(aggregator, token) as service:
-            async for event in service.events(after=after, task=task):
-                say(event.model_dump_json(exclude_none=True) if as_json else in_words(event), verbatim=True)
-                told += 1
-                if told == count:
-                    return
+    async def follow(service: AggregatorClient) -> None:
+        shown = 0
+        async for event in service.events(after=after, task=task):
+            say(event.model_dump_json(exclude_none=True) if as_json else in_words(event), verbatim=True)
+            shown += 1
+            if shown == count:
+                return
 
-    run(work())
+    call_aggregator(aggregator, token, follow)
 
 
 def in_words(event: Event) -> str:

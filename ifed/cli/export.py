@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, run, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, say
 from ifed.cli.models import Cache
-from ifed.clients import AggregatorClient
 from ifed.downloads import cache_folder
 from ifed.messages.bodies import AdapterBody
 
@@ -29,13 +28,9 @@ def export(
 ) -> None:
     """Fold a task into a checkpoint that any language model server can load; with --adapter, write the adapter instead."""
 
-    async def fetch() -> tuple[str, AdapterBody]:
-        async with AggregatorClient(aggregator, token) as service:
-            fetched = await service.adapter(task, version=version)
-        assert fetched is not None, "no version was said to be known"
-        return fetched
-
-    digest, body = run(fetch())
+    fetched = call_aggregator(aggregator, token, lambda service: service.adapter(task, version=version))
+    assert fetched is not None, "None only answers a known digest"
+    digest, body = fetched
     if adapter:
         _write_adapter(task, body, digest, out)
         return
@@ -44,7 +39,7 @@ def export(
 
     name = model or body.meta.identity.name
     write(load(name, cache=cache_folder(cache), device="cpu", dtype=dtype, announce=say), body, out)
-    say(f"{task}, version {body.meta.version}, is an ordinary checkpoint in {out}; its README.md says how to ask it")
+    say(f"{task}, version {body.meta.version}, is an ordinary checkpoint in {out}; its README.md says how to use it")
 
 
 def _write_adapter(task: str, body: AdapterBody, digest: str, out: Path) -> None:
@@ -52,8 +47,8 @@ def _write_adapter(task: str, body: AdapterBody, digest: str, out: Path) -> None
     content = body.to_bytes()
     out.mkdir(parents=True, exist_ok=True)
     for name in (f"{task}@{body.meta.version}", task):
-        fresh = out / f".{name}.new"
-        fresh.write_bytes(content)
-        fresh.replace(out / f"{name}.safetensors")
+        partial = out / f".{name}.new"
+        partial.write_bytes(content)
+        partial.replace(out / f"{name}.safetensors")
         say(f"{out / name}.safetensors")
     say(f"version {body.meta.version}, {len(content):,} bytes, sha256 {digest}")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, percent, run, say, size
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, percent, say, size
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, BadData, Conflict
 from ifed.messages.enums import RoundState, TaskState
 from ifed.messages.rounds import Replay, RoundInfo, Start, TaskInfo
 from ifed.messages.tasks import TaskSpec
 
-Result = TypeVar("Result")
 app = typer.Typer(help="Define tasks, run their rounds, see how far they are.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the task.")]
 Number = Annotated[int, typer.Argument(help="Number of the round.")]
@@ -51,14 +49,14 @@ def create(
             made = await service.task(spec.name)
         return await service.start(spec.name) if start and made.state is TaskState.DRAFT else made
 
-    _show(ask(aggregator, token, work))
+    _show(call_aggregator(aggregator, token, work))
 
 
 @app.command("list")
 def list_tasks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List all tasks."""
     table = compact_table("task", "state", "model", "clients", "round", "served", "accuracy")
-    for task in ask(aggregator, token, lambda service: service.tasks()):
+    for task in call_aggregator(aggregator, token, lambda service: service.tasks()):
         table.add_row(
             task.spec.name,
             task.state,
@@ -78,7 +76,7 @@ def show(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATO
     async def work(service: AggregatorClient) -> tuple[TaskInfo, list[RoundInfo]]:
         return await service.task(name), await service.rounds(name)
 
-    task, rounds = ask(aggregator, token, work)
+    task, rounds = call_aggregator(aggregator, token, work)
     _show(task)
     members = compact_table("client", "joined", "examples", "held out")
     for member in task.members:
@@ -105,19 +103,19 @@ def start(
 ) -> None:
     """Start a task, or start a failed one again at the round that failed."""
     how = Start(warm_start=warm and source is None, warm_start_from=source)
-    _show(ask(aggregator, token, lambda service: service.start(name, how)))
+    _show(call_aggregator(aggregator, token, lambda service: service.start(name, how)))
 
 
 @app.command("pause")
 def pause(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Open no further round until the task is resumed."""
-    _show(ask(aggregator, token, lambda service: service.pause(name)))
+    _show(call_aggregator(aggregator, token, lambda service: service.pause(name)))
 
 
 @app.command("resume")
 def resume(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Resume a paused task."""
-    _show(ask(aggregator, token, lambda service: service.resume(name)))
+    _show(call_aggregator(aggregator, token, lambda service: service.resume(name)))
 
 
 @app.command("delete")
@@ -129,20 +127,20 @@ def delete(
 ) -> None:
     """Delete a task with its rounds, contributions and adapters."""
     yes or typer.confirm(f"Delete {name} with its rounds, contributions and adapters?", abort=True)
-    ask(aggregator, token, lambda service: service.delete_task(name))
+    call_aggregator(aggregator, token, lambda service: service.delete_task(name))
     console.print(f"{name} is deleted")
 
 
 @app.command("close-round")
 def close_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Close an open round now, with the contributions it has."""
-    console.print(rounds_table([ask(aggregator, token, lambda service: service.close_round(name, number))]))
+    console.print(rounds_table([call_aggregator(aggregator, token, lambda service: service.close_round(name, number))]))
 
 
 @app.command("cancel-round")
 def cancel_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Cancel an open round; the task pauses."""
-    console.print(rounds_table([ask(aggregator, token, lambda service: service.cancel_round(name, number))]))
+    console.print(rounds_table([call_aggregator(aggregator, token, lambda service: service.cancel_round(name, number))]))
 
 
 @app.command("extend-round")
@@ -154,7 +152,7 @@ def extend_round(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
     """Give an open round more time."""
-    round_ = ask(aggregator, token, lambda service: service.extend_round(name, number, seconds))
+    round_ = call_aggregator(aggregator, token, lambda service: service.extend_round(name, number, seconds))
     say(f"round {number} of {name} takes contributions until {round_.deadline:%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -166,7 +164,7 @@ def rollback(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
     """Serve an earlier version again; a running task pauses."""
-    _show(ask(aggregator, token, lambda service: service.rollback(name, version)))
+    _show(call_aggregator(aggregator, token, lambda service: service.rollback(name, version)))
 
 
 @app.command("ledger")
@@ -184,7 +182,7 @@ def ledger(
 def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List the versions of a task's context vector; additions and withdrawals make new ones."""
     table = compact_table("version", "made", "demonstrations", "changes", "sha256")
-    for context in ask(aggregator, token, lambda service: service.contexts(name)):
+    for context in call_aggregator(aggregator, token, lambda service: service.contexts(name)):
         made = f"{context.created_at:%m-%d %H:%M:%S}"
         table.add_row(str(context.version), made, str(context.examples), str(context.changes), context.digest[:12])
     console.print(table)
@@ -199,8 +197,8 @@ def withdraw(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Withdraw a client from a task permanently, and its demonstrations from the context vector."""
-    yes or typer.confirm(f"Take {client or 'this client'} out of {name} for good?", abort=True)
-    withdrawal = ask(aggregator, token, lambda service: service.withdraw(name, client))
+    yes or typer.confirm(f"Withdraw {client or 'this client'} from {name} permanently?", abort=True)
+    withdrawal = call_aggregator(aggregator, token, lambda service: service.withdraw(name, client))
     say(f"{withdrawal.client} withdrew from {name} at {withdrawal.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -226,7 +224,7 @@ def rounds_table(rounds: list[RoundInfo]) -> Table:
 
 
 def _accuracy(task: TaskInfo) -> float | None:
-    return next((one.accuracy for one in task.evaluations if one.version == task.served), None)
+    return next((evaluation.accuracy for evaluation in task.evaluations if evaluation.version == task.served), None)
 
 
 def _show(task: TaskInfo) -> None:
@@ -236,19 +234,9 @@ def _show(task: TaskInfo) -> None:
         say(f"  serves version {task.served}, accuracy {percent(_accuracy(task))} on the clients' held-out examples")
 
 
-def ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
-    """Run `work` with a client of the aggregator, and return its result."""
-
-    async def asked() -> Result:
-        async with AggregatorClient(aggregator, token) as service:
-            return await work(service)
-
-    return run(asked())
-
-
 def _list_ledger(name: str, aggregator: str, token: str) -> None:
     table = compact_table("#", "kind", "round", "client", "examples", "sent", "received", "sha256")
-    for entry in ask(aggregator, token, lambda service: service.ledger(name)):
+    for entry in call_aggregator(aggregator, token, lambda service: service.ledger(name)):
         state = "withdrawn" if entry.withdrawn else "added" if entry.change else entry.state
         cells = (str(entry.round), entry.kind, state, entry.client, str(entry.examples), size(entry.bytes))
         table.add_row(*cells, f"{entry.received_at:%m-%d %H:%M:%S}", entry.digest[:12])
@@ -262,7 +250,7 @@ def _verify(name: str, aggregator: str, token: str) -> None:
         rounds = [await service.replay(name, number) for number in closed]
         return rounds + [await service.replay_context(name, version) for version in later]
 
-    replays = ask(aggregator, token, work)
+    replays = call_aggregator(aggregator, token, work)
     table = compact_table("#", "kind", "contributions", "version", "kept", "replayed", "proven")
     for replay in replays:
         version = "–" if replay.version is None else str(replay.version)

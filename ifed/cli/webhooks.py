@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, compact_table, console, run, say
-from ifed.clients import AggregatorClient
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say
 from ifed.messages.events import EventKind, NewWebhook
-
-Result = TypeVar("Result")
 
 app = typer.Typer(help="Have events posted to an address, and see what became of them.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the webhook.")]
@@ -28,7 +24,7 @@ def add(
 ) -> None:
     """Register a webhook, and print the secret that signs its deliveries. The secret cannot be shown again."""
     wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
-    made = _ask(aggregator, token, lambda service: service.register_webhook(wanted))
+    made = call_aggregator(aggregator, token, lambda service: service.register_webhook(wanted))
     say(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n", verbatim=True)
 
 
@@ -36,7 +32,7 @@ def add(
 def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List the webhooks and the number of their pending deliveries."""
     table = compact_table("name", "task", "events", "pending", "url")
-    for webhook in _ask(aggregator, token, lambda service: service.webhooks()):
+    for webhook in call_aggregator(aggregator, token, lambda service: service.webhooks()):
         kinds = "all" if webhook.events is None else ", ".join(webhook.events)
         table.add_row(webhook.name, webhook.task or "all", kinds, str(webhook.pending), webhook.url)
     console.print(table)
@@ -45,7 +41,7 @@ def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) 
 @app.command("remove")
 def remove(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Remove a webhook."""
-    _ask(aggregator, token, lambda service: service.remove_webhook(name))
+    call_aggregator(aggregator, token, lambda service: service.remove_webhook(name))
     console.print(f"{name} is removed")
 
 
@@ -53,16 +49,15 @@ def remove(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGA
 def deliveries(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """List the deliveries of events to a webhook."""
     table = compact_table("event", "what", "task", "state", "attempts", "status", "error")
-    for one in _ask(aggregator, token, lambda service: service.deliveries(name)):
-        status = "–" if one.status is None else str(one.status)
-        said = (str(one.event.number), one.event.kind, one.event.task, one.state, str(one.attempts), status)
-        table.add_row(*said, one.error or "")
+    for delivery in call_aggregator(aggregator, token, lambda service: service.deliveries(name)):
+        status = "–" if delivery.status is None else str(delivery.status)
+        cells = (
+            str(delivery.event.number),
+            delivery.event.kind,
+            delivery.event.task,
+            delivery.state,
+            str(delivery.attempts),
+            status,
+        )
+        table.add_row(*cells, delivery.error or "")
     console.print(table)
-
-
-def _ask(aggregator: str, token: str, work: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
-    async def ask() -> Result:
-        async with AggregatorClient(aggregator, token) as service:
-            return await work(service)
-
-    return run(ask())

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from httpx_sse import SSEError, aconnect_sse
 
-from ifed.clients.transport import Service, raise_refusal
+from ifed.clients.transport import ServiceClient, raise_refusal
 from ifed.errors import Malformed, Unavailable
 from ifed.messages.bodies import TENSORS, AdapterBody, read_coefficients, read_context
 from ifed.messages.clients import ClientInfo, Enrolment, NewClient, TokenHolder
@@ -44,7 +44,7 @@ SILENCE_SECONDS = 60.0  # a stream sends something every 15 seconds
 RECONNECT_SECONDS = 1.0
 
 
-class AggregatorClient(Service):
+class AggregatorClient(ServiceClient):
     """The client of the aggregator's API, for admins, client agents and readers. Every method raises the refusals of `ifed.errors`."""
 
     async def create_task(self, spec: TaskSpec) -> TaskInfo:

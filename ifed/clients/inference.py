@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from itertools import islice
 
-from ifed.clients.transport import Service
+from ifed.clients.transport import ServiceClient
 from ifed.errors import Overloaded
 from ifed.messages.inference import DEADLINE_HEADER, Classification, ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 
 MOST_TRIES = 8
 
 
-class InferenceClient(Service):
+class InferenceClient(ServiceClient):
     """The client of the inference service's API. `BlockingInferenceClient` does the same for programs without an event loop."""
 
     async def classify(

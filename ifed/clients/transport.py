@@ -58,7 +58,7 @@ def check_token(token: str) -> None:
         raise Malformed("this token holds a character that no token has; copy the whole of it, without an ellipsis or a line break")
 
 
-class Service:
+class ServiceClient:
     """A service: its base URL, a bearer token and a connection pool."""
 
     def __init__(

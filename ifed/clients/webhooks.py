@@ -15,7 +15,7 @@ from ifed.errors import BadUrl
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WebhookResponse:
     """The outcome of a post.
 
     Attributes:
@@ -44,7 +44,7 @@ class WebhookCaller:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
         """Send once. Errors are reported in the answer, without the address."""
         try:
             async with asyncio.timeout(self._timeout):
@@ -52,11 +52,11 @@ class WebhookCaller:
                 async with self._http.stream("POST", url, content=body, headers=headers) as response:
                     return _answer(response)
         except BadUrl as refusal:
-            return Answer(None, refusal.detail)
+            return WebhookResponse(None, refusal.detail)
         except TimeoutError:
-            return Answer(None, f"no answer within {self._timeout:g} seconds")
+            return WebhookResponse(None, f"no answer within {self._timeout:g} seconds")
         except (httpx.HTTPError, OSError) as reason:
-            return Answer(None, type(reason).__name__)
+            return WebhookResponse(None, type(reason).__name__)
 
     async def _check_addresses(self, url: str) -> None:
         """Resolve the host and refuse private addresses, which a host name may point to."""
@@ -110,7 +110,7 @@ def is_inside(host: str) -> bool:
     return not (mapped or address).is_global
 
 
-def _answer(response: httpx.Response) -> Answer:
+def _answer(response: httpx.Response) -> WebhookResponse:
     told = response.headers.get("Retry-After", "")
     wait = float(told) if told.isdigit() else None
-    return Answer(response.status_code, None if response.is_success else f"HTTP {response.status_code}", wait)
+    return WebhookResponse(response.status_code, None if response.is_success else f"HTTP {response.status_code}", wait)

@@ -46,22 +46,22 @@ def draw(now: Snapshot) -> RenderableType:
 def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
     """Return what changed since `before`, for output that is not a terminal: a line for each client that joined and each round that ended."""
     joined = {member.client for member in before.task.members} if before else set()
-    said = [
+    changes = [
         f"{member.client} joined with {sum(member.label_counts.values())} examples and {member.holdout} held out"
         for member in now.task.members
         if member.client not in joined
     ]
-    over = {round_.number for round_ in before.rounds if round_.closed_at} if before else set()
+    ended = {round_.number for round_ in before.rounds if round_.closed_at} if before else set()
     for round_ in now.rounds:
-        if round_.closed_at and round_.number not in over:
+        if round_.closed_at and round_.number not in ended:
             parts = [f"round {round_.number} ({round_.kind}) {round_.state} after {_seconds(round_):.1f} s"]
             if round_.loss is not None:
                 parts.append(f"loss {round_.loss:.4f}")
             if round_.evaluation:
-                parts.append(f"accuracy {_before(round_.evaluation.version)} {percent(round_.evaluation.accuracy)}")
+                parts.append(f"accuracy {_version_in_words(round_.evaluation.version)} {percent(round_.evaluation.accuracy)}")
             parts.append(f"{size(sum(client.bytes_up or 0 for client in round_.clients))} up")
-            said.append(", ".join(parts))
-    return said
+            changes.append(", ".join(parts))
+    return changes
 
 
 def _header(now: Snapshot) -> RenderableType:
@@ -69,7 +69,7 @@ def _header(now: Snapshot) -> RenderableType:
     place = "no round yet"
     if now.task.round is not None:
         place = f"round {now.task.round.number}, {now.task.round.kind}"
-    calibrated = sum(one.kind is RoundKind.CALIBRATION and one.state is RoundState.CLOSED for one in now.rounds)
+    calibrated = sum(round_.kind is RoundKind.CALIBRATION and round_.state is RoundState.CLOSED for round_ in now.rounds)
     return Text.assemble(
         ("Task ", "bold"),
         f"{spec.name}: {' or '.join(spec.labels)}, on {spec.model}; {place}; ",
@@ -77,12 +77,12 @@ def _header(now: Snapshot) -> RenderableType:
     )
 
 
-def _over(now: Snapshot) -> bool:
+def _has_finished(now: Snapshot) -> bool:
     return now.task.state is TaskState.FINISHED
 
 
-def _before(version: int) -> str:
-    """Return the version that a round evaluated, which is the one it started from."""
+def _version_in_words(version: int) -> str:
+    """Describe the version that a round evaluated, which is the one it started from."""
     return "of the bare model" if version == 0 else f"after calibration round {version}"
 
 
@@ -92,8 +92,8 @@ def _clients(now: Snapshot) -> Table:
         parts = [client for round_ in now.rounds for client in round_.clients if client.client == name]
         table.add_row(
             name,
-            "done" if _over(now) else agent.activity,
-            ProgressBar(total=agent.total, completed=agent.done, width=10) if agent.total and not _over(now) else "",
+            "done" if _has_finished(now) else agent.activity,
+            ProgressBar(total=agent.total, completed=agent.done, width=10) if agent.total and not _has_finished(now) else "",
             next((f"{part.loss:.3f}" for part in reversed(parts) if part.loss is not None), ""),
             next((percent(part.accuracy) for part in reversed(parts) if part.accuracy is not None), ""),
             size(agent.bytes_up),
@@ -105,16 +105,16 @@ def _clients(now: Snapshot) -> Table:
 def _rounds(now: Snapshot) -> Table:
     """Return the rounds, each with the accuracy of the version it made, which the next round evaluates."""
     table = compact_table("round", "kind", "state", "clients", "seconds", "loss", "accuracy after", "macro-F1")
-    measured = {one.version: one for one in now.task.evaluations}
+    evaluations = {evaluation.version: evaluation for evaluation in now.task.evaluations}
     for round_ in now.rounds:
-        came = sum(client.contributed_at is not None for client in round_.clients)
+        contributed = sum(client.contributed_at is not None for client in round_.clients)
         made = 0 if round_.kind is RoundKind.CONTEXT and round_.closed_at else round_.produced
-        evaluation = None if made is None else measured.get(made)
+        evaluation = None if made is None else evaluations.get(made)
         table.add_row(
             str(round_.number),
             round_.kind,
             round_.state,
-            f"{came}/{len(round_.expected)}",
+            f"{contributed}/{len(round_.expected)}",
             f"{_seconds(round_):.1f}" if round_.closed_at else "…",
             "" if round_.loss is None else f"{round_.loss:.3f}",
             f"{percent(evaluation.accuracy)}{' (bare)' if made == 0 else ''}" if evaluation else "",

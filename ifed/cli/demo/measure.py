@@ -38,10 +38,10 @@ async def accuracy(
     """Return the accuracy of `model` on an organisation's test texts; call `answered` with the number of texts done."""
     correct = 0
     for start in range(0, len(organisation.test), BATCH):
-        part = organisation.test[start : start + BATCH]
-        answer = await inference.classify(model, [one.text for one in part])
-        correct += sum(said.label == one.label for said, one in zip(answer.data, part, strict=True))
-        answered(len(part))
+        batch = organisation.test[start : start + BATCH]
+        response = await inference.classify(model, [example.text for example in batch])
+        correct += sum(result.label == example.label for result, example in zip(response.data, batch, strict=True))
+        answered(len(batch))
     return Accuracy(correct, len(organisation.test))
 
 
@@ -55,7 +55,9 @@ class Outcome:
     alone: Mapping[str, Accuracy] | None
 
     def table(self) -> Table:
-        table = Table(title=f"Accuracy on {sum(len(one.test) for one in self.organisations)} texts that no one learnt from")
+        table = Table(
+            title=f"Accuracy on {sum(len(organisation.test) for organisation in self.organisations)} texts that nobody trained on"
+        )
         table.add_column("organisation")
         table.add_column("texts of its own", justify="right")
         columns = [
@@ -65,33 +67,35 @@ class Outcome:
         ]
         for name, _ in columns:
             table.add_column(name, justify="right")
-        for one in self.organisations:
-            table.add_row(one.name, str(one.examples), *(percent(values[one.name].share) for _, values in columns))
+        for organisation in self.organisations:
+            shares = (percent(values[organisation.name].share) for _, values in columns)
+            table.add_row(organisation.name, str(organisation.examples), *shares)
         table.add_section()
         overall = (percent(Accuracy.over(list(values.values())).share) for _, values in columns)
-        table.add_row("overall", str(sum(one.examples for one in self.organisations)), *overall, style="bold")
+        table.add_row("overall", str(sum(organisation.examples for organisation in self.organisations)), *overall, style="bold")
         return table
 
     def summary(self, task: TaskInfo, rounds: Sequence[RoundInfo]) -> dict[str, object]:
         """Return the figures of `summary.json`: accuracies as shares from 0 to 1, times in seconds, sizes in bytes."""
         overall = {name: Accuracy.over(list(values.values())).share for name, values in self._named().items()}
-        closed = [one for one in rounds if one.closed_at is not None]
-        calibrations = [one for one in closed if one.kind is RoundKind.CALIBRATION and one.state is RoundState.CLOSED]
+        closed = [round_ for round_ in rounds if round_.closed_at is not None]
+        calibrations = [round_ for round_ in closed if round_.kind is RoundKind.CALIBRATION and round_.state is RoundState.CLOSED]
         return {
             **overall,
             "per_organisation": {
-                one.name: {name: values[one.name].share for name, values in self._named().items()} | {"examples": one.examples}
-                for one in self.organisations
+                organisation.name: {name: values[organisation.name].share for name, values in self._named().items()}
+                | {"examples": organisation.examples}
+                for organisation in self.organisations
             },
             "rounds": len(calibrations),
             "seconds_rounds": _span(closed),
             "bytes_up_per_client_per_round": _largest(calibrations),
-            "bytes_context_vector": _largest([one for one in closed if one.kind is RoundKind.CONTEXT]),
+            "bytes_context_vector": _largest([round_ for round_ in closed if round_.kind is RoundKind.CONTEXT]),
             "model": task.spec.model,
             "groups": task.spec.groups,
             "layers": task.layout.layers if task.layout else None,
             "served_version": task.served,
-            "accuracy_by_version": {str(one.version): one.accuracy for one in task.evaluations},
+            "accuracy_by_version": {str(evaluation.version): evaluation.accuracy for evaluation in task.evaluations},
         }
 
     def _named(self) -> dict[str, Mapping[str, Accuracy]]:
@@ -100,9 +104,9 @@ class Outcome:
 
 
 def _span(closed: Sequence[RoundInfo]) -> float:
-    ends = [one.closed_at for one in closed if one.closed_at is not None]
-    return round((max(ends) - min(one.opened_at for one in closed)).total_seconds(), 1)
+    ends = [round_.closed_at for round_ in closed if round_.closed_at is not None]
+    return round((max(ends) - min(round_.opened_at for round_ in closed)).total_seconds(), 1)
 
 
 def _largest(rounds: Sequence[RoundInfo]) -> int:
-    return max((client.bytes_up or 0 for one in rounds for client in one.clients), default=0)
+    return max((client.bytes_up or 0 for round_ in rounds for client in round_.clients), default=0)

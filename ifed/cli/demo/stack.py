@@ -53,7 +53,7 @@ class ServiceDied(IFedError):
 
 
 @dataclass(slots=True)
-class Service:
+class ServiceProcess:
     """One running process, where it answers, and where its log is."""
 
     name: str
@@ -75,7 +75,7 @@ class Stack:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._services: list[Service] = []
+        self._services: list[ServiceProcess] = []
 
     def __enter__(self) -> Self:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class Stack:
                 self._signal(service, signal.SIGKILL)
                 service.process.wait()
 
-    def start(self, name: str, module: str, settings: Mapping[str, str]) -> Service:
+    def start(self, name: str, module: str, settings: Mapping[str, str]) -> ServiceProcess:
         """Start `python -m module` on a free port of its own, with `settings` and what it needs of our environment."""
         port = _free_port()
         environment = {name: value for name, value in os.environ.items() if _is_inherited(name)}
@@ -108,7 +108,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        service = Service(name, f"http://127.0.0.1:{port}", process, log)
+        service = ServiceProcess(name, f"http://127.0.0.1:{port}", process, log)
         self._services.append(service)
         return service
 
@@ -124,11 +124,11 @@ class Stack:
                     f"{service.name} ended with code {service.code}; the end of {service.log}:\n{service.last_words()}"
                 )
 
-    def forget(self, service: Service) -> None:
+    def forget(self, service: ServiceProcess) -> None:
         """Stop watching a service that was stopped on purpose."""
         self._services.remove(service)
 
-    def wait_ready(self, service: Service, *, seconds: float) -> None:
+    def wait_ready(self, service: ServiceProcess, *, seconds: float) -> None:
         """Wait until the service is ready.
 
         Raises:
@@ -146,7 +146,7 @@ class Stack:
         raise ServiceDied(f"{service.name} was not ready after {seconds:.0f} s; the end of {service.log}:\n{service.last_words()}")
 
     @staticmethod
-    def _signal(service: Service, number: signal.Signals) -> None:
+    def _signal(service: ServiceProcess, number: signal.Signals) -> None:
         if service.code is None:
             service.process.send_signal(number)
 

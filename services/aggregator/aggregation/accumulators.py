@@ -21,7 +21,7 @@ from services.aggregator.domain.task import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartingVersion:
     """The version that a calibration round starts from.
 
     Attributes:
@@ -102,7 +102,7 @@ class ContextAccumulator:
 class RoundAccumulator:
     """Accumulates a calibration or evaluation round. The same contributions and the same start give the same bytes."""
 
-    def __init__(self, round_: Round, labels: int, policy: Policy, start: Start | None = None) -> None:
+    def __init__(self, round_: Round, labels: int, policy: Policy, start: StartingVersion | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
         self._confusion = ConfusionMatrix(labels)
         # Of the clients that sent label probabilities alone.

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 from standardwebhooks import Webhook as Signer
 
-from ifed.clients.webhooks import Answer, WebhookCaller
+from ifed.clients.webhooks import WebhookCaller, WebhookResponse
 from ifed.errors import Unavailable, UnknownWebhook
 from ifed.messages.events import DeliveryState
 from services.aggregator.application.dependencies import Dependencies
@@ -151,7 +151,7 @@ def headers_of(webhook: Webhook, delivery: Delivery, body: bytes, now: datetime)
     }
 
 
-def outcome(delivery: Delivery, answer: Answer, now: datetime, retry: RetryPolicy) -> Delivery:
+def outcome(delivery: Delivery, answer: WebhookResponse, now: datetime, retry: RetryPolicy) -> Delivery:
     """Return the delivery after an attempt: delivered, pending for a retry, or failed."""
     attempted = replace(delivery, attempts=delivery.attempts + 1, status=answer.status, error=answer.error, next_at=None)
     if answer.error is None:

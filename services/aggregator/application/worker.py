@@ -18,7 +18,7 @@ from services.aggregator.aggregation.accumulators import (
     AggregationResult,
     ContextAccumulator,
     RoundAccumulator,
-    Start,
+    StartingVersion,
     first_coefficients,
 )
 from services.aggregator.application.dependencies import Dependencies
@@ -280,13 +280,13 @@ async def aggregate_context(
     return replace(await asyncio.to_thread(accumulator.summed), changes=reflected)
 
 
-async def _start(work: UnitOfWork, round_: Round) -> Start | None:
+async def _start(work: UnitOfWork, round_: Round) -> StartingVersion | None:
     """Return what a calibration round starts from; None for other rounds."""
     if round_.kind is not RoundKind.CALIBRATION or round_.version is None:
         return None
     head = await work.aggregates.coefficients(round_.task, round_.version)
     body = await work.aggregates.coefficients_body(round_.task, round_.version)
-    return Start(body, await work.aggregates.moments(round_.task, round_.version), head.calibrated)
+    return StartingVersion(body, await work.aggregates.moments(round_.task, round_.version), head.calibrated)
 
 
 async def _lock(work: UnitOfWork, task: str, number: int) -> tuple[Task, Round] | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout
@@ -82,7 +82,7 @@ class Running(NamedTuple):
     url: str
     folder: Path
     lm: LanguageModel
-    service: Service
+    service: ServiceProcess
     traces: TraceCollector
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 from ifed.clients import BlockingInferenceClient, InferenceClient
 from ifed.errors import (
     DeadlineExceeded,
@@ -34,7 +34,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 @contextmanager
-def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[Service]:
+def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[ServiceProcess]:
     """Start a second service, open to all, that runs one short text at a time."""
     defaults = {
         "ADAPTER_FOLDER": str(running.folder),
@@ -52,7 +52,7 @@ def slow_service(running: Running, folder: Path, **settings: str) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
-def busy(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def busy(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A slow service whose queue takes four texts, or one request of any size while it is empty."""
     with slow_service(running, tmp_path_factory.mktemp("busy"), MAX_QUEUE="4") as service:
         yield service
@@ -218,7 +218,7 @@ class TestAnswers:
 class TestUnderLoad:
     """A service with a short queue and a slow model."""
 
-    async def test_overload_is_refused_with_a_time_to_retry(self, busy: Service) -> None:
+    async def test_overload_is_refused_with_a_time_to_retry(self, busy: ServiceProcess) -> None:
         async with InferenceClient(busy.url) as client:
             answers = await asyncio.gather(
                 *(client.classify("sentiment", ["good film"] * 4) for _ in range(40)), return_exceptions=True
@@ -229,7 +229,7 @@ class TestUnderLoad:
         assert len(refused) < 40
         assert not [answer for answer in answers if isinstance(answer, BaseException) and not isinstance(answer, QueueFull)]
 
-    async def test_a_caller_that_disconnects_leaves_the_queue(self, busy: Service) -> None:
+    async def test_a_caller_that_disconnects_leaves_the_queue(self, busy: ServiceProcess) -> None:
         disconnects = await metric(busy.url, "ifed_inference_hung_up_total")
         texts = await metric(busy.url, "ifed_inference_batch_items_sum")
         body = json.dumps({"model": "sentiment", "input": ["good film"] * 500})
@@ -245,7 +245,7 @@ class TestUnderLoad:
         assert await metric(busy.url, "ifed_inference_hung_up_total") == disconnects + 1
         assert await metric(busy.url, "ifed_inference_batch_items_sum") < texts + 500
 
-    async def test_a_deadline_is_honoured(self, busy: Service) -> None:
+    async def test_a_deadline_is_honoured(self, busy: ServiceProcess) -> None:
         async with InferenceClient(busy.url) as client:
             with pytest.raises(DeadlineExceeded):
                 await client.classify("sentiment", ["good film"] * 500, deadline=0.05)

@@ -18,7 +18,7 @@ from ifed.messages.rounds import ContributionMeta
 from ifed.messages.tasks import AggregationRule, Policy
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
 from ifed.tensors.values import Gradient, TensorBody
-from services.aggregator.aggregation.accumulators import AggregationResult, RoundAccumulator, Start
+from services.aggregator.aggregation.accumulators import AggregationResult, RoundAccumulator, StartingVersion
 from services.aggregator.aggregation.rules import RULES, Reducer
 from testing.factories import FINGERPRINT, coefficients, policy, round_, update_body
 
@@ -126,11 +126,11 @@ def test_the_servers_rate_is_one_for_averages_and_else_the_learning_rate() -> No
     assert policy(server_learning_rate=0.3).server_rate_at(1) == 0.3
 
 
-def start(value: float = 1.0, moments: bytes | None = None) -> Start:
-    return Start(TensorBody({"coefficients": coefficients(value).values}, {}).to_bytes(), moments)
+def start(value: float = 1.0, moments: bytes | None = None) -> StartingVersion:
+    return StartingVersion(TensorBody({"coefficients": coefficients(value).values}, {}).to_bytes(), moments)
 
 
-def calibrated(rules: Policy, given: Start, *values: float) -> tuple[float, AggregationResult]:
+def calibrated(rules: Policy, given: StartingVersion, *values: float) -> tuple[float, AggregationResult]:
     """A calibration round's aggregate at one place, of updates or gradients that are `values` everywhere."""
     accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
     for value in values:

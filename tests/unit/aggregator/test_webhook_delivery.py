@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ifed.clients.webhooks import Answer
+from ifed.clients.webhooks import WebhookResponse
 from ifed.messages.events import DeliveryState, EventKind
 from services.aggregator.application.webhook_delivery import RetryPolicy, outcome
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
@@ -24,17 +24,19 @@ def test_each_wait_is_four_times_the_one_before_and_at_most_a_day(attempts: int,
 
 @pytest.mark.parametrize(("asked", "seconds"), [(2.0, 5), (60.0, 60), (1e9, 86_400)])
 def test_a_receiver_may_ask_for_a_longer_wait_and_not_for_a_shorter_one(asked: float, seconds: int) -> None:
-    after = outcome(DELIVERY, Answer(429, "HTTP 429", asked), NOON, RETRY)
+    after = outcome(DELIVERY, WebhookResponse(429, "HTTP 429", asked), NOON, RETRY)
     assert (after.state, after.attempts, after.next_at) == (DeliveryState.PENDING, 1, NOON + timedelta(seconds=seconds))
 
 
 def test_an_accepted_delivery_is_delivered() -> None:
-    after = outcome(DELIVERY, Answer(202), NOON, RETRY)
+    after = outcome(DELIVERY, WebhookResponse(202), NOON, RETRY)
     assert (after.state, after.delivered_at, after.next_at, after.status) == (DeliveryState.DELIVERED, NOON, None, 202)
 
 
-@pytest.mark.parametrize(("attempts", "answer"), [(3, Answer(None, "ConnectError")), (0, Answer(410, "HTTP 410"))])
-def test_the_last_attempt_and_a_receiver_that_is_gone_end_a_delivery(attempts: int, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    ("attempts", "answer"), [(3, WebhookResponse(None, "ConnectError")), (0, WebhookResponse(410, "HTTP 410"))]
+)
+def test_the_last_attempt_and_a_receiver_that_is_gone_end_a_delivery(attempts: int, answer: WebhookResponse) -> None:
     after = outcome(replace(DELIVERY, attempts=attempts), answer, NOON, RETRY)
     assert (after.state, after.next_at, after.error) == (DeliveryState.FAILED, None, answer.error)
 

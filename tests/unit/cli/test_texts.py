@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ifed.cli.classify import _Remembering, _Rows, _whole_lines
+from ifed.cli.classify import _Rows, _SentTexts, _whole_lines
 from ifed.cli.texts import count_texts, read_texts
 from ifed.errors import BadData
 
@@ -122,7 +122,7 @@ def test_a_text_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
 
 
 def test_texts_are_kept_until_their_answer_is_there() -> None:
-    texts = _Remembering(["a", "b", "c"])
+    texts = _SentTexts(["a", "b", "c"])
     assert [next(texts), next(texts)] == ["a", "b"]
     assert texts.next_text() == "a"
     assert next(texts) == "c"

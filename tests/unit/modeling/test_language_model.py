@@ -10,33 +10,26 @@ import torch
 
 from ifed.modeling.calibration import Calibrator
 from ifed.modeling.extraction import context_vector
-from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.scoring import score
 from testing.random_models import (
     ALL,
     CODE_PATHS,
+    LABELS,
+    LONG_TEMPLATE,
     PLAIN,
-    TEXTS,
     build,
     examples,
     random_coefficients,
     random_context,
     random_injection,
+    scoring_items,
     template,
 )
-
-LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
-LABELS = ["positive", "topic sport", "topic science"]
 
 
 def plain(lm: LanguageModel) -> LanguageModel:
     return replace(lm, options=PLAIN)
-
-
-def items(lm: LanguageModel, injected: Injection | None, text: str = LONG) -> list[ScoringItem]:
-    prompts = template(lm, text)
-    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]
 
 
 @pytest.mark.parametrize(
@@ -51,9 +44,9 @@ def items(lm: LanguageModel, injected: Injection | None, text: str = LONG) -> li
 def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) -> None:
     lm = build(family)
     scored = [
-        *items(lm, random_injection(lm)),
-        *items(lm, None),
-        *items(lm, random_injection(lm, seed=7), "Review: {text}\nSentiment:"),
+        *scoring_items(lm, random_injection(lm), LONG_TEMPLATE),
+        *scoring_items(lm, None, LONG_TEMPLATE),
+        *scoring_items(lm, random_injection(lm, seed=7), "Review: {text}\nSentiment:"),
     ]
     on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
     for budget in (1, 200, 10_000):
@@ -64,7 +57,7 @@ def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) 
 @pytest.mark.parametrize("family", CODE_PATHS)
 def test_the_options_together_change_neither_vector_nor_gradient_beyond_rounding(family: str) -> None:
     lm = build(family, dtype=torch.float64)
-    prompts = template(lm, LONG)
+    prompts = template(lm, LONG_TEMPLATE)
     labels, vectors, gradients = prompts.labels(LABELS), [], []
     for model in (lm, plain(lm)):
         vectors.append(context_vector(model, prompts, labels, examples(labels=3), layers=[0, 1]).values)

@@ -18,15 +18,16 @@ from ifed.modeling.loading import load
 from ifed.modeling.optimizations import PackedLinear
 from ifed.modeling.probing import probe_of
 from ifed.modeling.replicas import replica
-from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.scoring import score
 from ifed.tensors.probes import Probe
 from testing.random_models import (
     ALL,
-    TEXTS,
     examples,
     random_coefficients,
     random_context,
+    random_injection,
     save_model,
+    scoring_items,
     template,
 )
 
@@ -43,9 +44,7 @@ def opened(folder: Path, options: Options) -> LanguageModel:
 
 
 def scores(lm: LanguageModel) -> np.ndarray:
-    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
-    prompts = template(lm)
-    return np.stack(score(lm, [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]))
+    return np.stack(score(lm, scoring_items(lm, random_injection(lm, context_seed=1), labels=LABELS)))
 
 
 def probed(lm: LanguageModel) -> Probe:

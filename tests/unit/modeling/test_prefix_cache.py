@@ -20,24 +20,18 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixCache, PrefixSharing
 from ifed.modeling.scoring import ScoringItem, score
 from testing.random_models import (
+    LONG_TEMPLATE,
     PLAIN,
     TEXTS,
     build,
     random_injection,
+    scoring_items,
     template,
 )
-
-LONG = "the film was good and the plot was bad but we liked it a lot because of the acting Review: {text}\nSentiment:"
-LABELS = ["positive", "topic sport", "topic science"]
 
 
 def plain(lm: LanguageModel) -> LanguageModel:
     return replace(lm, options=PLAIN)
-
-
-def items(lm: LanguageModel, injected: Injection | None, template_text: str = LONG) -> list[ScoringItem]:
-    prompts = template(lm, template_text)
-    return [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]
 
 
 @contextmanager
@@ -53,7 +47,7 @@ def counting(lm: LanguageModel) -> Iterator[list[int]]:
 
 def test_a_shared_prefix_is_run_once() -> None:
     lm = build()
-    prompts, injected, texts = template(lm, LONG), random_injection(lm), [text for text in TEXTS if text]
+    prompts, injected, texts = template(lm, LONG_TEMPLATE), random_injection(lm), [text for text in TEXTS if text]
     scored = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), injected) for text in texts]
     with counting(lm) as every:
         score(plain(lm), scored, token_budget=10_000)
@@ -70,15 +64,17 @@ def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() ->
     lm = build()
     prefixes, injected = PrefixSharing(lm, persistent=True), random_injection(lm)
     with counting(lm) as pass_sizes:
-        (first,) = score(lm, items(lm, injected)[:1], prefixes=prefixes)
+        (first,) = score(lm, scoring_items(lm, injected, LONG_TEMPLATE)[:1], prefixes=prefixes)
     with counting(lm) as again:
-        (second,) = score(lm, items(lm, injected)[:1], prefixes=prefixes)
+        (second,) = score(lm, scoring_items(lm, injected, LONG_TEMPLATE)[:1], prefixes=prefixes)
     assert len(pass_sizes) == 2
     assert again == pass_sizes[1:], "the second time the prefix is cached"
     assert np.array_equal(first, second)
     size = prefixes.nbytes
-    (other,) = score(lm, items(lm, random_injection(lm, seed=7))[:1], prefixes=prefixes)
-    np.testing.assert_allclose(other, score(plain(lm), items(lm, random_injection(lm, seed=7))[:1])[0], rtol=1e-3, atol=1e-3)
+    (other,) = score(lm, scoring_items(lm, random_injection(lm, seed=7), LONG_TEMPLATE)[:1], prefixes=prefixes)
+    np.testing.assert_allclose(
+        other, score(plain(lm), scoring_items(lm, random_injection(lm, seed=7), LONG_TEMPLATE)[:1])[0], rtol=1e-3, atol=1e-3
+    )
     assert size > 0
     gc.collect()
     assert prefixes.nbytes == size, "the other injection is gone, and its prefix with it"
@@ -87,7 +83,7 @@ def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() ->
 def test_hits_and_misses_are_counted() -> None:
     lm = build()
     prefixes = PrefixSharing(lm, persistent=True)
-    scored = items(lm, random_injection(lm))[:2]
+    scored = scoring_items(lm, random_injection(lm), LONG_TEMPLATE)[:2]
     for _ in range(3):
         score(lm, scored, prefixes=prefixes)
     assert (prefixes.cache.misses, prefixes.cache.hits) == (1, 2), (
@@ -132,10 +128,10 @@ def test_a_row_counts_without_its_prefix_once_that_is_cached() -> None:
 def test_the_cache_stays_within_its_limit() -> None:
     lm = build()
     one = PrefixSharing(lm, persistent=True)
-    score(lm, items(lm, None)[:1], prefixes=one)
+    score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:1], prefixes=one)
     small = PrefixSharing(lm, persistent=True, max_bytes=one.nbytes + one.nbytes // 2)
-    for template_text in (LONG, LONG.replace("film", "plot"), LONG.replace("film", "acting")):
-        score(lm, items(lm, None, template_text)[:1], prefixes=small)
+    for template_text in (LONG_TEMPLATE, LONG_TEMPLATE.replace("film", "plot"), LONG_TEMPLATE.replace("film", "acting")):
+        score(lm, scoring_items(lm, None, template_text)[:1], prefixes=small)
         assert 0 < small.nbytes <= one.nbytes + one.nbytes // 2
 
 
@@ -143,17 +139,19 @@ def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_cached() ->
     lm = build()
     small = PrefixSharing(lm, persistent=True, max_bytes=1)
     with counting(lm) as pass_sizes:
-        actual = score(lm, items(lm, None)[:2], prefixes=small, token_budget=10_000)
+        actual = score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:2], prefixes=small, token_budget=10_000)
     assert len(pass_sizes) == 2, "the prefix once, the rows after it"
     assert small.nbytes == 0
-    np.testing.assert_allclose(np.stack(actual), np.stack(score(plain(lm), items(lm, None)[:2])), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        np.stack(actual), np.stack(score(plain(lm), scoring_items(lm, None, LONG_TEMPLATE)[:2])), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gpt2"])
 def test_a_cached_prefix_holds_no_more_memory_than_its_nbytes(family: str) -> None:
     lm = build(family)
     prefixes = PrefixSharing(lm, persistent=True)
-    score(lm, items(lm, None)[:1], prefixes=prefixes)
+    score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:1], prefixes=prefixes)
     parts = [
         part
         for kv_cache in prefixes.cache._bare.values()
@@ -168,18 +166,18 @@ def test_a_cached_prefix_holds_no_more_memory_than_its_nbytes(family: str) -> No
 def test_a_prefix_that_saves_too_little_is_not_run_by_itself() -> None:
     lm = build()
     with counting(lm) as pass_sizes:
-        score(lm, items(lm, None, "{text}\nSentiment:"), token_budget=10_000)
+        score(lm, scoring_items(lm, None, "{text}\nSentiment:"), token_budget=10_000)
     assert len(pass_sizes) == 1
 
 
 def test_a_prefix_shorter_than_the_minimum_is_not_replaced() -> None:
     lm = build("llama")
-    rows = len(items(lm, random_injection(lm))[0].prompt.ids)
+    rows = len(scoring_items(lm, random_injection(lm), LONG_TEMPLATE)[0].prompt.ids)
     for least, passes in ((1, 2), (rows, 1)):
         with counting(lm) as pass_sizes, torch.inference_mode():
             score(
                 lm,
-                items(lm, random_injection(lm))[:1],
+                scoring_items(lm, random_injection(lm), LONG_TEMPLATE)[:1],
                 token_budget=10_000,
                 prefixes=PrefixSharing(lm, persistent=True, min_length=least),
             )

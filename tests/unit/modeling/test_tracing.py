@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from ifed.modeling.calibration import Calibrator
-from ifed.modeling.injection import injection_of
 from ifed.modeling.language_model import LanguageModel, Options
 from ifed.modeling.loading import DType, load
 from ifed.modeling.replicas import replica
-from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.scoring import score
 from testing.random_models import (
     ALL,
     CODE_PATHS,
     FAMILY_NAMES,
-    TEXTS,
     examples,
     random_coefficients,
     random_context,
+    random_injection,
     save_model,
+    scoring_items,
     template,
 )
 
@@ -38,9 +38,7 @@ def opened(folder: Path, options: Options) -> LanguageModel:
 
 
 def scores(lm: LanguageModel) -> np.ndarray:
-    injected = injection_of(random_context(3), random_coefficients(3, 4), ALL, device="cpu", dtype=lm.dtype)
-    prompts = template(lm)
-    return np.stack(score(lm, [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in TEXTS]))
+    return np.stack(score(lm, scoring_items(lm, random_injection(lm, context_seed=1), labels=LABELS)))
 
 
 @pytest.mark.parametrize(
