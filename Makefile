@@ -28,7 +28,7 @@ test: $(VENV)/.dev-ready ## run every test, against SQLite and a real Postgres a
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(VENV)/.dev-ready ## run the tests that need no server and no real model, in under a minute
-	@$(BIN)/python -m pytest $(PARALLEL) -m 'not model' tests/unit tests/house $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'not model and not slow' --hypothesis-profile fast tests/unit tests/house $(ARGS)
 
 test-benchmarks: $(VENV)/.dev-ready ## run the benchmarks' own tests
 	@$(BIN)/python -m pytest $(PARALLEL) benchmarks/tests $(ARGS)

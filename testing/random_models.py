@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,16 @@ def save_model(family: str, folder: Path) -> Path:
     build_model(family).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def forward_sizes(lm: LanguageModel) -> Iterator[list[int]]:
+    """Return a list that grows by the number of input tokens with each forward pass in the block."""
+    sizes: list[int] = []
+    hook = lm.model.base_model.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: sizes.append(keywords["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        yield sizes
+    finally:
+        hook.remove()

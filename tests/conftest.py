@@ -13,4 +13,5 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # A shared machine may take its time over an example; pytest-timeout watches over the whole test.
 settings.register_profile("house", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=10)  # make test-fast
 settings.load_profile("house")

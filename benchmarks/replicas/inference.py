@@ -16,7 +16,7 @@ import psutil
 from benchmarks.aggregator.report import percentile
 from benchmarks.serving import random_adapters
 from benchmarks.serving.load_generator import NextRequest, closed_loop
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 
 LABELS = ["business", "science", "sports", "world"]
 WORDS = (
@@ -45,7 +45,7 @@ def measure_inference(options: argparse.Namespace, folder: Path) -> list[dict[st
         "LOG_LEVEL": "WARNING",
     }
     with Stack(folder / "logs") as stack:
-        deployments: dict[int, list[Service]] = {}
+        deployments: dict[int, list[ServiceProcess]] = {}
         for count in options.inference:
             threads = {"THREADS": str(max(1, cores // count))}
             deployments[count] = [
@@ -57,7 +57,7 @@ def measure_inference(options: argparse.Namespace, folder: Path) -> list[dict[st
 
 
 async def _measure_alternating(
-    deployments: dict[int, list[Service]], options: argparse.Namespace, cores: int
+    deployments: dict[int, list[ServiceProcess]], options: argparse.Namespace, cores: int
 ) -> list[dict[str, Any]]:
     rates: dict[tuple[int, int], list[float]] = {}
     latencies: dict[tuple[int, int], list[float]] = {}
@@ -86,7 +86,7 @@ async def _measure_alternating(
     ]
 
 
-async def _measure(services: list[Service], *, callers: int, seconds: float) -> tuple[list[float], float]:
+async def _measure(services: list[ServiceProcess], *, callers: int, seconds: float) -> tuple[list[float], float]:
     """Return latencies and requests a second of callers spread evenly over the services."""
     shares = [callers // len(services) + (index < callers % len(services)) for index in range(len(services))]
     loops = [

@@ -18,7 +18,7 @@ import psutil
 from benchmarks.output import log_progress
 from benchmarks.serving import random_adapters
 from benchmarks.serving.load_generator import KeepAliveConnection, NextRequest, closed_loop, counted_loop, open_loop
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 
 SHOTS = 12
 TIMEOUT_SECONDS = 40.0
@@ -135,7 +135,9 @@ async def measure_all(options: argparse.Namespace, folder: Path) -> tuple[list[R
     return rows, half
 
 
-async def _measure_service(service: Service, requests: Requests, options: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
+async def _measure_service(
+    service: ServiceProcess, requests: Requests, options: argparse.Namespace
+) -> tuple[list[Row], dict[str, float]]:
     several, many = options.tasks
     variants = {
         "one task": requests.ours(["task-0"]),
@@ -153,7 +155,7 @@ async def _measure_service(service: Service, requests: Requests, options: argpar
     return rows, half
 
 
-async def _half_load(service: Service, next_request: NextRequest, options: argparse.Namespace) -> dict[str, float]:
+async def _half_load(service: ServiceProcess, next_request: NextRequest, options: argparse.Namespace) -> dict[str, float]:
     """Return the latencies of requests that arrive at random, at half the rate that 32 callers reach.
 
     Each turn measures that rate first, and one caller alone before and after, so that a machine whose speed changes is compared with
@@ -198,7 +200,7 @@ def over_turns(turns: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in values.items()}
 
 
-async def _warm_up(service: Service, models: Sequence[str]) -> None:
+async def _warm_up(service: ServiceProcess, models: Sequence[str]) -> None:
     """Send one short request for every task, so that no adapter is loaded while a row is measured."""
     remaining = iter(models)
 
@@ -213,7 +215,7 @@ async def _warm_up(service: Service, models: Sequence[str]) -> None:
 
 
 async def _measure_alternating(
-    service: Service, variants: dict[str, NextRequest], options: argparse.Namespace, *, repeats: int, callers: Sequence[int]
+    service: ServiceProcess, variants: dict[str, NextRequest], options: argparse.Namespace, *, repeats: int, callers: Sequence[int]
 ) -> list[Row]:
     rows: list[Row] = []
     for count in callers:
@@ -226,7 +228,7 @@ async def _measure_alternating(
     return rows
 
 
-async def _measure_by_turns(service: Service, requests: Requests, several: int, turns: int) -> list[Row]:
+async def _measure_by_turns(service: ServiceProcess, requests: Requests, several: int, turns: int) -> list[Row]:
     """Measure one task, several tasks and the bare model, which differ little, on the same texts, cycling through the six orders."""
     models = {
         "one task": ["task-0"],
@@ -243,7 +245,7 @@ async def _measure_by_turns(service: Service, requests: Requests, several: int, 
     return list(rows.values())
 
 
-async def _measure(service: Service, row: Row, load: Coroutine[Any, Any, tuple[list[float], float]]) -> None:
+async def _measure(service: ServiceProcess, row: Row, load: Coroutine[Any, Any, tuple[list[float], float]]) -> None:
     process = psutil.Process(service.process.pid)
     before = sum(process.cpu_times()[:2])
     latencies, elapsed = await load

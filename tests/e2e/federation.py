@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 from ifed.clients import AggregatorClient
 from ifed.messages.enums import Role, TaskState
 from ifed.messages.rounds import TaskInfo
@@ -43,14 +43,14 @@ class Federation:
         self.tokens: dict[str, str] = {}
         self.aggregator = self._start_aggregator({})
 
-    def _start_aggregator(self, settings: Mapping[str, str]) -> Service:
+    def _start_aggregator(self, settings: Mapping[str, str]) -> ServiceProcess:
         service = self.stack.start("aggregator", "services.aggregator.app", self._settings | dict(settings))
         if "PORT" in settings:
             service.url = f"http://127.0.0.1:{settings['PORT']}"
         self.stack.wait_ready(service, seconds=60)
         return service
 
-    def kill(self, service: Service) -> None:
+    def kill(self, service: ServiceProcess) -> None:
         """Kill a service with SIGKILL."""
         service.process.send_signal(signal.SIGKILL)
         service.process.wait()
@@ -69,7 +69,7 @@ class Federation:
             self.tokens = {name: (await admin.enrol(name)).token for name in ORGANISATIONS}
             self.tokens["reader"] = (await admin.enrol("reader", Role.READER)).token
 
-    def start_agent(self, organisation: str) -> Service:
+    def start_agent(self, organisation: str) -> ServiceProcess:
         settings = {
             "AGGREGATOR_URL": self.aggregator.url,
             "CLIENT_TOKEN": self.tokens[organisation],
@@ -81,7 +81,7 @@ class Federation:
         }
         return self.stack.start(f"agent-{organisation}", "services.client_agent.app", settings)
 
-    def start_inference(self) -> Service:
+    def start_inference(self) -> ServiceProcess:
         settings = {
             "AGGREGATOR_URL": self.aggregator.url,
             "READER_TOKEN": self.tokens["reader"],

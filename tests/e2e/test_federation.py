@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifed.cli.demo.stack import Service, Stack
+from ifed.cli.demo.stack import ServiceProcess, Stack
 from ifed.clients import InferenceClient
 from ifed.errors import NothingYet, Unauthenticated
 from ifed.messages.enums import RoundState
@@ -45,7 +45,7 @@ async def test_a_task_goes_from_private_files_to_an_answer_and_an_export(tmp_pat
         check_exports(federation, task)
 
 
-async def check_answers(inference: Service, task: TaskInfo, tokens: Mapping[str, str]) -> None:
+async def check_answers(inference: ServiceProcess, task: TaskInfo, tokens: Mapping[str, str]) -> None:
     """Inference refuses strangers and answers a reader with the adapter that the aggregator serves."""
     async with InferenceClient(inference.url) as anonymous, InferenceClient(inference.url, "made-up") as stranger:
         for client in (anonymous, stranger):

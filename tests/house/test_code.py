@@ -17,12 +17,14 @@ TORCH = ("torch", "transformers", "accelerate", "gguf", "tokenizers")
 ROUTES = ("services/*/api/*.py", "services/client_agent/endpoints.py")
 
 
+@pytest.mark.slow
 def test_the_aggregator_starts_where_torch_is_not_installed() -> None:
     program = f"import sys\nfor name in {TORCH!r}: sys.modules[name] = None\nimport services.aggregator.app"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the aggregator needs something that its image does not have:\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.slow
 def test_importing_every_module_runs_nothing() -> None:
     modules = [source.module for source in sources(*CODE) if source.path not in LOUD]
     command = [sys.executable, "-B", "-m", "tests.house.quiet_import", *modules]
@@ -80,6 +82,7 @@ def test_a_trace_of_one_machine_is_found_and_words_that_look_alike_are_not() -> 
     assert rules.machine_traces("README.md", "\n".join(alike)) == []
 
 
+@pytest.mark.slow
 def test_an_import_that_does_something_is_found(tmp_path: Path) -> None:
     (tmp_path / "quiet.py").write_text("import os\nX = 1\n")
     (tmp_path / "loud.py").write_text(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from ifed.cli.console import size
 from ifed.cli.demo import corpora, demo_texts
@@ -23,6 +24,7 @@ from ifed.cli.demo.display import AgentView, Snapshot, draw, lines
 from ifed.cli.demo.measure import Accuracy, Outcome
 from ifed.cli.demo.presets import PRESETS, preset_for
 from ifed.cli.demo.stack import ServiceDied, Stack
+from ifed.cli.main import app
 from ifed.errors import BadData, LayoutMismatch
 from ifed.messages.enums import RoundKind, RoundState, TaskState
 from ifed.messages.rounds import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
@@ -234,8 +236,9 @@ def test_a_stack_passes_on_no_setting_of_a_deployment(tmp_path: Path, monkeypatc
     "arguments", [["--help"], ["demo", "--help"], ["task", "--help"], ["client", "enrol", "--help"], ["version"]]
 )
 def test_every_command_explains_itself(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "ifed.cli", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.strip()
 
 
 def test_an_unreachable_service_is_one_line_and_an_exit_code() -> None:

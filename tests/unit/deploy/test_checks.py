@@ -10,6 +10,8 @@ import pytest
 from tests.unit.deploy import configuration_checks, manifest_checks
 from tests.unit.deploy.manifests import Manifest, Manifests, named, of_kind, rendered
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[Manifests], Any]
 
 

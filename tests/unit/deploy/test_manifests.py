@@ -9,6 +9,8 @@ import pytest
 from tests.unit.deploy import configuration_checks, manifest_checks
 from tests.unit.deploy.manifests import OVERLAYS, Manifests, rendered
 
+pytestmark = pytest.mark.slow
+
 CHECKS = (
     manifest_checks.unknown_to_kubernetes,
     manifest_checks.unknown_ports,

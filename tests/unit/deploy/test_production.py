@@ -18,6 +18,8 @@ from tests.house.sources import ROOT
 from tests.unit.deploy import configuration_checks, network_policies
 from tests.unit.deploy.manifests import FOLDER, OVERLAYS, Manifests, Pod, named, of_kind, pod_of, pods, rendered
 
+pytestmark = pytest.mark.slow
+
 MAX_CONNECTIONS, RESERVED_CONNECTIONS = 100, 3  # Postgres' defaults; the reserved ones are for superusers
 CLOSING_SECONDS = 5
 DRAIN_SETTINGS = {"aggregator": "SHUTDOWN_SECONDS", "inference": "DRAIN_SECONDS"}

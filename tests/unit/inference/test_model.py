@@ -17,7 +17,7 @@ from ifed.messages.tasks import Layout
 from ifed.messages.texts import LabelledText
 from ifed.modeling.prompts import PromptTemplate
 from services.inference.model import LoadedAdapter, PreparedText, Scorer
-from testing.random_models import HIDDEN, TEXTS, build, random_coefficients, random_context
+from testing.random_models import HIDDEN, TEXTS, build, forward_sizes, random_coefficients, random_context
 
 
 def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
@@ -115,12 +115,8 @@ def test_every_row_of_a_label_of_several_tokens_counts() -> None:
 def test_the_prefix_of_a_few_shot_prompt_is_run_once_for_all_requests() -> None:
     scorer, tasks = scorer_of()
     shots = few_shot(scorer, tasks[0])
-    passes: list[int] = []
-    hook = scorer._model.model.base_model.register_forward_pre_hook(
-        lambda _module, _arguments, keywords: passes.append(keywords["input_ids"].numel()), with_kwargs=True
-    )
-    scores = [scorer.score([prepared(scorer, shots, text).item])[0] for text in ("the plot", "the film", "the plot")]
-    hook.remove()
+    with forward_sizes(scorer._model) as passes:
+        scores = [scorer.score([prepared(scorer, shots, text).item])[0] for text in ("the plot", "the film", "the plot")]
     prefix, *texts = passes
     assert prefix > 50
     assert len(texts) == 3
@@ -152,12 +148,9 @@ def test_replicas_share_the_weights_and_the_prefix_cache() -> None:
 
 def test_warming_up_runs_every_replica_with_one_text_and_with_several() -> None:
     scorer, _ = scorer_of(replicas=2)
-    sizes: list[list[int]] = [[], []]
-    for replica_sizes, (model, _) in zip(sizes, scorer._replicas, strict=True):
-        model.model.base_model.register_forward_pre_hook(
-            lambda _module, _arguments, keywords, into=replica_sizes: into.append(keywords["input_ids"].numel()), with_kwargs=True
-        )
-    scorer.warm_up()
-    assert [len(replica_sizes) for replica_sizes in sizes] == [3, 3]
-    assert sizes[0] == sorted(set(sizes[0])), "different sizes, so that nothing is compiled for one size alone"
+    (first, _), (second, _) = scorer._replicas
+    with forward_sizes(first) as sizes, forward_sizes(second) as other_sizes:
+        scorer.warm_up()
+    assert len(sizes) == len(other_sizes) == 3
+    assert sizes == sorted(set(sizes)), "different sizes, so that nothing is compiled for one size alone"
     assert scorer.prefixes.nbytes == 0

@@ -33,6 +33,8 @@ from testing.random_models import (
     template,
 )
 
+pytestmark = pytest.mark.slow
+
 PLAN = LocalPlan(steps=10, batch_size=4, learning_rate=0.05, learning_rate_end=0.01, logit_adjustment=0.0, seed=3)
 SINGLE, TREE = ["positive", "negative"], ["topic sport", "positive", "topic science"]
 

@@ -31,6 +31,8 @@ from testing.random_models import (
     template,
 )
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["positive", "topic sport"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +22,7 @@ from testing.random_models import (
     PLAIN,
     TEXTS,
     build,
+    forward_sizes,
     random_injection,
     scoring_items,
     template,
@@ -34,24 +33,13 @@ def plain(lm: LanguageModel) -> LanguageModel:
     return replace(lm, options=PLAIN)
 
 
-@contextmanager
-def counting(lm: LanguageModel) -> Iterator[list[int]]:
-    """The tokens of each forward pass."""
-    pass_sizes: list[int] = []
-    hook = lm.model.base_model.register_forward_pre_hook(
-        lambda _module, _arguments, keywords: pass_sizes.append(keywords["input_ids"].numel()), with_kwargs=True
-    )
-    yield pass_sizes
-    hook.remove()
-
-
 def test_a_shared_prefix_is_run_once() -> None:
     lm = build()
     prompts, injected, texts = template(lm, LONG_TEMPLATE), random_injection(lm), [text for text in TEXTS if text]
     scored = [ScoringItem(prompts.prompt(text), prompts.labels(["positive", "negative"]), injected) for text in texts]
-    with counting(lm) as every:
+    with forward_sizes(lm) as every:
         score(plain(lm), scored, token_budget=10_000)
-    with counting(lm) as shared:
+    with forward_sizes(lm) as shared:
         score(lm, scored, token_budget=10_000)
     prefix = scored[0].prompt.prefix_length
     assert prefix > 15
@@ -63,9 +51,9 @@ def test_a_shared_prefix_is_run_once() -> None:
 def test_a_cached_prefix_is_run_once_for_each_injection_and_dropped_with_it() -> None:
     lm = build()
     prefixes, injected = PrefixSharing(lm, persistent=True), random_injection(lm)
-    with counting(lm) as pass_sizes:
+    with forward_sizes(lm) as pass_sizes:
         (first,) = score(lm, scoring_items(lm, injected, LONG_TEMPLATE)[:1], prefixes=prefixes)
-    with counting(lm) as again:
+    with forward_sizes(lm) as again:
         (second,) = score(lm, scoring_items(lm, injected, LONG_TEMPLATE)[:1], prefixes=prefixes)
     assert len(pass_sizes) == 2
     assert again == pass_sizes[1:], "the second time the prefix is cached"
@@ -138,7 +126,7 @@ def test_the_cache_stays_within_its_limit() -> None:
 def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_cached() -> None:
     lm = build()
     small = PrefixSharing(lm, persistent=True, max_bytes=1)
-    with counting(lm) as pass_sizes:
+    with forward_sizes(lm) as pass_sizes:
         actual = score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:2], prefixes=small, token_budget=10_000)
     assert len(pass_sizes) == 2, "the prefix once, the rows after it"
     assert small.nbytes == 0
@@ -165,7 +153,7 @@ def test_a_cached_prefix_holds_no_more_memory_than_its_nbytes(family: str) -> No
 
 def test_a_prefix_that_saves_too_little_is_not_run_by_itself() -> None:
     lm = build()
-    with counting(lm) as pass_sizes:
+    with forward_sizes(lm) as pass_sizes:
         score(lm, scoring_items(lm, None, "{text}\nSentiment:"), token_budget=10_000)
     assert len(pass_sizes) == 1
 
@@ -174,7 +162,7 @@ def test_a_prefix_shorter_than_the_minimum_is_not_replaced() -> None:
     lm = build("llama")
     rows = len(scoring_items(lm, random_injection(lm), LONG_TEMPLATE)[0].prompt.ids)
     for least, passes in ((1, 2), (rows, 1)):
-        with counting(lm) as pass_sizes, torch.inference_mode():
+        with forward_sizes(lm) as pass_sizes, torch.inference_mode():
             score(
                 lm,
                 scoring_items(lm, random_injection(lm), LONG_TEMPLATE)[:1],

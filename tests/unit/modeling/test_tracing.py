@@ -25,6 +25,8 @@ from testing.random_models import (
     template,
 )
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["positive", "topic sport"]
 
 

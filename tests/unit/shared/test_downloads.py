@@ -14,6 +14,8 @@ import pytest
 from ifed.downloads import fetch
 from ifed.errors import DownloadFailed
 
+pytestmark = pytest.mark.slow
+
 WORDS = b"the content of the file\n"
 DIGEST = hashlib.sha256(WORDS).hexdigest()
 MEMBER = "carrier/data/words.bin"

@@ -12,6 +12,8 @@ import pytest
 
 from testing.servers import free_port
 
+pytestmark = pytest.mark.slow
+
 
 class Page(BaseHTTPRequestHandler):
     """Respond with the status in the path."""

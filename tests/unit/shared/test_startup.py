@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MODULES = ["services.aggregator.app", "services.client_agent.app", "services.inference.app"]
 
 
