@@ -13,7 +13,18 @@ from ifed.errors import IFedError, Malformed, Overloaded, Unavailable
 from ifed.messages.rounds import Page
 
 Answer = TypeVar("Answer", bound=BaseModel)
+LONGEST_RETRY_AFTER = 86_400.0
 UNNAMED = {429: Overloaded.__name__, 500: Unavailable.__name__} | dict.fromkeys((502, 503, 504), Unavailable.__name__)
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, at most a day; None if it is missing or no whole number.
+
+    A date is taken for none: the retry then comes after the usual wait.
+    """
+    if value is None or not (value.isascii() and value.isdigit()):
+        return None
+    return min(float(value), LONGEST_RETRY_AFTER)
 
 
 def raise_refusal(response: httpx.Response) -> None:
@@ -24,8 +35,8 @@ def raise_refusal(response: httpx.Response) -> None:
     """
     if response.status_code < 400:
         return
-    retry_after = response.headers.get("Retry-After", "")
-    seconds = int(retry_after) if retry_after.isdigit() else None
+    retry_after = retry_after_seconds(response.headers.get("Retry-After"))
+    seconds = None if retry_after is None else int(retry_after)
     try:
         body = response.json()
         name, detail = body["error"], body["detail"]

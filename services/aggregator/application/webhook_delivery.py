@@ -106,9 +106,7 @@ class WebhookDispatcher:
         return bool(due) and delivered == len(due)
 
     async def _attempt(self, webhook: Webhook, delivery: Delivery) -> Delivery:
-        now = self._dependencies.clock()
-        body = body_of(delivery)
-        answer = await self._caller.post(webhook.url, body, headers_of(webhook, delivery, body, now))
+        answer = await self._send(webhook, delivery)
         after = outcome(delivery, answer, self._dependencies.clock(), self._retry)
         async with self._dependencies.database.unit_of_work() as work:
             await work.webhooks.settle(webhook.name, after, self._claim_end(self._dependencies.clock()))
@@ -119,6 +117,16 @@ class WebhookDispatcher:
             "webhook attempt", webhook=webhook.name, number=delivery.happening.number, outcome=outcome_label, status=answer.status
         )
         return after
+
+    async def _send(self, webhook: Webhook, delivery: Delivery) -> WebhookResponse:
+        """Send once. An error of any kind is the outcome of the attempt, so that no event is attempted for ever or keeps later ones."""
+        try:
+            body = body_of(delivery)
+            headers = headers_of(webhook, delivery, body, self._dependencies.clock())
+            return await self._caller.post(webhook.url, body, headers)
+        except Exception as reason:  # noqa: BLE001  # see above
+            await log.aexception("webhook attempt failed", webhook=webhook.name, number=delivery.happening.number)
+            return WebhookResponse(None, type(reason).__name__)
 
     async def _postpone(self, name: str, deliveries: list[Delivery]) -> None:
         """Let the deliveries behind a failed one wait as long as a first retry, without counting an attempt."""

@@ -6,9 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from ifed.clients import AggregatorClient
@@ -17,6 +19,7 @@ from ifed.errors import AlreadyExists, BadUrl, UnknownWebhook
 from ifed.messages.enums import TaskState
 from ifed.messages.events import DeliveryInfo, DeliveryState, EventKind, NewWebhook
 from services.aggregator.settings import Settings
+from services.aggregator.storage.tables import webhooks
 from testing.factories import spec
 from tests.integration.aggregator.deployment import TASK, SimulatedClient, settings
 from tests.integration.aggregator.listening import Listening, Receiver, listening, receiver
@@ -135,6 +138,17 @@ async def test_after_its_attempts_an_event_is_given_up_and_the_next_one_is_tried
         await until(admin, DeliveryState.FAILED, DeliveryState.DELIVERED)
 
 
+async def test_an_event_that_cannot_be_signed_is_given_up_like_one_that_is_refused(alone: Listening, pager: Receiver) -> None:
+    async with alone.admin() as admin:
+        await registered(admin, pager)
+        async with alone.app.state.services.dependencies.database.unit_of_work() as work:
+            await work.connection.execute(update(webhooks).values(secret="whsec_no base64"))
+            await work.commit()
+        await admin.create_task(spec())
+        (given_up,) = await until(admin, DeliveryState.FAILED)
+        assert (given_up.attempts, given_up.status, pager.got) == (3, None, [])
+
+
 async def test_who_says_gone_is_not_tried_again(alone: Listening, pager: Receiver) -> None:
     pager.status = 410
     async with alone.admin() as admin:
@@ -244,13 +258,71 @@ async def bare(sqlite_database: str) -> AsyncIterator[Listening]:
         yield made
 
 
+class Resolver:
+    """Answers with one list of addresses after another, as a name server does that changes its mind between two questions."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers, self.asked = list(answers), 0
+
+    async def __call__(self, host: str) -> list[str]:
+        assert host == "hooks.example.org"
+        self.asked += 1
+        return self._answers.pop(0)
+
+
 async def test_a_name_that_leads_inside_is_not_called() -> None:
-    caller = WebhookCaller(timeout=2.0, private=False)
-    async with receiver() as inside:  # 127.1 is no literal address, and a resolver makes 127.0.0.1 of it
-        answer = await caller.post(inside.url.replace("127.0.0.1", "127.1"), b"{}", {})
-        assert (answer.status, inside.got) == (None, [])
-        assert "into a private network" in str(answer.error)
+    resolver = Resolver(["127.0.0.1"], ["93.184.216.34", "127.0.0.1"])
+    caller = WebhookCaller(timeout=2.0, private=False, resolver=resolver)
+    async with receiver() as inside:
+        for _ in range(2):
+            answer = await caller.post(inside.url.replace("127.0.0.1", "hooks.example.org"), b"{}", {})
+            assert (answer.status, inside.got) == (None, [])
+            assert "into a private network" in str(answer.error)
     await caller.close()
+
+
+async def test_a_post_goes_to_the_address_that_was_checked_and_asks_for_no_second_one() -> None:
+    resolver = Resolver(["127.0.0.2", "127.0.0.1"])  # nobody listens at the first; a third question would fail
+    caller = WebhookCaller(timeout=2.0, private=True, resolver=resolver)
+    async with receiver() as pager:
+        answer = await caller.post(pager.url.replace("127.0.0.1", "hooks.example.org"), b"{}", {})
+        ((headers, _),) = pager.got
+    assert (answer.status, resolver.asked) == (204, 1)
+    assert headers["host"].partition(":")[0] == "hooks.example.org"
+    await caller.close()
+
+
+async def test_the_tls_handshake_names_the_host_of_the_url_and_not_the_address() -> None:
+    hellos: list[bytes] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hellos.append(await reader.read(4096))
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    caller = WebhookCaller(timeout=2.0, private=True, resolver=Resolver(["127.0.0.1"]))
+    async with server:
+        await caller.post(f"https://hooks.example.org:{server.sockets[0].getsockname()[1]}/", b"{}", {})
+    assert b"hooks.example.org" in hellos[0]
+    await caller.close()
+
+
+@pytest.mark.parametrize("asked", ["\xb2", "9" * 5000])
+async def test_a_receiver_that_asks_for_an_odd_wait_is_given_up_after_its_attempts(
+    asked: str, alone: Listening, pager: Receiver
+) -> None:
+    pager.status, pager.headers = 503, {"Retry-After": asked}
+    async with alone.admin() as admin:
+        await registered(admin, pager)
+        await admin.create_task(spec())
+        async with asyncio.timeout(10):
+            while not (deliveries := await admin.deliveries(NAME))[0].attempts:
+                await asyncio.sleep(0.02)
+        if asked.isascii():
+            wait = deliveries[0].next_at - datetime.now(UTC)  # type: ignore[operator]
+            assert timedelta(hours=23) < wait < timedelta(hours=25)
+        else:
+            await until(admin, DeliveryState.FAILED)
 
 
 async def test_nobody_there_is_an_outcome_and_says_nothing_of_the_address() -> None:
