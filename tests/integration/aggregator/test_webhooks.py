@@ -142,7 +142,7 @@ async def test_an_event_that_cannot_be_signed_is_given_up_like_one_that_is_refus
     async with alone.admin() as admin:
         await registered(admin, pager)
         async with alone.app.state.services.dependencies.database.unit_of_work() as work:
-            await work.connection.execute(update(webhooks).values(secret="whsec_no base64"))
+            await work.connection.execute(update(webhooks).values(secret="whsec_abcde"))
             await work.commit()
         await admin.create_task(spec())
         (given_up,) = await until(admin, DeliveryState.FAILED)
