@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say, say_secret
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Unauthenticated
 from ifed.messages.clients import Enrolment
 from ifed.messages.enums import Role
+from ifed.private_files import make_private_file
 
 app = typer.Typer(help="Enrol organisations and readers, rotate and revoke their tokens.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the client: lower-case letters, digits, dots, dashes.")]
@@ -62,8 +63,7 @@ async def _is_valid(service: AggregatorClient, token: str, name: str) -> bool:
 def _write_token(file: Path, token: str) -> None:
     """Write a token atomically to a file that only its owner can read."""
     part = file.with_name(f".{file.name}.part")
-    part.touch(mode=0o600)
-    part.chmod(0o600)
+    make_private_file(part)
     part.write_text(f"{token}\n")
     part.replace(file)
 
@@ -104,6 +104,6 @@ def list_clients(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -
 
 def _show(enrolment: Enrolment, *, quiet: bool) -> None:
     if quiet:
-        say(enrolment.token, verbatim=True)
+        say_secret(enrolment.token)
         return
-    say(f"{enrolment.name} is enrolled as {enrolment.role}. Its token, shown this once:\n\n    {enrolment.token}\n", verbatim=True)
+    say_secret(f"{enrolment.name} is enrolled as {enrolment.role}. Its token, shown this once:\n\n    {enrolment.token}\n")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -12,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ifed.clients import AggregatorClient
+from ifed.private_files import FILE_MODE
 
 Result = TypeVar("Result")
 console = Console()
@@ -47,6 +52,16 @@ def call_aggregator(url: str, token: str, call: Callable[[AggregatorClient], Awa
 def say(words: str, *, verbatim: bool = False) -> None:
     """Print text without markup; on a terminal, break long lines between words unless the text is `verbatim`."""
     console.print(words, highlight=False, markup=False, soft_wrap=verbatim or not console.is_terminal)
+
+
+def say_secret(words: str) -> None:
+    """Print text with a secret in it; a file that standard output goes to is first closed to everyone but its owner."""
+    with suppress(OSError):  # no file descriptor, or another user's file
+        descriptor = sys.stdout.fileno()
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
+            os.fchmod(descriptor, FILE_MODE)
+    say(words, verbatim=True)
 
 
 def compact_table(*columns: str) -> Table:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say
+from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say_secret
 from ifed.messages.events import EventKind, NewWebhook
 
 app = typer.Typer(help="Have events posted to an address, and see what became of them.", no_args_is_help=True)
@@ -25,7 +25,7 @@ def add(
     """Register a webhook, and print the secret that signs its deliveries. The secret cannot be shown again."""
     wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
     made = call_aggregator(aggregator, token, lambda service: service.register_webhook(wanted))
-    say(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n", verbatim=True)
+    say_secret(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n")
 
 
 @app.command("list")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
 from ifed.errors import IFedError
 from ifed.messages.validation import field_problems
+from ifed.private_files import others_can_read
+
+log = structlog.get_logger(__name__)
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
@@ -36,6 +41,19 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
     except OSError as reason:
         _end(f"{service}: a file or folder that a setting names cannot be read: {reason}")
     return settings
+
+
+def warn_of_readable_files(settings: BaseModel, *names: str) -> None:
+    """Log a warning for each of these settings whose file holds a secret that other users of this machine can read.
+
+    Args:
+        settings: of the process.
+        names: of the settings; one that is not set is skipped.
+    """
+    for name in names:
+        path: Path | None = getattr(settings, name)
+        if path is not None and others_can_read(path):
+            log.warning("others can read a secret file", setting=name.upper(), file=str(path), hint=f"chmod 600 {path}")
 
 
 def _end(words: str) -> NoReturn:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from ifed.clients.webhooks import WebhookCaller
 from ifed.server import logs
-from ifed.server.startup import settings_or_exit
+from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
@@ -31,6 +31,7 @@ from services.aggregator.settings import Settings
 from services.aggregator.storage.database import Database, connect, utc_now
 
 log = structlog.get_logger(__name__)
+SECRET_FILES = ("admin_token_file", "database_password_file", "redis_password_file", "tls_key_file")
 
 
 def create_app(settings: Settings, *, storage: Callable[..., Database] = connect) -> FastAPI:
@@ -148,6 +149,7 @@ def main() -> None:
     """Serve until the process gets a signal to stop."""
     settings = settings_or_exit(Settings, service="the aggregator")
     logs.configure(settings.log_level, json_lines=settings.log_json)
+    warn_of_readable_files(settings, *SECRET_FILES)
     serve(settings).run()
 
 

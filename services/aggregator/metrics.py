@@ -17,6 +17,9 @@ class Metrics:
         self.aggregation_seconds = Histogram("ifed_aggregation_seconds", "Time to sum a round up", ["task"], registry=registry)
         self.long_polls = Gauge("ifed_long_polls", "Requests held now", ["task"], registry=registry)
         self.cache_reads = Counter("ifed_cache_reads", "Reads from the cache", ["task", "outcome"], registry=registry)
+        self.cache_mismatches = Counter(
+            "ifed_cache_mismatches", "Bodies from the cache with another digest than the database has", ["task"], registry=registry
+        )
         self.events = Counter("ifed_events", "Things that happened to tasks and rounds", ["kind"], registry=registry)
         self.webhook_attempts = Counter("ifed_webhook_attempts", "Events sent to webhooks", ["outcome"], registry=registry)
         self.cache_failures = Counter("ifed_cache_failures", "Calls that Redis did not answer", ["call"], registry=registry)

@@ -19,7 +19,7 @@ from ifed.clients import AggregatorClient
 from ifed.errors import IFedError
 from ifed.messages.rounds import TaskBrief
 from ifed.server.logs import configure
-from ifed.server.startup import settings_or_exit
+from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import mount
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Columns, Split, read_data_file, split_holdout
@@ -181,6 +181,7 @@ def main() -> None:
     """Run `python -m services.client_agent.app`, which takes part, or with the argument `withdraw` withdraws."""
     settings = settings_or_exit(Settings, service="the client agent", secrets=Settings.token)
     configure(settings.log_level)
+    warn_of_readable_files(settings, "client_token_file")
     if sys.argv[1:] == ["withdraw"]:
         sys.exit(asyncio.run(_withdraw_or_log(settings)))
     if sys.argv[1:]:

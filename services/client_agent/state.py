@@ -15,6 +15,7 @@ import numpy as np
 
 from ifed.errors import IFedError
 from ifed.messages.texts import LabelledText
+from ifed.private_files import make_private_file, make_private_folder
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
 from ifed.tensors.values import Float32, TensorBody, digest_of
 
@@ -259,9 +260,10 @@ def hash_of(demonstration: LabelledText[int]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically and sync it to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Write a file that only its owner can read, atomically, and sync it to the disk."""
+    make_private_folder(path.parent)
     partial = path.with_name(path.name + ".part")
+    make_private_file(partial)
     with partial.open("wb") as file:
         file.write(content)
         file.flush()

@@ -18,7 +18,7 @@ from ifed.clients import AggregatorClient
 from ifed.clients.transport import check_token
 from ifed.errors import IFedError
 from ifed.server.logs import configure
-from ifed.server.startup import settings_or_exit
+from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.inference.adapter_folder import AdapterFolder
 from services.inference.adapters import AdapterCache
@@ -88,6 +88,7 @@ def main() -> None:
     """Run `python -m services.inference.app`."""
     settings = settings_or_exit(Settings, service="the inference service", secrets=_check_files)
     configure(settings.log_level)
+    warn_of_readable_files(settings, "reader_token_file", "key_file")
     uvicorn.run(
         create_app(settings),
         host=settings.host,

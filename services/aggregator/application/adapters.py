@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from ifed.errors import NothingYet
 from ifed.messages.bodies import AdapterBody, read_coefficients, read_context
 from ifed.messages.rounds import AdapterMeta
@@ -14,7 +16,11 @@ from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.task import Task
+from services.aggregator.runtime.cache import ProcessCache
 from services.aggregator.storage.database import UnitOfWork
+
+log = structlog.get_logger(__name__)
+ADAPTER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,15 @@ class TensorResponse:
 
 
 class AdapterStore:
-    """Read aggregates from the cache, whose keys contain their digests, or else from the database."""
+    """Read aggregates from the cache, or else from the database, which has their digests.
+
+    A body from the cache counts only if it has that digest: whoever can write to Redis could otherwise choose what is served. Adapters
+    have no digest in the database, so each process keeps those that it made itself.
+    """
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
+        self._adapters = ProcessCache(max_bytes=ADAPTER_BYTES)
 
     async def context(self, name: str, version: int | None = None) -> TensorResponse:
         """Return one version of the global context vector, the newest by default.
@@ -41,7 +52,7 @@ class AdapterStore:
         async with self._dependencies.database.read_only() as work:
             await work.tasks.get(name)
             head = await work.aggregates.context(name, version)
-        return await self._cached(name, f"context:{head.digest}", partial(self._context_body, head))
+        return TensorResponse(await self._context_body(head), head.digest)
 
     async def coefficients(self, name: str, version: int | None) -> TensorResponse:
         """Return one version of the coefficients, the newest by default.
@@ -53,7 +64,7 @@ class AdapterStore:
         async with self._dependencies.database.read_only() as work:
             task = await work.tasks.get(name)
             head = await _coefficients(work, task, task.version if version is None else version)
-        return await self._cached(name, f"coefficients:{head.digest}", partial(self._coefficients_body, head))
+        return TensorResponse(await self._coefficients_body(head), head.digest)
 
     async def adapter(self, name: str, version: int | None, *, known: frozenset[str], wait: float) -> TensorResponse:
         """Return the adapter of one version, by default of the one that the policy serves.
@@ -88,23 +99,39 @@ class AdapterStore:
             if version is None and (await work.tasks.get(name)).served != number:
                 return await self._adapter(name, version)
         key = f"adapter:{context.digest}:{coefficients.digest}:{digest_of(meta.model_dump_json().encode())}"
-        return await self._cached(name, key, partial(self._adapter_body, context, coefficients, meta))
-
-    async def _cached(self, task: str, key: str, load: Callable[[], Awaitable[bytes]]) -> TensorResponse:
-        body = await self._dependencies.cache.get(key)
-        self._dependencies.metrics.cache_read(task, hit=body is not None)
+        body = await self._adapters.get(key)
+        self._dependencies.metrics.cache_read(name, hit=body is not None)
         if body is None:
-            body = await load()
-            await self._dependencies.cache.put(key, body)
+            body = await self._adapter_body(context, coefficients, meta)
+            await self._adapters.put(key, body)
         return TensorResponse(body, digest_of(body))
 
+    async def _cached(self, head: Aggregate, kind: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
+        cache, metrics, key = self._dependencies.cache, self._dependencies.metrics, f"{kind}:{head.digest}"
+        body = await cache.get(key)
+        if body is not None and digest_of(body) != head.digest:
+            metrics.cache_mismatches.labels(head.task).inc()
+            await log.awarning("a body in the cache has another digest and is replaced", task=head.task, kind=kind)
+            body = None
+        metrics.cache_read(head.task, hit=body is not None)
+        if body is None:
+            body = await load()
+            await cache.put(key, body)
+        return body
+
     async def _context_body(self, head: Aggregate) -> bytes:
-        async with self._dependencies.database.read_only() as work:
-            return await work.aggregates.context_body(head.task, head.version)
+        async def load() -> bytes:
+            async with self._dependencies.database.read_only() as work:
+                return await work.aggregates.context_body(head.task, head.version)
+
+        return await self._cached(head, "context", load)
 
     async def _coefficients_body(self, head: Aggregate) -> bytes:
-        async with self._dependencies.database.read_only() as work:
-            return await work.aggregates.coefficients_body(head.task, head.version)
+        async def load() -> bytes:
+            async with self._dependencies.database.read_only() as work:
+                return await work.aggregates.coefficients_body(head.task, head.version)
+
+        return await self._cached(head, "coefficients", load)
 
     async def _adapter_body(self, context: Aggregate, coefficients: Aggregate, meta: AdapterMeta) -> bytes:
         vector = read_context(TensorBody.from_bytes(await self._context_body(context)))

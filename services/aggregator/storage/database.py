@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
 from sqlalchemy import event, text
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ifed.errors import Unavailable
+from ifed.private_files import close_to_others, make_private_file
 from services.aggregator.domain.events import DomainEvent
 from services.aggregator.storage.access import AuditRepository, EnrolmentCodeRepository, PartyRepository
 from services.aggregator.storage.aggregates import AggregateRepository, SketchRepository
@@ -170,9 +172,25 @@ def create_engine(url: str, *, pool_size: int = 20) -> AsyncEngine:
     # first call that finds the database stopped or restarted gets a 503, and every connection from before is then replaced.
     engine = create_async_engine(url, pool_timeout=10, hide_parameters=True, **options)
     if engine.dialect.name == "sqlite":
+        if (path := sqlite_file(engine.url)) is not None:
+            event.listen(engine.sync_engine, "do_connect", lambda *_: _make_private(path))
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """Return the file of a SQLite database; None for one in memory, for one that SQLite is given as a URI, or for Postgres."""
+    in_memory = not url.database or url.database == ":memory:" or url.database.startswith("file:")
+    return None if in_memory or url.get_backend_name() != "sqlite" else Path(str(url.database))
+
+
+def _make_private(path: Path) -> None:
+    """Keep other users out of a SQLite file before SQLite opens it; its journals get the mode of the file."""
+    with suppress(OSError):  # SQLite says itself what is wrong with the file
+        make_private_file(path)
+        for journal in ("-wal", "-shm", "-journal"):
+            close_to_others(path.with_name(path.name + journal))
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ifed.errors import NothingYet, UnknownTask, UnknownVersion
 from ifed.messages.enums import Role, RoundState
-from ifed.tensors.values import content_digest
+from ifed.tensors.values import content_digest, digest_of
 from testing.factories import FINGERPRINT
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
 
@@ -48,6 +48,23 @@ async def test_an_adapter_holds_what_a_model_needs_to_serve_the_task(aggregator:
     assert adapter.context == await one.context(TASK)
     assert adapter.coefficients == await one.coefficients(TASK, version=task.served)
     assert await reader.adapter(TASK, known=digest) is None
+
+
+async def test_a_body_in_the_cache_that_is_another_is_replaced_counted_and_never_served(aggregator: Deployment) -> None:
+    one = await finished(aggregator)
+    honest = await one.context(TASK), await one.coefficients(TASK)
+    cache = aggregator.app.state.services.dependencies.cache
+    answers = [await one._http.get(f"/v1/tasks/{TASK}/{kind}") for kind in ("context", "coefficients")]
+    keys = [f"{kind}:{digest_of(answer.content)}" for kind, answer in zip(("context", "coefficients"), answers, strict=True)]
+    for key, other in zip(keys, reversed(answers), strict=True):
+        assert await cache.get(key) is not None
+        await cache.put(key, other.content)
+    fetched = await one.adapter(TASK)
+    assert fetched is not None
+    assert (fetched[1].context, fetched[1].coefficients) == honest
+    assert (await one.context(TASK), await one.coefficients(TASK)) == honest
+    assert [await cache.get(key) for key in keys] == [answer.content for answer in answers]
+    assert f'ifed_cache_mismatches_total{{task="{TASK}"}} 2.0' in (await aggregator.raw("GET", "/metrics", token=None)).text
 
 
 async def test_best_serves_the_most_accurate_version_and_latest_the_newest(aggregator: Deployment) -> None:

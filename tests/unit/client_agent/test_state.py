@@ -32,6 +32,16 @@ def test_a_contribution_begun_before_a_crash_is_read_after_it(tmp_path: Path) ->
     assert restarted.finished(3, "k" * 64) is None
 
 
+def test_only_the_owner_can_read_what_an_agent_keeps(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        state_in(tmp_path / "agent").begin(2, b"update", key="key")
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "agent", *(tmp_path / "agent").rglob("*")]
+    assert sorted(oct(path.stat().st_mode & 0o777) for path in paths) == ["0o600", "0o700", "0o700"]
+
+
 def test_a_settled_round_deletes_the_contributions_up_to_it(tmp_path: Path) -> None:
     state = state_in(tmp_path)
     for round_ in (2, 3, 10):
