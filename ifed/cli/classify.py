@@ -39,6 +39,9 @@ def classify(
         typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet file, or one per line.", exists=True, dir_okay=False),
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the file that holds the texts.")] = "text",
+    encoding: Annotated[
+        str, typer.Option("--encoding", help="Encoding of the file; Excel on Windows often writes cp1252.")
+    ] = "utf-8",
     out: Annotated[
         Path | None, typer.Option("--out", help="Write JSON lines to this file; a second call resumes the first.", dir_okay=False)
     ] = None,
@@ -49,8 +52,8 @@ def classify(
     """Classify texts."""
     if file is not None and texts:
         raise BadData("give texts or --file, not both")
-    source = read_texts(file, column) if file is not None else iter(texts or _standard_input())
-    total = count_texts(file) if file is not None else len(texts) if texts else None
+    source = read_texts(file, column, encoding) if file is not None else iter(texts or _standard_input())
+    total = count_texts(file, column, encoding) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:
         write = _Rows(parts, out, task) if out is not None or as_json else None
         done = write.done if write is not None else 0

@@ -165,7 +165,10 @@ def _load(settings: Settings, task: TaskBrief) -> LocalModel:
 
 def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState) -> Split:
     status.begin(Activity.READING)
-    columns, sent = Columns(settings.text_column, settings.label_column, settings.label_map), state.sent_hashes
+    columns, sent = (
+        Columns(settings.text_column, settings.label_column, settings.label_map, settings.data_encoding),
+        state.sent_hashes,
+    )
     examples = read_data_file(settings.data_file, task.labels, columns)
     data = split_holdout(
         examples,

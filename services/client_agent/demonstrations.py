@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import csv
+import difflib
 import hashlib
-import json
-import sys
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
+from ifed.data_files import UTF_8, BadRow, Format, Row, describe_type, only_refusals, read_rows, unit_of
 from ifed.errors import BadData
 from ifed.messages.texts import LabelledText
 
-Row = tuple[str, Mapping[str, object]]
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+LINES_SHOWN, KINDS_SHOWN = 10, 8  # in a refusal
+COMPARED = 200  # characters of a label, to find the nearest label of the task
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of the texts and labels in a data file, and a map from the file's labels to the task's."""
+    """The columns of the texts and labels in a data file, a map from the file's labels to the task's, and the file's encoding."""
 
     text: str = "text"
     label: str = "label"
     label_map: Mapping[str, str] = field(default_factory=dict)
+    encoding: str = UTF_8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +47,81 @@ def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[
     """Return all examples of a JSONL, CSV or Parquet file, in its order.
 
     Raises:
-        BadData: the file or a column is missing, or a row is bad; the message names the line and the expected content.
+        BadData: the file or a column is missing, or rows are bad; the message counts them and names their lines and what is wrong, but
+            shows no value of the file.
     """
-    if not path.is_file():
-        raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
-    if (reader := READERS.get(path.suffix.lower())) is None:
-        raise BadData(f"{path.name}: unsupported file type {path.suffix!r}; supported are {', '.join(READERS)}")
-    index = {label: number for number, label in enumerate(labels)}
-    examples = [_demonstration(path.name, where, row, columns, index) for where, row in reader(path)]
+    matching = LabelMatching(labels, columns.label_map)
+    problems: dict[str, list[int]] = {}
+    examples: list[LabelledText[int]] = []
+    rows = 0
+    with only_refusals(path):
+        if not path.is_file():
+            raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
+        for row in read_rows(path, [columns.text, columns.label], Format(columns.encoding)):
+            rows += 1
+            example = row.problem if isinstance(row, BadRow) else _example(row, columns, matching)
+            if isinstance(example, str):
+                problems.setdefault(example, []).append(row.number)
+            else:
+                examples.append(example)
+    if problems:
+        raise BadData(_describe(path, problems, rows))
     if not examples:
         raise BadData(f"{path.name} contains no rows")
     return examples
+
+
+class LabelMatching:
+    """Finds the task's label of a value in a data file.
+
+    A string matches exactly. Otherwise numbers match by their value and truth values by their word, however they are written: 1, 1.0
+    and "1.0" match "1", and true matches "True". Two labels that would then be one are matched exactly only.
+    """
+
+    def __init__(self, labels: Sequence[str], label_map: Mapping[str, str]) -> None:
+        self._labels = {label: index for index, label in enumerate(labels)}
+        self._exact = {label: label for label in labels} | dict(label_map)
+        normalised = Counter(_normalised(label) for label in self._exact)
+        self._expected = f"the label is none of {', '.join(map(repr, labels))}"
+        self._described: dict[str, str] = {}
+        self._normalised = {_normalised(key): label for key, label in self._exact.items() if normalised[_normalised(key)] == 1}
+
+    def index_of(self, value: object) -> int | None:
+        """Return the index of the task's label that `value` stands for; None if it stands for none."""
+        written = str(value).strip()
+        label = self._exact.get(written) or self._normalised.get(_normalised(value))
+        return None if label is None else self._labels.get(label)
+
+    def describe(self, value: object) -> str:
+        """Describe a label that matches none: its type and the nearest label, but not the label."""
+        if not isinstance(value, str):
+            return f"{self._expected} but {describe_type(value)}; LABEL_MAP can map it"
+        if value not in self._described:
+            self._described[value] = self._nearest(value.strip())
+        return self._described[value]
+
+    def _nearest(self, written: str) -> str:
+        expected = self._expected
+        for label in self._exact:
+            if written.casefold() == label.casefold():
+                return f"{expected}, and differs from {label!r} in capitals only; LABEL_MAP can map it"
+        near = difflib.get_close_matches(written[:COMPARED], [label[:COMPARED] for label in self._exact], n=1)
+        if not near:
+            return f"{expected}, nor like one of them; LABEL_MAP can map it"
+        share = difflib.SequenceMatcher(None, written[:COMPARED], near[0]).ratio()
+        return f"{expected}; the nearest, {near[0]!r}, is the same to {share:.0%}; LABEL_MAP can map it"
+
+
+def _normalised(value: object) -> str:
+    """Return one way to write a truth value or a finite number; anything else as it is."""
+    written = str(value).strip()
+    if isinstance(value, bool) or written.casefold() in ("true", "false"):
+        return written.casefold()
+    if isinstance(value, int | float | Decimal):
+        written = format(Decimal(str(value)), "f")
+    if NUMBER.fullmatch(written):
+        return (written.rstrip("0").rstrip(".") if "." in written else written) or "0"
+    return written
 
 
 def split_holdout(
@@ -115,73 +183,39 @@ def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _demonstration(
-    file: str, where: str, row: Mapping[str, object], columns: Columns, index: Mapping[str, int]
-) -> LabelledText[int]:
-    """Return a row as an example; errors never contain values of the row."""
-    for column in (columns.text, columns.label):
-        if row.get(column) is None:
-            problem = f"column {column!r} is empty" if column in row else f"no column {column!r}"
-            raise BadData(f"{file}, {where}: {problem}; TEXT_COLUMN and LABEL_COLUMN name the columns")
-    text, label = row[columns.text], str(row[columns.label]).strip()
-    label = columns.label_map.get(label, label)
-    if not isinstance(text, str) or not text.strip():
-        raise BadData(f"{file}, {where}: the text in column {columns.text!r} is empty or not a string")
+def _example(row: Row, columns: Columns, matching: LabelMatching) -> LabelledText[int] | str:
+    """Return a row as an example, or what is wrong with it, without its values."""
+    text, label = row.values
+    for column, value in ((columns.text, text), (columns.label, label)):
+        if value is None or (isinstance(value, float | Decimal) and value != value):  # NaN is how pandas writes nothing
+            return f"column {column!r} is empty"
+    if not isinstance(text, str):
+        return f"the text in column {columns.text!r} is empty or not a string but {describe_type(text)}"
+    if not text.strip():
+        return f"the text in column {columns.text!r} is empty or not a string"
     try:
         text.encode()
-    except UnicodeEncodeError as reason:
-        raise BadData(f"{file}, {where}: the text contains a lone surrogate at position {reason.start}") from reason
-    if label not in index:
-        raise BadData(f"{file}, {where}: the label is none of {', '.join(map(repr, index))}; LABEL_MAP can map it")
-    return LabelledText(text, index[label])
+    except UnicodeEncodeError:
+        return "the text contains a lone surrogate, which is no character"
+    if (index := matching.index_of(label)) is None:
+        return matching.describe(label)
+    return LabelledText(text, index)
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as reason:
-                raise BadData(
-                    f"{path.name}, line {number}: not UTF-8 from byte {reason.start} on; save the file as UTF-8"
-                ) from reason
-            except (ValueError, RecursionError) as reason:
-                raise BadData(f"{path.name}, line {number}: not a JSON object ({reason})") from reason
-            if not isinstance(row, dict):
-                raise BadData(f"{path.name}, line {number}: not a JSON object but a {type(row).__name__}")
-            yield f"line {number}", row
+def _describe(path: Path, problems: Mapping[str, Sequence[int]], rows: int) -> str:
+    """Describe all bad rows of a file: how many, and by kind in which lines."""
+    unit = unit_of(path)
+    bad = sum(len(numbers) for numbers in problems.values())
+    kinds = [f"{_lines(unit, numbers)}: {problem}" for problem, numbers in problems.items()]
+    if bad == 1:
+        return f"{path.name}, {kinds[0]}"
+    more = f"; and {len(kinds) - KINDS_SHOWN} other problems" if len(kinds) > KINDS_SHOWN else ""
+    return f"{path.name}: {bad} of {rows} rows cannot be used. {'; '.join(kinds[:KINDS_SHOWN])}{more}"
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a long text is cut later, when it becomes tokens
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise BadData(
-                        f"{path.name}, {where}: expected {len(reader.fieldnames or ())} columns; quote a text that contains a comma"
-                    )
-                yield where, row
-    except (csv.Error, UnicodeDecodeError) as reason:
-        raise BadData(f"{path.name}, after line {reader.line_num}: {reason}") from reason
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # takes a second to import, so only for this kind of file
-    import pyarrow.parquet
-
-    try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-    except pyarrow.ArrowException as reason:
-        raise BadData(f"{path.name} cannot be read as Parquet ({reason})") from reason
-
-
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}
+def _lines(unit: str, numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"{unit} {numbers[0]}"
+    shown: Iterable[int] = numbers[:LINES_SHOWN]
+    more = f" and {len(numbers) - LINES_SHOWN} more" if len(numbers) > LINES_SHOWN else ""
+    return f"{unit}s {', '.join(map(str, shown))}{more}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ifed.data_files import check_encoding
 
 
 class Settings(BaseSettings):
@@ -23,6 +25,9 @@ class Settings(BaseSettings):
     text_column: str = Field("text", description="column that holds the texts")
     label_column: str = Field("label", description="column that holds the labels")
     label_map: dict[str, str] = Field(default_factory=dict, description="JSON object that maps the file's labels to the task's")
+    data_encoding: Annotated[str, AfterValidator(check_encoding)] = Field(
+        "utf-8", description="encoding of a JSONL or CSV file; Excel on Windows often writes cp1252"
+    )
 
     model: str | None = Field(None, description="name or folder of the model, when it is not found under the task's name for it")
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")

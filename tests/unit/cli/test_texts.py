@@ -49,7 +49,7 @@ def test_any_other_file_has_a_text_on_each_line(tmp_path: Path) -> None:
 def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a"}\n{"text": 3}\n')
-    with pytest.raises(BadData, match="row 2"):
+    with pytest.raises(BadData, match="line 2"):
         list(read_texts(path, "text"))
 
 
@@ -91,7 +91,9 @@ def test_a_file_from_excel_is_read_and_one_that_is_not_utf_8_is_refused_by_name(
     assert (list(read_texts(path, "text")), count_texts(path)) == (["fünf"], 1)
     path.write_text("text\nfünf\n", encoding="latin-1")
     for read in (lambda: list(read_texts(path, "text")), lambda: count_texts(path)):
-        with pytest.raises(BadData, match=r"texts.CSV is not UTF-8 \(byte 6\); save it as UTF-8"):
+        with pytest.raises(
+            BadData, match=r"texts.CSV, line 2: not UTF-8; save the file as UTF-8, or read it with --encoding cp1252"
+        ):
             read()
 
 
@@ -107,7 +109,7 @@ def test_a_csv_of_which_one_would_have_to_guess_is_refused(rows: str, reason: st
     path = tmp_path / "texts.csv"
     path.write_text(f"text\n{rows}")
     for read in (lambda: list(read_texts(path, "text")), lambda: count_texts(path)):
-        with pytest.raises(BadData, match=f"texts.csv cannot be read as CSV: {reason}"):
+        with pytest.raises(BadData, match=f"texts.csv, line 2: cannot be read as CSV: {reason}"):
             read()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ifed.cli.texts import count_texts, read_texts
 from ifed.errors import BadData
 from ifed.messages.texts import LabelledText
 from services.client_agent.demonstrations import Columns, read_data_file, split_holdout
@@ -90,7 +92,7 @@ def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, name: str, conten
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\ncafé,positive\n", "a.csv, after line"),
+        ("a.csv", "text,label\ncafé,positive\n", "a.csv, line 2: not UTF-8; .*DATA_ENCODING=cp1252"),
         ("a.jsonl", '{"text": "café", "label": "positive"}\n', "a.jsonl, line 1: not UTF-8"),
     ],
 )
@@ -169,3 +171,129 @@ def test_rows_of_a_single_text_are_too_few() -> None:
 def test_label_counts_are_those_of_the_training_examples() -> None:
     split = split_holdout(rows(10), holdout=0.2, max_holdout=10)
     assert split.label_counts(("no", "yes", "never")) == {"no": 4, "yes": 4, "never": 0}
+
+
+def test_all_bad_rows_are_described_at_once_by_count_line_and_kind(tmp_path: Path) -> None:
+    rows = ["good,positive", "poor,Negative", "fine,positve", " ,positive", "odd,JANE", "bad,Negative", "a,b,c"]
+    with pytest.raises(BadData) as refusal:
+        read_data_file(file_with(tmp_path, "a.csv", "\n".join(["text,label", *rows]) + "\n"), LABELS, Columns())
+    detail = refusal.value.detail
+    assert "a.csv: 6 of 7 rows cannot be used" in detail
+    assert "lines 3, 7: the label is none of 'negative', 'positive', and differs from 'negative' in capitals only" in detail
+    assert "line 4: the label is none of 'negative', 'positive'; the nearest, 'positive', is the same to 93%" in detail
+    assert "line 5: the text in column 'text' is empty" in detail
+    assert "line 6: the label is none of 'negative', 'positive', nor like one of them; LABEL_MAP" in detail
+    assert "line 8: expected 2 columns" in detail
+    assert "JANE" not in detail
+
+
+def test_a_refusal_stays_short_however_many_rows_are_bad(tmp_path: Path) -> None:
+    content = "text,label\n" + "".join(f"text,{'positive'[:-2]}{number}\n" for number in range(5000))
+    with pytest.raises(BadData, match="5000 of 5000 rows") as refusal:
+        read_data_file(file_with(tmp_path, "a.csv", content), LABELS, Columns())
+    assert len(refusal.value.detail) < 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label,text\ngood,positive,OTHER\n"),
+        ("a.csv", "text,label,label\ngood,positive,negative\n"),
+        ("a.jsonl", '{"text": "good", "label": "positive", "label": "negative"}\n'),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_by_agent_and_command_line(tmp_path: Path, name: str, content: str) -> None:
+    path = file_with(tmp_path, name, content)
+    column = "text" if "OTHER" in content else "label"
+    for read in (lambda: read_data_file(path, LABELS, Columns()), lambda: list(read_texts(path, column))):
+        with pytest.raises(BadData, match=f"two columns are called '{column}'"):
+            read()
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["good"]), pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "label", "label"]
+    )
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(BadData, match="two columns are called 'label'"):
+        read_data_file(path, LABELS, Columns())
+
+
+def test_columns_of_one_name_that_are_not_read_do_not_matter(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "a.csv", "text,label,note,note\ngood,positive,x,y\n")
+    assert read_data_file(path, LABELS, Columns()) == [LabelledText("good", 1)]
+
+
+def test_jsonl_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "a.jsonl", '\ufeff{"text": "good", "label": "positive"}\n')
+    assert read_data_file(path, LABELS, Columns()) == [LabelledText("good", 1)]
+    assert list(read_texts(path, "text")) == ["good"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_csv_with_another_delimiter_is_read(tmp_path: Path, delimiter: str) -> None:
+    content = f'id{delimiter}"text"{delimiter}label\n1{delimiter}"so, so{delimiter} fine"{delimiter}positive\n'
+    path = file_with(tmp_path, "a.csv", content)
+    assert read_data_file(path, LABELS, Columns()) == [LabelledText(f"so, so{delimiter} fine", 1)]
+    assert (list(read_texts(path, "text")), count_texts(path)) == ([f"so, so{delimiter} fine"], 1)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp1252", "a.csv"), ("latin-1", "a.jsonl"), ("utf-16", "a.csv"), ("utf-16", "a.jsonl")]
+)
+def test_a_file_is_read_in_the_encoding_of_the_setting_that_its_refusal_names(tmp_path: Path, encoding: str, name: str) -> None:
+    content = "text,label\ncafé,positive\n" if name == "a.csv" else '{"text": "café", "label": "positive"}\n'
+    path = file_with(tmp_path, name, content, encoding)
+    with pytest.raises(
+        BadData, match=rf"a\.\w+, line [12]: not UTF-8.*DATA_ENCODING={'utf-16' if encoding == 'utf-16' else 'cp1252'}"
+    ):
+        read_data_file(path, LABELS, Columns())
+    assert read_data_file(path, LABELS, Columns(encoding=encoding)) == [LabelledText("café", 1)]
+
+
+def test_a_missing_column_is_described_by_the_delimiter_and_the_number_of_columns(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "a.csv", "JANE;Text;label\n1;good;positive\n")
+    with pytest.raises(BadData, match="line 1: no column 'text' in the heading, which has 3 columns with a semicolon") as refusal:
+        read_data_file(path, LABELS, Columns())
+    assert "column 2 differs from it in capitals or spaces" in refusal.value.detail
+    assert "JANE" not in refusal.value.detail
+
+
+@pytest.mark.parametrize("values", [[True, False], [1, 0], [1.0, 0.0], ["1.0", "0.0"], ["True", "false"]], ids=str)
+def test_labels_that_are_no_strings_match_what_a_person_writes(tmp_path: Path, values: list[object]) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", "poor"], "label": values}), path)
+    keys = ("true", "False") if str(values[0]).casefold() == "true" else ("1", "0")
+    columns = Columns(label_map=dict(zip(keys, ("positive", "negative"), strict=True)))
+    assert [example.label for example in read_data_file(path, LABELS, columns)] == [1, 0]
+
+
+def test_labels_that_differ_only_in_how_a_number_is_written_match_exactly(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "a.jsonl", '{"text": "a", "label": "1.0"}\n{"text": "b", "label": "01"}\n')
+    assert [example.label for example in read_data_file(path, ("1", "1.0", "01"), Columns())] == [1, 2]
+
+
+PRIVATE = 1_700_000_000_000_000_001
+
+
+def test_a_column_that_is_ignored_cannot_stop_the_agent(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    times = pyarrow.array([PRIVATE], pyarrow.timestamp("ns"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["good"], "label": ["positive"], "time": times}), path)
+    assert read_data_file(path, LABELS, Columns()) == [LabelledText("good", 1)]
+
+
+@pytest.mark.parametrize("kind", ["unreadable label", "text that is no UTF-8", "cut off"])
+def test_an_exception_at_the_private_data_becomes_a_refusal_without_a_value_or_cause(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.parquet"
+    texts, labels = pyarrow.array(["good"]), pyarrow.array([PRIVATE], pyarrow.timestamp("ns"))
+    if kind == "text that is no UTF-8":
+        texts, labels = pyarrow.array([b"\xff JANE"]).view(pyarrow.string()), pyarrow.array(["positive"])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), path)
+    if kind == "cut off":
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadData, match=r"a\.parquet") as refusal:
+        read_data_file(path, LABELS, Columns())
+    shown = "".join(traceback.format_exception(refusal.value))
+    assert not any(secret in shown for secret in (str(PRIVATE), "JANE", "ArrowInvalid:", "ValueError"))
