@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
@@ -13,16 +13,16 @@ from typing import IO, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from ifed.cli.console import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run
+from ifed.cli.console import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run, show
+from ifed.cli.tables import Column, FittedTable
 from ifed.cli.texts import count_texts, read_texts
 from ifed.clients import InferenceClient
 from ifed.errors import BadData
 from ifed.messages.inference import Classification, ClassifyResponse
 
 BATCH = 32
+LONGEST_SHOWN = 80
 BEGINNING = b'{"row": '  # of every row written
 REFUSED = b', "label": null, "error": '  # of a row without a label; in a text the quotes would be escaped
 
@@ -73,7 +73,7 @@ def classify(
         if write is not None and not write.count:
             raise BadData("there is no text to classify; give some as arguments, in a file, or one a line on standard input")
     if write is None:
-        _show(rows)
+        show(classifications_table(rows))
     elif out is not None:
         done = write.count - write.refused
         error_console.print(f"{done} {'text' if done == 1 else 'texts'} classified, in {out}.", highlight=False)
@@ -174,9 +174,10 @@ def _progress(*, shown: bool) -> Progress:
     return Progress(*columns, console=error_console, disable=not shown or not error_console.is_terminal)
 
 
-def _show(rows: list[tuple[str, Classification]]) -> None:
-    table = Table("text", "label", "probability")
+def classifications_table(rows: Sequence[tuple[str, Classification]]) -> FittedTable:
+    """Return a table of texts, of which long ones are cut, with label and probability."""
+    table = FittedTable(Column("text", wraps=True), Column("label", wraps=True), "probability")
     for text, result in rows:
         probability = result.error.error if result.error is not None else f"{max(result.probs):.3f}"
-        table.add_row(Text(text if len(text) <= 80 else f"{text[:79]}…"), Text(result.label or "–"), probability)
-    console.print(table)
+        table.add_row(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…", result.label or "–", probability)
+    return table

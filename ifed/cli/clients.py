@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say, say_secret
+from ifed.cli.console import (
+    DEFAULT_AGGREGATOR,
+    AggregatorUrl,
+    AsJson,
+    Token,
+    call_aggregator,
+    print_json,
+    say,
+    say_secret,
+    show,
+)
+from ifed.cli.tables import Column, FittedTable
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Unauthenticated
-from ifed.messages.clients import Enrolment
+from ifed.messages.clients import ClientInfo, Enrolment
 from ifed.messages.enums import Role
 from ifed.private_files import make_private_file
 
@@ -83,14 +95,20 @@ def rotate(
 def revoke(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Revoke the token of a client or reader permanently."""
     call_aggregator(aggregator, token, lambda service: service.revoke(name))
-    console.print(f"{name} is revoked")
+    say(f"{name} is revoked")
 
 
 @app.command("list")
-def list_clients(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def list_clients(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """List the enrolled clients and readers."""
-    table = compact_table("name", "role", "enrolled", "last seen", "revoked")
-    for client in call_aggregator(aggregator, token, lambda service: service.enrolled()):
+    clients = call_aggregator(aggregator, token, lambda service: service.enrolled())
+    print_json(*clients) if as_json else show(clients_table(clients))
+
+
+def clients_table(clients: Sequence[ClientInfo]) -> FittedTable:
+    """Return a table of enrolled parties."""
+    table = FittedTable(Column("name", wraps=True), "role", Column("enrolled", optional=1), "last seen", "revoked")
+    for client in clients:
         seen, revoked = client.last_seen_at, client.revoked_at
         table.add_row(
             client.name,
@@ -99,7 +117,7 @@ def list_clients(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -
             f"{seen:%Y-%m-%d %H:%M}" if seen else "never",
             f"{revoked:%Y-%m-%d %H:%M}" if revoked else "",
         )
-    console.print(table)
+    return table
 
 
 def _show(enrolment: Enrolment, *, quiet: bool) -> None:

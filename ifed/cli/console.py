@@ -1,4 +1,4 @@
-"""The console, the options and the table style that all commands share."""
+"""The console and the options that all commands share, and how values are written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
 
 from ifed.clients import AggregatorClient
 from ifed.private_files import FILE_MODE
@@ -30,6 +29,7 @@ InferenceUrl = Annotated[
 Token = Annotated[
     str, typer.Option("--token", envvar="IFED_TOKEN", help="Your bearer token.", show_envvar=True, show_default=False)
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with every field, one object per line.")]
 DEFAULT_AGGREGATOR = "http://127.0.0.1:8080"
 DEFAULT_INFERENCE = "http://127.0.0.1:8081"
 
@@ -51,7 +51,7 @@ def call_aggregator(url: str, token: str, call: Callable[[AggregatorClient], Awa
 
 def say(words: str, *, verbatim: bool = False) -> None:
     """Print text without markup; on a terminal, break long lines between words unless the text is `verbatim`."""
-    console.print(words, highlight=False, markup=False, soft_wrap=verbatim or not console.is_terminal)
+    console.print(words, highlight=False, markup=False, emoji=False, soft_wrap=verbatim or not console.is_terminal)
 
 
 def say_secret(words: str) -> None:
@@ -64,12 +64,15 @@ def say_secret(words: str) -> None:
     say(words, verbatim=True)
 
 
-def compact_table(*columns: str) -> Table:
-    """Return an empty table with little padding, to fit 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
+def show(table: RenderableType) -> None:
+    """Print a table. A `FittedTable` is wider than the console only where that is no terminal."""
+    console.print(table, crop=False)
+
+
+def print_json(*messages: BaseModel) -> None:
+    """Print each message as one line of JSON."""
+    for message in messages:
+        say(message.model_dump_json(), verbatim=True)
 
 
 def percent(share: float | None) -> str:

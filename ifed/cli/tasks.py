@@ -6,10 +6,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.table import Table
+from pydantic import BaseModel, ValidationError
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, percent, say, size
+from ifed.cli.console import (
+    DEFAULT_AGGREGATOR,
+    AggregatorUrl,
+    AsJson,
+    Token,
+    call_aggregator,
+    percent,
+    print_json,
+    say,
+    show,
+)
+from ifed.cli.task_tables import (
+    contexts_table,
+    ledger_table,
+    members_table,
+    replays_table,
+    rounds_table,
+    served_accuracy,
+    tasks_table,
+)
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, BadData, Conflict
 from ifed.messages.enums import RoundState, TaskState
@@ -32,7 +50,9 @@ def create(
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave a task of this name that is there as it is.")] = False,
+    if_not_exists: Annotated[
+        bool, typer.Option("--if-not-exists", "--keep", help="Leave a task of this name as it is, if there is one.")
+    ] = False,
 ) -> None:
     """Define a task from a JSON file."""
     try:
@@ -44,7 +64,7 @@ def create(
         try:
             made = await service.create_task(spec)
         except AlreadyExists:
-            if not keep:
+            if not if_not_exists:
                 raise
             made = await service.task(spec.name)
         return await service.start(spec.name) if start and made.state is TaskState.DRAFT else made
@@ -53,42 +73,34 @@ def create(
 
 
 @app.command("list")
-def list_tasks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def list_tasks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """List all tasks."""
-    table = compact_table("task", "state", "model", "clients", "round", "served", "accuracy")
-    for task in call_aggregator(aggregator, token, lambda service: service.tasks()):
-        table.add_row(
-            task.spec.name,
-            task.state,
-            task.spec.model,
-            str(len(task.members)),
-            f"{task.round.number} {task.round.kind}" if task.round else "–",
-            "–" if task.served is None else str(task.served),
-            percent(_accuracy(task)),
-        )
-    console.print(table)
+    tasks = call_aggregator(aggregator, token, lambda service: service.tasks())
+    print_json(*tasks) if as_json else show(tasks_table(tasks))
+
+
+class TaskReport(BaseModel):
+    """What `ifed task show --json` prints."""
+
+    task: TaskInfo
+    rounds: list[RoundInfo]
 
 
 @app.command("show")
-def show(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def show_task(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """Show one task, its clients and its rounds."""
 
-    async def work(service: AggregatorClient) -> tuple[TaskInfo, list[RoundInfo]]:
-        return await service.task(name), await service.rounds(name)
+    async def work(service: AggregatorClient) -> TaskReport:
+        return TaskReport(task=await service.task(name), rounds=await service.rounds(name))
 
-    task, rounds = call_aggregator(aggregator, token, work)
-    _show(task)
-    members = compact_table("client", "joined", "examples", "held out")
-    for member in task.members:
-        members.add_row(
-            member.client,
-            f"{member.joined_at:%Y-%m-%d %H:%M:%S}",
-            ", ".join(f"{count} {label}" for label, count in member.label_counts.items()),
-            str(member.holdout),
-        )
-    console.print(members)
-    console.print(rounds_table(rounds))
-    for round_ in rounds:
+    report = call_aggregator(aggregator, token, work)
+    if as_json:
+        print_json(report)
+        return
+    _show(report.task)
+    show(members_table(report.task))
+    show(rounds_table(report.rounds))
+    for round_ in report.rounds:
         if round_.reason:
             say(f"round {round_.number} {round_.state}: {round_.reason}")
 
@@ -128,19 +140,19 @@ def delete(
     """Delete a task with its rounds, contributions and adapters."""
     yes or typer.confirm(f"Delete {name} with its rounds, contributions and adapters?", abort=True)
     call_aggregator(aggregator, token, lambda service: service.delete_task(name))
-    console.print(f"{name} is deleted")
+    say(f"{name} is deleted")
 
 
 @app.command("close-round")
 def close_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Close an open round now, with the contributions it has."""
-    console.print(rounds_table([call_aggregator(aggregator, token, lambda service: service.close_round(name, number))]))
+    show(rounds_table([call_aggregator(aggregator, token, lambda service: service.close_round(name, number))]))
 
 
 @app.command("cancel-round")
 def cancel_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Cancel an open round; the task pauses."""
-    console.print(rounds_table([call_aggregator(aggregator, token, lambda service: service.cancel_round(name, number))]))
+    show(rounds_table([call_aggregator(aggregator, token, lambda service: service.cancel_round(name, number))]))
 
 
 @app.command("extend-round")
@@ -159,7 +171,7 @@ def extend_round(
 @app.command("rollback")
 def rollback(
     name: Name,
-    version: Annotated[int, typer.Argument(help="Version to serve and to go on from.")],
+    version: Annotated[int, typer.Argument(help="Version to serve and to continue from.")],
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
 ) -> None:
@@ -173,19 +185,21 @@ def ledger(
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     verify: Annotated[bool, typer.Option("--verify", help="Aggregate every closed round again and compare byte for byte.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List every contribution; with --verify, compute every aggregate again from them and compare."""
-    _verify(name, aggregator, token) if verify else _list_ledger(name, aggregator, token)
+    if verify:
+        _verify(name, aggregator, token, as_json=as_json)
+        return
+    entries = call_aggregator(aggregator, token, lambda service: service.ledger(name))
+    print_json(*entries) if as_json else show(ledger_table(entries))
 
 
 @app.command("contexts")
-def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def contexts(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """List the versions of a task's context vector; additions and withdrawals make new ones."""
-    table = compact_table("version", "made", "demonstrations", "changes", "sha256")
-    for context in call_aggregator(aggregator, token, lambda service: service.contexts(name)):
-        made = f"{context.created_at:%m-%d %H:%M:%S}"
-        table.add_row(str(context.version), made, str(context.examples), str(context.changes), context.digest[:12])
-    console.print(table)
+    versions = call_aggregator(aggregator, token, lambda service: service.contexts(name))
+    print_json(*versions) if as_json else show(contexts_table(versions))
 
 
 @app.command("withdraw")
@@ -202,48 +216,14 @@ def withdraw(
     say(f"{withdrawal.client} withdrew from {name} at {withdrawal.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
-def rounds_table(rounds: list[RoundInfo]) -> Table:
-    """Return a table of the rounds, oldest first, each with the version it started `from` and the accuracy of that version."""
-    table = compact_table("#", "kind", "state", "came", "seconds", "loss", "sent", "from", "accuracy", "F1")
-    for round_ in rounds:
-        came = [client for client in round_.clients if client.contributed_at]
-        evaluation = round_.evaluation
-        table.add_row(
-            str(round_.number),
-            round_.kind,
-            round_.state,
-            f"{len(came)}/{len(round_.expected)}",
-            f"{(round_.closed_at - round_.opened_at).total_seconds():.1f}" if round_.closed_at else "…",
-            "" if round_.loss is None else f"{round_.loss:.3f}",
-            size(sum(client.bytes_up or 0 for client in came)),
-            "" if round_.version is None else str(round_.version),
-            percent(evaluation.accuracy) if evaluation else "",
-            f"{evaluation.macro_f1:.3f}" if evaluation else "",
-        )
-    return table
-
-
-def _accuracy(task: TaskInfo) -> float | None:
-    return next((evaluation.accuracy for evaluation in task.evaluations if evaluation.version == task.served), None)
-
-
 def _show(task: TaskInfo) -> None:
     say(f"{task.spec.name} is {task.state}{f': {task.reason}' if task.reason else ''}")
     say(f"  model {task.spec.model}, labels {', '.join(task.spec.labels)}, {len(task.members)} clients joined")
     if task.served is not None:
-        say(f"  serves version {task.served}, accuracy {percent(_accuracy(task))} on the clients' held-out examples")
+        say(f"  serves version {task.served}, accuracy {percent(served_accuracy(task))} on the clients' held-out examples")
 
 
-def _list_ledger(name: str, aggregator: str, token: str) -> None:
-    table = compact_table("#", "kind", "round", "client", "examples", "sent", "received", "sha256")
-    for entry in call_aggregator(aggregator, token, lambda service: service.ledger(name)):
-        state = "withdrawn" if entry.withdrawn else "added" if entry.change else entry.state
-        cells = (str(entry.round), entry.kind, state, entry.client, str(entry.examples), size(entry.bytes))
-        table.add_row(*cells, f"{entry.received_at:%m-%d %H:%M:%S}", entry.digest[:12])
-    console.print(table)
-
-
-def _verify(name: str, aggregator: str, token: str) -> None:
+def _verify(name: str, aggregator: str, token: str, *, as_json: bool) -> None:
     async def work(service: AggregatorClient) -> list[Replay]:
         closed = [round_.number for round_ in await service.rounds(name) if round_.state is RoundState.CLOSED]
         later = [context.version for context in await service.contexts(name) if context.version > 1]  # the first is its round's
@@ -251,13 +231,6 @@ def _verify(name: str, aggregator: str, token: str) -> None:
         return rounds + [await service.replay_context(name, version) for version in later]
 
     replays = call_aggregator(aggregator, token, work)
-    table = compact_table("#", "kind", "contributions", "version", "kept", "replayed", "proven")
-    for replay in replays:
-        version = "–" if replay.version is None else str(replay.version)
-        digests = (replay.stored or "–")[:12], (replay.replayed or "–")[:12]
-        table.add_row(
-            str(replay.round), replay.kind, str(replay.contributions), version, *digests, "yes" if replay.proven else "NO"
-        )
-    console.print(table)
+    print_json(*replays) if as_json else show(replays_table(replays))
     if failed := [str(replay.round) for replay in replays if not replay.proven]:
         raise Conflict(f"the ledger of {name} does not reproduce what is stored for round {', '.join(failed)}")

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from ifed.cli.console import DEFAULT_AGGREGATOR, AggregatorUrl, Token, call_aggregator, compact_table, console, say_secret
-from ifed.messages.events import EventKind, NewWebhook
+from ifed.cli.console import (
+    DEFAULT_AGGREGATOR,
+    AggregatorUrl,
+    AsJson,
+    Token,
+    call_aggregator,
+    print_json,
+    say,
+    say_secret,
+    show,
+)
+from ifed.cli.tables import Column, FittedTable
+from ifed.messages.events import DeliveryInfo, EventKind, NewWebhook, WebhookInfo
 
 app = typer.Typer(help="Have events posted to an address, and see what became of them.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the webhook.")]
@@ -19,8 +31,8 @@ def add(
     url: Annotated[str, typer.Argument(help="Where events are posted.")],
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
-    task: Annotated[str | None, typer.Option(help="Tell of this task alone.")] = None,
-    event: Annotated[list[EventKind] | None, typer.Option(help="Tell of this kind alone; may be given again.")] = None,
+    task: Annotated[str | None, typer.Option(help="Send only events of this task.")] = None,
+    event: Annotated[list[EventKind] | None, typer.Option(help="Send only events of this kind; may be given again.")] = None,
 ) -> None:
     """Register a webhook, and print the secret that signs its deliveries. The secret cannot be shown again."""
     wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
@@ -29,35 +41,60 @@ def add(
 
 
 @app.command("list")
-def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def list_webhooks(token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """List the webhooks and the number of their pending deliveries."""
-    table = compact_table("name", "task", "events", "pending", "url")
-    for webhook in call_aggregator(aggregator, token, lambda service: service.webhooks()):
+    webhooks = call_aggregator(aggregator, token, lambda service: service.webhooks())
+    print_json(*webhooks) if as_json else show(webhooks_table(webhooks))
+
+
+def webhooks_table(webhooks: Sequence[WebhookInfo]) -> FittedTable:
+    """Return a table of webhooks."""
+    table = FittedTable(
+        Column("name", wraps=True),
+        Column("task", optional=1, wraps=True),
+        Column("events", optional=2, wraps=True),
+        "pending",
+        Column("url", wraps=True),
+    )
+    for webhook in webhooks:
         kinds = "all" if webhook.events is None else ", ".join(webhook.events)
         table.add_row(webhook.name, webhook.task or "all", kinds, str(webhook.pending), webhook.url)
-    console.print(table)
+    return table
 
 
 @app.command("remove")
 def remove(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
     """Remove a webhook."""
     call_aggregator(aggregator, token, lambda service: service.remove_webhook(name))
-    console.print(f"{name} is removed")
+    say(f"{name} is removed")
 
 
 @app.command("deliveries")
-def deliveries(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def deliveries(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
     """List the deliveries of events to a webhook."""
-    table = compact_table("event", "what", "task", "state", "attempts", "status", "error")
-    for delivery in call_aggregator(aggregator, token, lambda service: service.deliveries(name)):
-        status = "–" if delivery.status is None else str(delivery.status)
-        cells = (
+    outcomes = call_aggregator(aggregator, token, lambda service: service.deliveries(name))
+    print_json(*outcomes) if as_json else show(deliveries_table(outcomes))
+
+
+def deliveries_table(deliveries: Sequence[DeliveryInfo]) -> FittedTable:
+    """Return a table of deliveries, each with the outcome of its last attempt."""
+    table = FittedTable(
+        "event",
+        Column("kind", optional=1),
+        Column("task", optional=2, wraps=True),
+        "state",
+        Column("attempts", optional=3),
+        "status",
+        Column("error", wraps=True),
+    )
+    for delivery in deliveries:
+        table.add_row(
             str(delivery.event.number),
             delivery.event.kind,
             delivery.event.task,
             delivery.state,
             str(delivery.attempts),
-            status,
+            "–" if delivery.status is None else str(delivery.status),
+            delivery.error or "",
         )
-        table.add_row(*cells, delivery.error or "")
-    console.print(table)
+    return table

@@ -162,7 +162,7 @@ class Participant:
             case other:
                 raise ValueError(f"an assignment of kind {other} asks for no contribution")
         log.info(
-            "contribution finished",
+            "assignment completed",
             kind=assignment.kind,
             round=assignment.round,
             seconds=round(time.monotonic() - began, 2),

@@ -118,7 +118,9 @@ def _fetch(model: str, cache: Path) -> None:
         [sys.executable, "-m", "ifed.cli", "model", "fetch", model, "--cache", str(cache)], check=False
     )
     if done.returncode:
-        raise NoModel(f"{model} could not be made ready; what it said is above, and calling again goes on where it stopped")
+        raise NoModel(
+            f"{model} could not be made ready; what it said is above, and run the command again to resume where it stopped"
+        )
 
 
 class NoModel(IFedError):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from ifed.cli.console import compact_table, percent, size
+from ifed.cli.console import percent, size
+from ifed.cli.tables import Column, FittedTable
 from ifed.messages.enums import RoundKind, RoundState, TaskState
 from ifed.messages.rounds import RoundInfo, TaskInfo
 
@@ -86,8 +86,16 @@ def _version_in_words(version: int) -> str:
     return "of the bare model" if version == 0 else f"after calibration round {version}"
 
 
-def _clients(now: Snapshot) -> Table:
-    table = compact_table("organisation", "state", "progress", "loss", "accuracy", "sent", "received")
+def _clients(now: Snapshot) -> FittedTable:
+    table = FittedTable(
+        Column("organisation", wraps=True),
+        "state",
+        Column("progress", optional=2),
+        "loss",
+        "accuracy",
+        Column("sent", optional=1),
+        Column("received", optional=3),
+    )
     for name, agent in now.agents.items():
         parts = [client for round_ in now.rounds for client in round_.clients if client.client == name]
         table.add_row(
@@ -102,9 +110,18 @@ def _clients(now: Snapshot) -> Table:
     return table
 
 
-def _rounds(now: Snapshot) -> Table:
+def _rounds(now: Snapshot) -> FittedTable:
     """Return the rounds, each with the accuracy of the version it made, which the next round evaluates."""
-    table = compact_table("round", "kind", "state", "clients", "seconds", "loss", "accuracy after", "macro-F1")
+    table = FittedTable(
+        "round",
+        "kind",
+        "state",
+        "clients",
+        Column("seconds", optional=2),
+        "loss",
+        "accuracy\nafter",
+        Column("macro-F1", optional=1),
+    )
     evaluations = {evaluation.version: evaluation for evaluation in now.task.evaluations}
     for round_ in now.rounds:
         contributed = sum(client.contributed_at is not None for client in round_.clients)
@@ -117,7 +134,7 @@ def _rounds(now: Snapshot) -> Table:
             f"{contributed}/{len(round_.expected)}",
             f"{_seconds(round_):.1f}" if round_.closed_at else "…",
             "" if round_.loss is None else f"{round_.loss:.3f}",
-            f"{percent(evaluation.accuracy)}{' (bare)' if made == 0 else ''}" if evaluation else "",
+            f"{percent(evaluation.accuracy)}{' (base)' if made == 0 else ''}" if evaluation else "",
             f"{evaluation.macro_f1:.3f}" if evaluation else "",
         )
     return table

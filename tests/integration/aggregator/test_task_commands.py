@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Conflict
+from ifed.messages.clients import ClientInfo
 from ifed.messages.enums import AssignmentKind
+from ifed.messages.events import WebhookInfo
+from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo
 from testing.factories import ADMIN_TOKEN, spec
 from tests.integration.aggregator.conftest import CommandLine
 from tests.integration.aggregator.deployment import TASK, SimulatedClient
@@ -53,6 +58,23 @@ async def test_a_proof_that_fails_ends_with_a_refusal(command: Command, ifed: Co
     await alter_in(ifed.server._app, "a")
     with pytest.raises(Conflict, match="does not reproduce what is stored for round 1"):
         await command("ledger", TASK, "--verify")
+
+
+async def test_json_has_every_field_of_what_the_tables_show(command: Command, ifed: CommandLine) -> None:
+    shown = json.loads(await command("show", TASK, "--json"))
+    assert TaskInfo.model_validate(shown["task"]).spec.name == TASK
+    assert [RoundInfo.model_validate(round_).number for round_ in shown["rounds"]] == [1, 2, 3]
+    kinds: list[tuple[type[BaseModel], int, tuple[str, ...]]] = [
+        (TaskInfo, 1, ("task", "list")),
+        (LedgerEntry, 3, ("task", "ledger", TASK)),
+        (Replay, 3, ("task", "ledger", TASK, "--verify")),
+        (ContextInfo, 1, ("task", "contexts", TASK)),
+        (ClientInfo, 1, ("client", "list")),
+        (WebhookInfo, 0, ("webhook", "list")),
+    ]
+    for kind, count, words in kinds:
+        lines = (await ifed(*words, "--json")).splitlines()
+        assert len([kind.model_validate_json(line) for line in lines]) == count
 
 
 async def test_only_an_open_round_is_extended(command: Command) -> None:
@@ -110,5 +132,5 @@ async def test_a_job_that_makes_a_task_may_run_again(ifed: CommandLine, tmp_path
     assert "kept is draft" in await ifed("task", "create", str(file))
     with pytest.raises(AlreadyExists):
         await ifed("task", "create", str(file))
-    assert "kept is running" in await ifed("task", "create", str(file), "--start", "--keep")
+    assert "kept is running" in await ifed("task", "create", str(file), "--start", "--if-not-exists")
     assert "kept is running" in await ifed("task", "create", str(file), "--start", "--keep")
