@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.aggregator.server_urls import check_redis_url, postgres_address
 
 MIN_TOKEN_LENGTH = 16
 
@@ -17,6 +19,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True)
 
+    # Before database_url, whose validator reads it.
+    database_prepared_statements: bool = Field(
+        True, description="reuse prepared statements; false behind a pooler that gives each transaction another connection"
+    )
     database_url: str = Field(
         "sqlite+aiosqlite:///ifed-aggregator.sqlite3",
         description="URL of the database, sqlite:// or postgresql://; postgres:// works too",
@@ -26,7 +32,7 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         None,
-        description="URL of the Redis for the cache and for notifications between replicas; without it both stay in the process",
+        description="URL of the Redis for the cache and for notifications between replicas, redis:// or rediss://; without it both stay in the process",
     )
     redis_password_file: Path | None = Field(None, description="file that contains the password for REDIS_URL")
     redis_prefix: str = Field("ifed", description="prefix of every Redis key and channel, so that deployments can share a Redis")
@@ -94,14 +100,27 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _with_async_driver(cls, url: str) -> str:
-        """Return the URL with the driver that this service uses."""
+    def _with_async_driver(cls, url: str, info: ValidationInfo) -> str:
+        """Return the URL with the driver that this service uses, and the word that turns prepared statements off."""
         for plain in ("postgres://", "postgresql://"):
             url = f"postgresql+asyncpg://{url.removeprefix(plain)}" if url.startswith(plain) else url
         if url.startswith("sqlite://"):
             url = f"sqlite+aiosqlite{url.removeprefix('sqlite')}"
         if not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
             raise ValueError("a database URL begins with postgresql:// or sqlite://")
+        if (
+            url.startswith("postgresql")
+            and postgres_address(url).prepared_statements
+            and not info.data["database_prepared_statements"]
+        ):
+            url += f"{'&' if '?' in url else '?'}prepared_statement_cache_size=0"
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_supported(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_redis_url(url)
         return url
 
     @model_validator(mode="after")

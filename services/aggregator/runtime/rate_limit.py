@@ -8,6 +8,7 @@ import time
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
+from redis.asyncio import ConnectionPool
 
 from ifed.errors import Overloaded
 from services.aggregator.runtime.breaker import CircuitBreaker, CircuitOpen
@@ -62,4 +63,6 @@ class RateLimiter:
 
 
 def _redis_storage(url: str) -> RedisStorage:
-    return RedisStorage(f"async+{url}", implementation="redispy", socket_timeout=TIMEOUT_SECONDS)
+    # The library's own reader of URLs takes fewer of them than that of the cache: no socket, and no host without its port.
+    pool = ConnectionPool.from_url(url, socket_timeout=TIMEOUT_SECONDS)
+    return RedisStorage("async+redis://", implementation="redispy", connection_pool=pool)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from sqlalchemy import event, text
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from ifed.errors import Unavailable
 from ifed.private_files import close_to_others, make_private_file
 from services.aggregator.domain.events import DomainEvent
+from services.aggregator.server_urls import PostgresAddress, postgres_address
 from services.aggregator.storage.access import AuditRepository, EnrolmentCodeRepository, PartyRepository
 from services.aggregator.storage.aggregates import AggregateRepository, SketchRepository
 from services.aggregator.storage.changes import ChangeTracker
@@ -26,6 +28,7 @@ from services.aggregator.storage.rounds import ContextPartRepository, RoundRepos
 from services.aggregator.storage.tasks import MembershipRepository, TaskRepository
 
 log = structlog.get_logger(__name__)
+IN_TRANSACTIONS = "ifed_reads_in_transactions"
 BUSY_MILLISECONDS = 10_000
 # SQLite reports these without a code that the driver passes on.
 SQLITE_UNAVAILABLE = ("database is locked", "unable to open database file", "disk I/O error")
@@ -95,7 +98,9 @@ class Database:
         self.engine = engine
         self._clock, self._listener = clock, listener
         # On Postgres every statement of a read sees its own snapshot either way, and without BEGIN and ROLLBACK it is three times as fast.
-        options: dict[str, Any] = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        # A pooler of transactions could give the two halves of one statement, preparing and executing, to different connections.
+        in_transactions = engine.dialect.name == "sqlite" or engine.get_execution_options().get(IN_TRANSACTIONS, False)
+        options: dict[str, Any] = {} if in_transactions else {"isolation_level": "AUTOCOMMIT"}
         self._reader = engine.execution_options(read_only=True, **options)
 
     @asynccontextmanager
@@ -166,8 +171,20 @@ def connect(url: str, *, pool_size: int = 20, clock: Clock = utc_now, listener: 
 
 
 def create_engine(url: str, *, pool_size: int = 20) -> AsyncEngine:
-    """Return an engine for `url`, with transactions set up as the repositories need them."""
-    options: dict[str, Any] = {} if url.startswith("sqlite") else {"pool_size": pool_size, "max_overflow": 0}
+    """Return an engine for `url`, with transactions set up as the repositories need them.
+
+    Raises:
+        ValueError: the URL of a Postgres contains a word that is not supported.
+    """
+    options: dict[str, Any] = {}
+    if not url.startswith("sqlite"):
+        address = postgres_address(url)
+        # The driver reads the words of libpq from a DSN, and SQLAlchemy does not: all of the address is in the arguments.
+        url, options = (
+            "postgresql+asyncpg://",
+            {"pool_size": pool_size, "max_overflow": 0, "connect_args": driver_arguments(address)},
+        )
+        options["execution_options"] = {IN_TRANSACTIONS: not address.prepared_statements}
     # Parameters hold bodies and hashes of tokens: the message of an error must not. A connection is not tested before each use: the
     # first call that finds the database stopped or restarted gets a 503, and every connection from before is then replaced.
     engine = create_async_engine(url, pool_timeout=10, hide_parameters=True, **options)
@@ -177,6 +194,18 @@ def create_engine(url: str, *, pool_size: int = 20) -> AsyncEngine:
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def driver_arguments(address: PostgresAddress) -> dict[str, Any]:
+    """Return the arguments with which SQLAlchemy connects to a Postgres."""
+    arguments: dict[str, Any] = {"dsn": address.dsn}
+    if address.connect_timeout is not None:
+        arguments["timeout"] = address.connect_timeout
+    if not address.prepared_statements:
+        # A name of its own: the same pooled connection may still hold a statement of another one of ours.
+        name = {"prepared_statement_name_func": lambda: f"ifed_{uuid4().hex}"}
+        arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0, **name}
+    return arguments
 
 
 def sqlite_file(url: URL) -> Path | None:
