@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 
 import structlog
 import uvicorn
@@ -18,6 +19,7 @@ from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
 from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
+from services.aggregator.application.events import EventRetention
 from services.aggregator.application.services import Services, build_services
 from services.aggregator.application.webhook_delivery import RetryPolicy, WebhookDispatcher
 from services.aggregator.domain.events import DomainEvent
@@ -31,6 +33,7 @@ from services.aggregator.settings import Settings
 from services.aggregator.storage.database import Database, connect, utc_now
 
 log = structlog.get_logger(__name__)
+RETENTION_SECONDS = 3600.0
 SECRET_FILES = ("admin_token_file", "database_password_file", "redis_password_file", "tls_key_file")
 
 
@@ -103,6 +106,10 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
 
     aggregation.start(aggregate)
     stack.push_async_callback(aggregation.stop)
+    keep = None if settings.event_retention_days is None else timedelta(days=settings.event_retention_days)
+    retention = PeriodicTask(seconds=RETENTION_SECONDS)
+    retention.start(EventRetention(dependencies, keep).run_due)
+    stack.push_async_callback(retention.stop)
     delivery.start(dispatcher.run_due)
     stack.push_async_callback(dispatcher.stop)
     stack.push_async_callback(delivery.stop)

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     webhook_private_addresses: bool = Field(
         False, description="allow webhooks to this machine and to private networks; admins can then send requests there"
     )
+    event_retention_days: float | None = Field(
+        None, gt=0, le=36_500, description="days after which events are deleted with their deliveries; kept for ever when not set"
+    )
     migrate_on_start: bool | None = Field(None, description="migrate the schema at start; by default only on SQLite")
     database_pool_size: int = Field(20, ge=1, description="largest number of Postgres connections; they stay open")
     cache_bytes: int = Field(64 * 2**20, ge=0, description="size of the cache in the process, without Redis")

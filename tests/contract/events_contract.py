@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from ifed.errors import AlreadyExists, UnknownWebhook
 from ifed.messages.enums import RoundKind
@@ -57,6 +59,34 @@ class EventsContract:
             await work.events.add([happening()])
         async with database.read_only() as work:
             assert await work.events.page(0, 10) == []
+
+    async def test_retention_deletes_old_events_and_neither_the_newest_nor_one_that_a_webhook_waits_for(
+        self, database: Database
+    ) -> None:
+        first, waiting, third = await queued(database, 3)
+        async with database.unit_of_work() as work:
+            for event in (first, third):
+                await work.webhooks.settle("pager", Delivery(event, DeliveryState.DELIVERED, attempts=1), NOON)
+            newest = await work.events.add([happening("newest")])
+            await work.commit()
+        async with database.unit_of_work() as work:
+            assert await work.events.delete_before(NOON, 10) == 0, "none is older"
+            assert await work.events.delete_before(LATER, 1) == 1
+            assert await work.events.delete_before(LATER, 10) == 1
+            await work.commit()
+        async with database.unit_of_work() as work:
+            assert await work.events.page(0, 10) == [waiting, *newest]
+            assert [delivery.happening for delivery in await work.webhooks.deliveries("pager", 0, 10)] == [waiting]
+            assert [event.number for event in await work.events.add([happening()])] == [5]
+
+    async def test_after_retention_nothing_else_may_delete_events(self, database: Database) -> None:
+        async with database.unit_of_work() as work:
+            await work.events.add([happening(), happening()])
+            assert await work.events.delete_before(LATER, 10) == 1
+            await work.commit()
+        with pytest.raises(DBAPIError, match="the events only grow"):
+            async with database.unit_of_work() as work:
+                await work.connection.execute(text("DELETE FROM events"))
 
     async def test_a_webhook_comes_back_as_it_was_kept_and_its_name_is_taken_once(self, database: Database) -> None:
         some = webhook(kinds=(EventKind.ROUND_FAILED, EventKind.TASK_FAILED), task="sentiment")

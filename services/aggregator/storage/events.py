@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -24,7 +25,7 @@ _ATTEMPT = ("attempts", "next_at", "status", "error", "delivered_at")
 
 
 class EventRepository:
-    """Domain events in the order of their commits. The table only grows."""
+    """Domain events in the order of their commits. The table only grows, except by retention."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -57,6 +58,36 @@ class EventRepository:
         if task is not None:
             statement = statement.where(events.c.task == task)
         return [_event(row) for row in await self._connection.execute(statement)]
+
+    async def delete_before(self, before: datetime, limit: int) -> int:
+        """Delete up to `limit` events from before a time, with their finished deliveries; return their number.
+
+        An event that a webhook still waits for stays, and so does the newest, whose number continues the order. For this transaction the
+        trigger that refuses deletions is off, which only the owner of the table may do.
+        """
+        waits = select(deliveries.c.event).where(deliveries.c.event == events.c.id, _PENDING).exists()
+        old = select(events.c.id).where(events.c.at < before, ~waits, events.c.id < select(func.max(events.c.id)).scalar_subquery())
+        numbers = (await self._connection.scalars(old.order_by(events.c.id).limit(limit))).all()
+        if not numbers:
+            return 0
+        async with self._deletions_allowed():
+            # The numbers are a list of thousands at most; SQLite takes 32,766 of them.
+            await self._connection.execute(delete(deliveries).where(deliveries.c.event.in_(numbers)))
+            await self._connection.execute(delete(events).where(events.c.id.in_(numbers)))
+        return len(numbers)
+
+    @asynccontextmanager
+    async def _deletions_allowed(self) -> AsyncIterator[None]:
+        if self._connection.dialect.name == "postgresql":
+            await self._connection.execute(text("ALTER TABLE events DISABLE TRIGGER events_only_grow"))
+            yield
+            await self._connection.execute(text("ALTER TABLE events ENABLE TRIGGER events_only_grow"))
+            return
+        query = text("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = 'events_refuse_delete'")
+        trigger = (await self._connection.execute(query)).scalar_one()
+        await self._connection.execute(text("DROP TRIGGER events_refuse_delete"))
+        yield
+        await self._connection.execute(text(trigger))
 
     async def newest(self) -> int:
         """Return the highest number; 0 when there are no events."""

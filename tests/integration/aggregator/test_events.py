@@ -221,6 +221,17 @@ async def test_the_database_refuses_to_change_what_happened(served: Listening, s
     await database.close()
 
 
+async def test_a_start_with_a_retention_deletes_old_events_and_a_stream_begins_with_what_is_left(sqlite_database: str) -> None:
+    async with listening(settings(sqlite_database)) as made:
+        await run_a_task(made)
+    async with listening(settings(sqlite_database, event_retention_days=1e-9)) as made, made.admin() as admin:
+        (newest,) = await first(admin.events(after=len(PLAN) - 1), 1)
+        async with asyncio.timeout(10):
+            while [event.number for event in await first(admin.events(after=0), 1)] != [newest.number]:
+                await asyncio.sleep(0.02)
+    assert newest.number == len(PLAN)
+
+
 async def test_the_command_tells_what_happened(sqlite_database: str) -> None:
     async with listening(settings(sqlite_database)) as made:
         await run_a_task(made)
