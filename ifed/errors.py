@@ -21,7 +21,7 @@ IFedError                        500
 ├── Conflict                     409  right in form, wrong for the present state
 │   ├── AlreadyExists
 │   ├── NotJoined
-│   ├── Withdrawn                     this client takes part in the task no more
+│   ├── Withdrawn                     this client was withdrawn from the task
 │   ├── RoundClosed                   late, or for a round that was never open
 │   ├── StaleUpdate                   computed from another version than the round's
 │   ├── AlreadyContributed            another digest for the same client and round
@@ -31,7 +31,7 @@ IFedError                        500
 ├── TooLarge                     413
 ├── UnsupportedFamily            422  an architecture whose residual stream we do not know, or with no place to export to
 ├── Overloaded                   429  carries Retry-After
-├── DownloadFailed               502  a file that could not be fetched or is not what it should be
+├── DownloadFailed               502  a file that could not be downloaded or is not what it should be
 └── Unavailable                  503  carries Retry-After
 """
 

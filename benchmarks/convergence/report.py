@@ -14,7 +14,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.tables import Table
 
 HEADINGS = (
-    *("data", "setting", "bare", "last", "best", "late swing", "last, prior flat", "late swing"),
+    *("data", "setting", "base", "last", "best", "late swing", "last, prior flat", "late swing"),
     *("last, prior matched", "late swing", "macro-F1", "bytes up a round"),
 )
 AXES = {
@@ -60,11 +60,11 @@ def late_swing(rows: Sequence[Mapping[str, Any]], name: str = "accuracy") -> flo
 def _row(run: Mapping[str, Any]) -> list[str]:
     rows = run["rows"]
     bytes_up = (rows[-1]["bytes_up"] - rows[0]["bytes_up"]) / max(1, len(rows) - 1)
-    starts_bare = run["cell"] not in ("start-0.1", "published")
+    starts_from_base = run["cell"] not in ("start-0.1", "published")
     return [
         DATASETS[run["data"]].title,
         run["title"],
-        _percent(rows[0]["accuracy"]) if starts_bare else "–",
+        _percent(rows[0]["accuracy"]) if starts_from_base else "–",
         _percent(rows[-1]["accuracy"]),
         _percent(max(row["accuracy"] for row in rows[1:])),
         f"{100 * late_swing(rows):.1f}",

@@ -168,7 +168,7 @@ def _overhead_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         quartiles = [", ".join(f"{value:.3f}" for value in row[kind]) for kind in ("cpu", "clock")]
         lines.append([row["texts"], row["injected"], row["turns"], *quartiles])
-    headings = ["texts a pass", "injected", "turns", "CPU over the bare model's: quartiles", "by the clock: quartiles"]
+    headings = ["texts a pass", "injected", "turns", "CPU over the base model's: quartiles", "by the clock: quartiles"]
     return markdown_table(headings, lines, [headings[1], *headings[3:]])
 
 

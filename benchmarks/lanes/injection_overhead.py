@@ -18,15 +18,15 @@ from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.tensors.values import SITES
 
-BARE, ONE, SEVERAL = "the bare model", "one task", "a task for each text"
+BASE, ONE, SEVERAL = "the base model", "one task", "a task for each text"
 WARM_UP_TURNS = 2
 Turn = dict[str, tuple[float, float]]
 
 
 def measure_overhead(models: Sequence[LanguageModel], rows: Sequence[Row], count: int, seconds: float) -> list[dict[str, Any]]:
-    """Return the time of a pass over that of the bare model, by thread CPU time and by wall clock: quartiles over turns.
+    """Return the time of a pass over that of the base model, by thread CPU time and by wall clock: quartiles over turns.
 
-    In each turn the bare model, one task and a task for each text run on the same texts, in random order.
+    In each turn the base model, one task and a task for each text run on the same texts, in random order.
 
     Args:
         models: one for each thread; all run concurrently.
@@ -35,7 +35,7 @@ def measure_overhead(models: Sequence[LanguageModel], rows: Sequence[Row], count
         seconds: duration for every thread.
     """
     tasks = _tasks(models[0], count)
-    injections: dict[str, Sequence[Injection | None]] = {BARE: [None] * count, ONE: [tasks[0]] * count, SEVERAL: tasks}
+    injections: dict[str, Sequence[Injection | None]] = {BASE: [None] * count, ONE: [tasks[0]] * count, SEVERAL: tasks}
 
     def run(lm: LanguageModel, seed: int) -> list[Turn]:
         torch.set_num_threads(1)
@@ -52,19 +52,19 @@ def measure_overhead(models: Sequence[LanguageModel], rows: Sequence[Row], count
 
     with ThreadPoolExecutor(len(models)) as threads:
         turns = [turn for measured in threads.map(run, models, range(len(models))) for turn in measured]
-    return [{"texts": count, "injected": name, "turns": len(turns)} | _over_bare(turns, name) for name in (ONE, SEVERAL)]
+    return [{"texts": count, "injected": name, "turns": len(turns)} | _over_base(turns, name) for name in (ONE, SEVERAL)]
 
 
-def _over_bare(turns: Sequence[Turn], name: str) -> dict[str, list[float]]:
+def _over_base(turns: Sequence[Turn], name: str) -> dict[str, list[float]]:
     quartiles = {}
     for place, kind in enumerate(("cpu", "clock")):
-        ratios = [turn[name][place] / turn[BARE][place] for turn in turns]
+        ratios = [turn[name][place] / turn[BASE][place] for turn in turns]
         quartiles[kind] = [round(value, 4) for value in statistics.quantiles(ratios, n=4)] if len(ratios) > 1 else ratios * 3
     return quartiles
 
 
 def _tasks(lm: LanguageModel, count: int) -> list[Injection]:
-    """Return random injections near the bare model, in the upper half of the layers."""
+    """Return random injections near the base model, in the upper half of the layers."""
     layers = tuple(range(lm.num_layers // 2, lm.num_layers))
     generator = torch.Generator().manual_seed(0)
     shape = (len(layers), len(SITES), lm.hidden_size)

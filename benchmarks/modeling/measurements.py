@@ -87,7 +87,7 @@ def _ours(setting: Setting, context: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def overheads(setting: Setting, *, pairs: int) -> dict[str, Any]:
-    """Return the overhead of injection over the bare model, by hooks and folded, and the cost of twelve demonstrations in the prompt."""
+    """Return the overhead of injection over the base model, by hooks and folded, and the cost of twelve demonstrations in the prompt."""
     lm = setting.fast
     bare, injected = _scoring(lm, setting, None), _scoring(lm, setting, injection(setting, lm))
     results: dict[str, Any] = {"hooks": overhead(injected, bare, pairs=pairs), "itself": overhead(bare, bare, pairs=pairs)}

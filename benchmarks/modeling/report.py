@@ -67,7 +67,7 @@ def _overheads(runs: Runs) -> str:
         "data",
         "hooks",
         "folded",
-        "the bare model against itself",
+        "the base model against itself",
         "12 demonstrations, ms a text",
         "injection, ms",
         "ratio",

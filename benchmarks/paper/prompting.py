@@ -1,4 +1,4 @@
-"""The bare model, and the bare model after demonstrations in its prompt; neither is trained."""
+"""The base model, and the base model after demonstrations in its prompt; neither is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ifed.tensors.values import Float32
 def zero_shot(
     lm: LanguageModel, dataset: Dataset, held_out: Sequence[LabelledText[int]], test: Sequence[LabelledText[int]]
 ) -> dict[str, Any]:
-    """Return accuracy and macro-F1 of the bare model, also with the label prior matched to the clients' held-out texts."""
+    """Return accuracy and macro-F1 of the base model, also with the label prior matched to the clients' held-out texts."""
     began, template = now(lm), PromptTemplate.of(lm, dataset.template)
     scores = _score(lm, dataset, template, test)
     seconds = (now(lm) - began) / len(test)

@@ -30,7 +30,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 32, 128], help="numbers of concurrent callers")
     parser.add_argument("--tasks", type=int, nargs=2, default=[64, 1000], help="numbers of tasks that share the model")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
-    parser.add_argument("--turns", type=int, default=16, help="turns of one task, many tasks and the bare model on the same texts")
+    parser.add_argument("--turns", type=int, default=16, help="turns of one task, many tasks and the base model on the same texts")
     parser.add_argument("--repeats", type=int, default=3, help="alternating measurements of each row at 1 and 32 callers")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of a model; all cores by default")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json", help="file of the results; tables go beside it")

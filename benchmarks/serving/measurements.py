@@ -143,7 +143,7 @@ async def _measure_service(
         "one task": requests.ours(["task-0"]),
         f"{several} tasks": requests.ours([f"task-{number}" for number in range(several)]),
         f"{many} tasks": requests.ours([f"task-{number}" for number in range(many)]),
-        "bare model": requests.ours(["task-0@bare"]),
+        "base model": requests.ours(["task-0@base"]),
     }
     await _warm_up(service, [f"task-{number}" for number in range(many)])
     rows = await _measure_alternating(service, variants, options, repeats=options.repeats, callers=options.callers)
@@ -229,11 +229,11 @@ async def _measure_alternating(
 
 
 async def _measure_by_turns(service: ServiceProcess, requests: Requests, several: int, turns: int) -> list[Row]:
-    """Measure one task, several tasks and the bare model, which differ little, on the same texts, cycling through the six orders."""
+    """Measure one task, several tasks and the base model, which differ little, on the same texts, cycling through the six orders."""
     models = {
         "one task": ["task-0"],
         f"{several} tasks": [f"task-{number}" for number in range(several)],
-        "bare model": ["task-0@bare"],
+        "base model": ["task-0@base"],
     }
     rows = {name: Row(name + BY_TURNS, GOAL_CALLERS) for name in models}
     for turn, order in zip(range(turns), itertools.cycle(itertools.permutations(models)), strict=False):

@@ -35,7 +35,7 @@ def identity(model: str, cache: Path | None) -> tuple[ModelIdentity, Path]:
 
 
 def write(folder: Path, count: int, model: ModelIdentity, labels: list[str]) -> None:
-    """Write adapters `task-0` to `task-{count - 1}` for the upper half of the layers, near the bare model."""
+    """Write adapters `task-0` to `task-{count - 1}` for the upper half of the layers, near the base model."""
     folder.mkdir(parents=True)
     layers = list(range(model.num_layers // 2, model.num_layers))
     layout = Layout(layers=layers, hidden_size=model.hidden_size, groups=math.gcd(GROUPS, model.hidden_size))

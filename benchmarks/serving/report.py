@@ -48,7 +48,7 @@ def goals(rows: Sequence[Row], half: dict[str, float]) -> list[dict[str, Any]]:
     several = next(row for name, row in at.items() if name.endswith(f" tasks{BY_TURNS}"))
     few_shot, few_shot_uncached = (row for name, row in at.items() if name.startswith("few-shot"))
     plain, threads = at["plain, one after the other"], at["plain, in threads"]
-    one, bare = at[f"one task{BY_TURNS}"], at[f"bare model{BY_TURNS}"]
+    one, bare = at[f"one task{BY_TURNS}"], at[f"base model{BY_TURNS}"]
     mixed, injected = rate_ratio(several, one), rate_ratio(one, bare)
     over_single = half["p99_over_single"]
     return [
@@ -61,7 +61,7 @@ def goals(rows: Sequence[Row], half: dict[str, float]) -> list[dict[str, Any]]:
             several,
             one,
         ),
-        _goal("injection within 3 % of the bare model", injected >= 0.97, f"{100 * (injected - 1):+.1f} %", one, bare),
+        _goal("injection within 3 % of the base model", injected >= 0.97, f"{100 * (injected - 1):+.1f} %", one, bare),
         _ratio_goal("8 times few-shot prompting", ours, few_shot),
         _ratio_goal("the same, nothing kept", ours, few_shot_uncached),
         _goal("p99 at half load under 5 times the single-request time", over_single < 5, f"{over_single:.1f}"),

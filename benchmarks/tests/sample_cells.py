@@ -35,7 +35,7 @@ def wire(up: int) -> dict[str, Any]:
 
 
 def sample_results(ours: float = 0.93, lora: float = 0.92, body: int = 1700) -> dict[str, Any]:
-    """Return the results of one data set: two seeds of every method, but one of the bare model, LoRA and local ICL."""
+    """Return the results of one data set: two seeds of every method, but one of the base model, LoRA and local ICL."""
     runs: dict[str, Any] = {method: [run(method, 0.6, 0.7, 0.8, seed=seed) for seed in (0, 1)] for method in SETTINGS}
     runs["ours"] = [run("ours", 0.6, 0.9, ours - 0.01), run("ours", 0.6, 0.7, ours + 0.01, seed=1)]
     runs["lora"] = [{**run("lora", lora), "rows": [row(2, lora)], "rate": 0.01}]

@@ -33,7 +33,7 @@ def test_a_short_pass_is_not_left_to_busy_lanes() -> None:
     assert undivided[len(undivided) // 2] < divided[len(divided) // 2]
 
 
-def test_injection_is_compared_with_the_bare_model_on_the_same_texts() -> None:
+def test_injection_is_compared_with_the_base_model_on_the_same_texts() -> None:
     lm = build("llama")
     rows = [Row.for_last_token((1, 2, 3, length)) for length in range(5, 17)]
     results = measure_overhead([lm, *replicate(lm, 2)[1:]], rows, 3, 0.2)

@@ -84,7 +84,7 @@ def test_variants_have_a_table_of_their_own_beside_the_methods_they_differ_from(
     runs["constant"] = [run("constant", 0.5, 0.6, seed=1)]
     table = tried(results)
     assert f"| SUBJ | {TITLES['wide']} | 4 | 90.0 | 80.0 | 80.0 | 90.0 | {800_000 / (100 + 4 * 1711 + 17):.0f} |" in table
-    assert "| SUBJ | ours | 2 | 90.0 | 92.0 | 91.0 | 92.0 | 226 |" in table, "the first version is the bare model"
+    assert "| SUBJ | ours | 2 | 90.0 | 92.0 | 91.0 | 92.0 | 226 |" in table, "the first version is the base model"
     assert [row.split(" | ")[1] for row in table.splitlines() if row.startswith("| SUBJ")] == [
         TITLES[method]
         for method in ("ours", "ours-int8", "wide", "wide-constant", "steps-long", "steps", "more-steps", "long", "lora")

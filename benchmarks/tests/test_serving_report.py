@@ -17,7 +17,7 @@ NAMES = (
     "1000 tasks",
     "one task, by turns",
     "64 tasks, by turns",
-    "bare model, by turns",
+    "base model, by turns",
     "few-shot, 12",
     "few-shot, 12, nothing kept",
     "plain, one after the other",
@@ -47,7 +47,7 @@ def test_every_goal_can_be_met() -> None:
         (0, {"plain_one_after_the_other": 10.1}),
         (1, {"plain_in_threads": 10.1}),
         (2, {"64_tasks_by_turns": 75.9}),
-        (3, {"bare_model_by_turns": 82.6}),
+        (3, {"base_model_by_turns": 82.6}),
         (4, {"few-shot_12": 10.1}),
         (5, {"few-shot_12_nothing_kept": 10.1}),
     ],
@@ -76,7 +76,7 @@ def test_a_slow_tail_at_half_load_misses_its_goal() -> None:
 
 
 def test_rows_measured_in_turns_are_compared_turn_by_turn() -> None:
-    busy_in_the_second = row("one task", 100.0, 10.0, 100.0), row("bare model", 110.0, 11.0, 100.0)
+    busy_in_the_second = row("one task", 100.0, 10.0, 100.0), row("base model", 110.0, 11.0, 100.0)
     assert rate_ratio(*busy_in_the_second) == pytest.approx(100 / 110)
     assert rate_ratio(row("one task", 90.0, 100.0, 80.0), row("plain", 9.0)) == pytest.approx(10.0)
 
@@ -88,7 +88,7 @@ def test_the_cpu_time_of_a_request_is_compared_as_well() -> None:
             measurement.cpu = [0.035]
     by_cpu = [goal["by_cpu_time"] for goal in goals(measured, HALF)]
     assert by_cpu == [7.0, 1.0, 1.0, 1.0, 1.0, 1.0, None]
-    busy_in_the_second = row("one task", 1.0, 1.0, 1.0), row("bare model", 1.0, 1.0, 1.0)
+    busy_in_the_second = row("one task", 1.0, 1.0, 1.0), row("base model", 1.0, 1.0, 1.0)
     busy_in_the_second[0].cpu, busy_in_the_second[1].cpu = [2.0, 20.0, 2.0], [1.0, 10.0, 2.0]
     assert cpu_ratio(*busy_in_the_second) == pytest.approx(0.5)
 

@@ -32,7 +32,7 @@ Token = Annotated[
 
 
 def classify(
-    task: Annotated[str, typer.Argument(help="The task: its name, name@7 for version 7, name@bare for the bare model.")],
+    task: Annotated[str, typer.Argument(help="The task: its name, name@7 for version 7, name@base for the base model.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of standard input is one.")] = None,
     file: Annotated[
         Path | None,

@@ -29,7 +29,7 @@ class InferenceClient(ServiceClient):
         """Classify texts; the response has one entry of `data` for each text, in order.
 
         Args:
-            model: a task, `task@7` for its version 7, `task@bare` for the bare model, `task@few-shot:12` for a prompt of demonstrations.
+            model: a task, `task@7` for its version 7, `task@base` for the base model, `task@few-shot:12` for a prompt of demonstrations.
             top_k: the number of labels to list with their probabilities, the most probable first.
             truncate: whether to cut a text that is too long in the middle; otherwise its entry is a `TextTooLong` error.
             raw_scores: whether to return natural logarithms in place of probabilities.

@@ -30,8 +30,8 @@ def whole_characters(given: Given) -> Given:
 class ClassifyRequest(BaseModel):
     """The body of `POST /v1/classify`, in the format of vLLM and SGLang.
 
-    `model` names the task: `sentiment` as the aggregator serves it, `sentiment@7` its version 7, `sentiment@bare` the bare model,
-    `sentiment@few-shot:12` the bare model after 12 demonstrations.
+    `model` names the task: `sentiment` as the aggregator serves it, `sentiment@7` its version 7, `sentiment@base` the base model,
+    `sentiment@few-shot:12` the base model after 12 demonstrations.
     """
 
     model: str = Field(min_length=1, max_length=200, examples=["sentiment"])
@@ -92,11 +92,11 @@ class ClassifyResponse(BaseModel):
     task: str = Field(examples=["sentiment"])
     labels: list[str] = Field(examples=[["negative", "positive"]])
     adapter_version: int | None = Field(
-        examples=[7], description="null when no adapter answered: the bare model, few-shot prompting"
+        examples=[7], description="null when no adapter answered: the base model, few-shot prompting"
     )
     adapter_digest: str = Field(
         examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"],
-        description="sha256 of the adapter; `bare` or `few-shot:12` when no adapter answered",
+        description="sha256 of the adapter; `base`, `bare` or `few-shot:12`, as it was named, when no adapter answered",
     )
 
 

@@ -151,7 +151,7 @@ class Policy(AggregationPolicy, Message):
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0, le=1)
     logit_adjustment: float = Field(1.0, ge=0, le=10, description="weight of the client's log label prior in training; 0 is off")
-    initial_context_weight: float = Field(0.0, ge=-10, le=10, description="λ before the first round; 0 starts from the bare model")
+    initial_context_weight: float = Field(0.0, ge=-10, le=10, description="λ before the first round; 0 starts from the base model")
     patience: int | None = Field(None, ge=1, le=10_000, description="stop when the accuracy has not risen for so many rounds")
     serve: Literal["best", "latest"] = Field("best", description="which evaluated version the adapter endpoint gives")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of its examples a client keeps for evaluation")

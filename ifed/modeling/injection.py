@@ -70,7 +70,7 @@ class Injection:
 
 
 class InjectionBatch:
-    """Injections for the rows of one batch: row i takes `injections[i]`; with None it computes what the bare model does, bit for bit.
+    """Injections for the rows of one batch: row i takes `injections[i]`; with None it computes what the base model does, bit for bit.
 
     Attributes:
         layers: the union of the injected layers.

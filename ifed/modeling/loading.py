@@ -46,7 +46,7 @@ def load(
 
     Raises:
         UnknownModel: there is no such model, or an option needs a package or compiler that is not installed.
-        DownloadFailed: a part of a catalogue model could not be fetched.
+        DownloadFailed: a part of a catalogue model could not be downloaded.
         UnsupportedFamily: the architecture is not one of `FAMILIES`.
     """
     if threads is not None:

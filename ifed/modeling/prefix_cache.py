@@ -44,7 +44,7 @@ class PrefixCache:
             return self._size()
 
     def get(self, ids: Tokens, injection: Injection | None) -> KVCache | None:
-        """Return the KV cache of a prefix under an injection, None being the bare model."""
+        """Return the KV cache of a prefix under an injection, None being the base model."""
         with self._lock:
             kv_cache = self._caches_of(injection).get(ids)
             self.hits += kv_cache is not None

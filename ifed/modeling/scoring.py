@@ -28,7 +28,7 @@ class ScoringItem:
     Attributes:
         prompt: the text in its template, as tokens.
         labels: the labels to choose from.
-        injection: None scores the bare model. Items of one task should share the object.
+        injection: None scores the base model. Items of one task should share the object.
     """
 
     prompt: Prompt
@@ -70,7 +70,7 @@ def evaluate(
     *,
     token_budget: int | None = None,
 ) -> Int64:
-    """Return the confusion counts of an injection, or of the bare model, on labelled examples.
+    """Return the confusion counts of an injection, or of the base model, on labelled examples.
 
     Returns:
         int64, (C, C), true labels in rows, predicted ones in columns.

@@ -119,7 +119,7 @@ class Coefficients:
 
     @classmethod
     def identity(cls, layers: int, groups: int, *, context_weight: float = 0.0) -> Self:
-        """Return β = 1 and λ = `context_weight` everywhere; with 0 the injected model is the bare model, bit for bit."""
+        """Return β = 1 and λ = `context_weight` everywhere; with 0 the injected model is the base model, bit for bit."""
         values = np.empty((layers, 2, 2, groups), dtype=np.float32)
         values[:, :, CONTEXT], values[:, :, ACTIVATION] = context_weight, 1.0
         return cls(values)

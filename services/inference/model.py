@@ -39,7 +39,7 @@ class LoadedAdapter:
     Attributes:
         template: the prompt around a text.
         labels: of the task, as tokens.
-        injection: None for the bare model.
+        injection: None for the base model.
     """
 
     template: PromptTemplate
@@ -160,12 +160,12 @@ class Scorer:
         )
         return LoadedAdapter(template, template.labels(body.meta.labels), injection)
 
-    def bare(self, adapter: LoadedAdapter) -> LoadedAdapter:
+    def base(self, adapter: LoadedAdapter) -> LoadedAdapter:
         """Return the adapter's template and labels without its injection."""
         return replace(adapter, injection=None)
 
     def few_shot(self, adapter: LoadedAdapter, demonstrations: Sequence[LabelledText[str]]) -> LoadedAdapter:
-        """Return the bare model with demonstrations in front of every prompt.
+        """Return the base model with demonstrations in front of every prompt.
 
         Each demonstration stands in the adapter's template with its label, followed by a blank line.
 

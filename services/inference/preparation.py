@@ -37,12 +37,12 @@ class Preprocessor:
         """Load an adapter onto the model's device; raises as `Scorer.load_adapter`."""
         return await self._in_thread(lambda: self._scorer.load_adapter(body))
 
-    async def bare(self, adapter: Adapter) -> LoadedAdapter:
-        """Return the bare model behind the adapter's template and labels."""
-        return self._scorer.bare(adapter.loaded)
+    async def base(self, adapter: Adapter) -> LoadedAdapter:
+        """Return the base model behind the adapter's template and labels."""
+        return self._scorer.base(adapter.loaded)
 
     async def few_shot(self, adapter: Adapter, shots: int) -> LoadedAdapter:
-        """Return the bare model with the task's first `shots` demonstrations in its prompt, cached until their file changes.
+        """Return the base model with the task's first `shots` demonstrations in its prompt, cached until their file changes.
 
         Raises:
             NoDemonstrations: the task has fewer demonstrations.

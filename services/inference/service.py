@@ -25,10 +25,10 @@ from services.inference.preparation import Preprocessor
 if TYPE_CHECKING:
     from services.inference.model import Item, LoadedAdapter, PreparedText
 
-BARE, FEW_SHOT = "bare", "few-shot"
+FEW_SHOT = "few-shot"
 DEFAULT_SHOTS = 12
 MODEL_NAME = re.compile(
-    r"(?P<task>[a-z0-9][a-z0-9._-]{0,62})(@((?P<version>[0-9]{1,9})|(?P<bare>bare)|(?P<few>few-shot)(:(?P<shots>[1-9][0-9]{0,2}))?))?"
+    r"(?P<task>[a-z0-9][a-z0-9._-]{0,62})(@((?P<version>[0-9]{1,9})|(?P<base>base|bare)|(?P<few>few-shot)(:(?P<shots>[1-9][0-9]{0,2}))?))?"
 )
 tracer = trace.get_tracer("ifed.inference")
 
@@ -40,32 +40,32 @@ class ModelName:
     Attributes:
         task: the name of the task.
         version: a pinned version of the adapter.
-        bare: the model without an adapter.
+        base: the model without an adapter, by the word that named it: `base`, or its alias `bare`.
         shots: the model without an adapter, after this number of demonstrations.
     """
 
     task: str
     version: int | None = None
-    bare: bool = False
+    base: str | None = None
     shots: int | None = None
 
     @classmethod
     def parse(cls, model: str) -> ModelName:
-        """Parse `task`, `task@7`, `task@bare`, `task@few-shot` or `task@few-shot:4`.
+        """Parse `task`, `task@7`, `task@base`, `task@few-shot` or `task@few-shot:4`.
 
         Raises:
             UnknownTask: the name has another form.
         """
         if (match := MODEL_NAME.fullmatch(model)) is None:
             raise UnknownTask(
-                f"{model!r} is not the name of a task; use the task's name, task@7 for its version 7, task@bare for the bare model, "
-                "or task@few-shot:12 for the bare model after 12 demonstrations"
+                f"{model!r} is not the name of a task; use the task's name, task@7 for its version 7, task@base for the base model, "
+                "or task@few-shot:12 for the base model after 12 demonstrations"
             )
         if match["version"] is not None:
             return cls(match["task"], version=int(match["version"]))
         if match["few"] is not None:
             return cls(match["task"], shots=int(match["shots"] or DEFAULT_SHOTS))
-        return cls(match["task"], bare=match["bare"] is not None)
+        return cls(match["task"], base=match["base"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class Answer:
     Attributes:
         model: the model that the request named.
         task: the name of its task.
-        version: of the adapter; None for the bare model and for few-shot prompting.
-        digest: of the adapter; `bare` or `few-shot:N` where there is none.
+        version: of the adapter; None for the base model and for few-shot prompting.
+        digest: of the adapter; `base`, `bare` or `few-shot:N`, as it was named, where there is none.
         labels: of the task, in order.
         results: one per text, in order.
         tokens: of all prompts.
@@ -248,8 +248,8 @@ class Classifier:
         return name
 
     async def _variant(self, name: ModelName, adapter: Adapter) -> LoadedAdapter:
-        if name.bare:
-            return await self._preprocessor.bare(adapter)
+        if name.base is not None:
+            return await self._preprocessor.base(adapter)
         return adapter.loaded if name.shots is None else await self._preprocessor.few_shot(adapter, name.shots)
 
     def _results(self, task: str, prepared: Sequence[PreparedText | IFedError], scores: Sequence[Float32]) -> list[Result]:
@@ -293,6 +293,6 @@ class Classifier:
 
 def _variant_identity(name: ModelName, adapter: Adapter) -> tuple[int | None, str]:
     """Return version and digest of what answers: those of the adapter, or no version and the name of the variant."""
-    if name.bare:
-        return None, BARE
+    if name.base is not None:
+        return None, name.base
     return (adapter.meta.version, adapter.digest) if name.shots is None else (None, f"{FEW_SHOT}:{name.shots}")

@@ -67,10 +67,10 @@ async def check_answers(inference: ServiceProcess, task: TaskInfo, tokens: Mappi
         assert [model.id for model in (await client.models()).data] == [TASK]
         first, bare = [
             np.array([classification.probs for classification in (await client.classify(name, ["good", "bad"])).data])
-            for name in (f"{TASK}@0", f"{TASK}@bare")
+            for name in (f"{TASK}@0", f"{TASK}@base")
         ]
         shift = np.diff(np.log(first) - np.log(bare))
-        assert shift[0] == pytest.approx(shift[1], abs=1e-3), "version 0 is the bare model less the bias of its labels"
+        assert shift[0] == pytest.approx(shift[1], abs=1e-3), "version 0 is the base model less the bias of its labels"
 
 
 def check_exports(federation: Federation, task: TaskInfo) -> None:

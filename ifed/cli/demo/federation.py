@@ -101,14 +101,14 @@ class Federation:
             task = await admin.task(TASK)
             await self._wait_until_served(inference, task)
             with Progress(console=console, transient=True) as bar:
-                bare = await self._measure_all(inference, bar, "bare model", lambda _: f"{TASK}@bare")
+                base = await self._measure_all(inference, bar, "base model", lambda _: f"{TASK}@base")
                 together = await self._measure_all(inference, bar, "the four together", lambda _: TASK)
                 alone = (
                     await self._measure_all(inference, bar, "calibrated alone", lambda name: f"{TASK}-{name}")
                     if self._alone
                     else None
                 )
-            outcome = Outcome(self._organisations, bare, together, alone)
+            outcome = Outcome(self._organisations, base, together, alone)
             return outcome, outcome.summary(task, await admin.rounds(TASK))
 
     async def _measure_all(

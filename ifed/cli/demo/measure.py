@@ -50,7 +50,7 @@ class Outcome:
     """The measurements of the demo, by organisation."""
 
     organisations: Sequence[Organisation]
-    bare: Mapping[str, Accuracy]
+    base: Mapping[str, Accuracy]
     federated: Mapping[str, Accuracy]
     alone: Mapping[str, Accuracy] | None
 
@@ -61,7 +61,7 @@ class Outcome:
         table.add_column("organisation")
         table.add_column("texts of its own", justify="right")
         columns = [
-            ("bare model", self.bare),
+            ("base model", self.base),
             *([("calibrated alone", self.alone)] if self.alone else []),
             ("the four together", self.federated),
         ]
@@ -99,7 +99,7 @@ class Outcome:
         }
 
     def _named(self) -> dict[str, Mapping[str, Accuracy]]:
-        named = {"zero_shot_accuracy": self.bare, "federated_accuracy": self.federated}
+        named = {"zero_shot_accuracy": self.base, "federated_accuracy": self.federated}
         return named | ({"local_accuracy": self.alone} if self.alone else {})
 
 

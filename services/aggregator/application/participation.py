@@ -273,7 +273,7 @@ def check_not_withdrawn(member: Membership) -> None:
     """Raise Withdrawn when the client has withdrawn from the task."""
     if member.withdrawn_at is not None:
         raise Withdrawn(
-            f"{member.client} withdrew from task {member.task!r} at {member.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC; "
+            f"{member.client} was withdrawn from task {member.task!r} at {member.withdrawn_at:%Y-%m-%d %H:%M:%S} UTC; "
             "to come back, let an admin enrol it under another name"
         )
 

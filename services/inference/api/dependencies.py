@@ -75,6 +75,6 @@ Caller = Depends(_authenticate)
 ClassifierDep = Annotated[Classifier, Depends(_classifier)]
 DeadlineDep = Annotated[float | None, Depends(_deadline)]
 Model = Annotated[
-    str, Path(max_length=200, examples=["sentiment"], description="a task, or `task@7`, `task@bare`, `task@few-shot:12`")
+    str, Path(max_length=200, examples=["sentiment"], description="a task, or `task@7`, `task@base`, `task@few-shot:12`")
 ]
 Version = Annotated[int, Path(ge=0, examples=[7], description="a version of the task's adapter")]

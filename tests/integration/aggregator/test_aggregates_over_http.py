@@ -123,7 +123,7 @@ async def test_a_long_poll_for_an_adapter_wakes_when_one_is_promoted(aggregator:
     await one.run()
     fetched = await waiting
     assert fetched is not None
-    assert fetched[1].meta.version == 0, "the first version that was evaluated is the bare model"
+    assert fetched[1].meta.version == 0, "the first version that was evaluated is the base model"
     newer = await one.adapter(TASK, known=fetched[0], wait=10)
     assert newer is not None
     assert newer[1].meta.version == 1

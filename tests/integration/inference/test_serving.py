@@ -101,7 +101,7 @@ class TestAnswers:
 
     async def test_pinned_bare_and_few_shot_are_other_answers(self, running: Running) -> None:
         async with InferenceClient(running.url, KEY) as client:
-            names = ("sentiment", "sentiment@2", "sentiment@1", "sentiment@bare", "sentiment@few-shot:4")
+            names = ("sentiment", "sentiment@2", "sentiment@1", "sentiment@base", "sentiment@few-shot:4")
             found = {name: (await client.classify(name, "the film was good")) for name in names}
             assert [(await client.model(name)).id for name in names[:3]] == list(names[:3])
             with pytest.raises(UnknownVersion):
@@ -140,7 +140,7 @@ class TestAnswers:
             assert all(one == pytest.approx(first, abs=1e-5) for one in others), f"version {version} answered in two ways"
 
     async def test_many_callers_of_many_tasks_get_their_own_answers(self, running: Running) -> None:
-        names = ["sentiment", "sentiment@1", "topic", "sentiment@bare"]
+        names = ["sentiment", "sentiment@1", "topic", "sentiment@base"]
         texts = ["the film was good", "bad", "we liked it a lot because of the acting"]
         async with InferenceClient(running.url, KEY) as client:
             alone = {(name, text): (await client.classify(name, text)).data[0].probs for name in names for text in texts}

@@ -123,7 +123,7 @@ def test_output_that_is_no_terminal_tells_each_event_once() -> None:
     second = [*first, round_of(2, RoundKind.CALIBRATION, seconds=5, version=0)]
     now = Snapshot(task_of(second), second, {}, 0)
     assert lines(before, now) == [
-        "round 2 (calibration) closed after 5.0 s, loss 0.5000, accuracy of the bare model 80.0 %, 100 B up"
+        "round 2 (calibration) closed after 5.0 s, loss 0.5000, accuracy of the base model 80.0 %, 100 B up"
     ]
     assert lines(now, now) == []
 
@@ -143,7 +143,7 @@ def outcome() -> Outcome:
     people = [Organisation(name, Path(name), 10, (LabelledText("a", "negative"),)) for name in ("tweets", "editorials")]
     return Outcome(
         people,
-        bare={"tweets": Accuracy(1, 2), "editorials": Accuracy(1, 4)},
+        base={"tweets": Accuracy(1, 2), "editorials": Accuracy(1, 4)},
         federated={"tweets": Accuracy(2, 2), "editorials": Accuracy(3, 4)},
         alone=None,
     )

@@ -94,8 +94,8 @@ class FakeScorer(Scorer):
     def load_adapter(self, body: AdapterBody) -> Any:
         return f"version {body.meta.version}"
 
-    def bare(self, adapter: Any) -> Any:
-        return "bare"
+    def base(self, adapter: Any) -> Any:
+        return "base"
 
     def few_shot(self, adapter: Any, demonstrations: Sequence[LabelledText[str]]) -> Any:
         self.few_shot_prompts.append([demonstration.text for demonstration in demonstrations])

@@ -21,7 +21,7 @@ from testing.random_models import HIDDEN, TEXTS, build, forward_sizes, random_co
 
 
 def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
-    """Return a random model with three tasks of different layers, labels and tensors, and the first task's bare model."""
+    """Return a random model with three tasks of different layers, labels and tensors, and the first task's base model."""
     lm = build(family, dtype=dtype)
     scorer = Scorer(lm, **limits)
     kinds = ([0, 1, 2], ["good", "bad"]), ([1, 2], ["positive", "negative", "mixed topic"]), ([2], ["sport", "science"])
@@ -38,7 +38,7 @@ def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limit
         )
         tensors = random_context(len(layers), seed=seed), random_coefficients(len(layers), 4, seed=seed)
         loaded.append(scorer.load_adapter(AdapterBody(*tensors, meta)))
-    return scorer, [*loaded, scorer.bare(loaded[0])]
+    return scorer, [*loaded, scorer.base(loaded[0])]
 
 
 def prepared(scorer: Scorer, adapter: LoadedAdapter, text: str) -> PreparedText:
@@ -68,7 +68,7 @@ def test_a_text_scores_the_same_among_texts_of_other_tasks(family: str) -> None:
 def test_the_injections_of_other_rows_change_no_bit(family: str, dtype: torch.dtype) -> None:
     """Batches of the same texts in the same order, with the same labels, differ only in the injections of other rows."""
     scorer, (task, other, *_) = scorer_of(family, dtype)
-    adapters = [task, replace(task, injection=other.injection), scorer.bare(task), task]
+    adapters = [task, replace(task, injection=other.injection), scorer.base(task), task]
     items = [prepared(scorer, adapter, text).item for adapter, text in zip(adapters, filter(None, TEXTS), strict=False)]
     mixed = scorer.score(items)
     for row, adapter in enumerate(adapters):
@@ -85,7 +85,7 @@ def test_blank_and_long_texts_are_refused_one_by_one() -> None:
     assert (truncated.truncated, truncated.tokens) == (True, 40)
 
 
-def test_few_shot_prompts_show_the_demonstrations_to_the_bare_model() -> None:
+def test_few_shot_prompts_show_the_demonstrations_to_the_base_model() -> None:
     scorer, (task, *_) = scorer_of()
     shots = scorer.few_shot(task, [LabelledText("the film was good", "good"), LabelledText("bad", "bad")])
     assert shots.injection is None

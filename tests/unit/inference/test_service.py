@@ -56,9 +56,14 @@ async def test_results_keep_the_order_and_the_answer_names_the_adapter() -> None
 async def test_a_variant_answers_only_if_it_is_named() -> None:
     scorer = FakeScorer()
     async with classifier_of(scorer) as classifier:
-        answers = [await classifier.classify(model, ["no"]) for model in ("a", "a@2", "a@bare")]
-    assert scorer.prepared_with == ["version 3", "version 2", "bare"]
-    assert [(answer.version, answer.digest) for answer in answers] == [(3, "digest-3"), (2, "digest-2"), (None, "bare")]
+        answers = [await classifier.classify(model, ["no"]) for model in ("a", "a@2", "a@base", "a@bare")]
+    assert scorer.prepared_with == ["version 3", "version 2", "base", "base"]
+    assert [(answer.version, answer.digest) for answer in answers] == [
+        (3, "digest-3"),
+        (2, "digest-2"),
+        (None, "base"),
+        (None, "bare"),
+    ]
 
 
 async def test_few_shot_answers_name_the_number_of_demonstrations(tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ async def test_few_shot_answers_name_the_number_of_demonstrations(tmp_path: Path
     assert [(answer.version, answer.digest) for answer in answers] == [(None, "few-shot:4"), (None, "few-shot:12")]
 
 
-@pytest.mark.parametrize("name", ["", "A", "a@", "a@b", "a@-1", "a@few-shot:0", "a@bare:2", "../a", "a@7@bare"])
+@pytest.mark.parametrize("name", ["", "A", "a@", "a@b", "a@-1", "a@few-shot:0", "a@base:2", "a@bare:2", "../a", "a@7@base"])
 def test_a_malformed_name_is_an_unknown_task(name: str) -> None:
     with pytest.raises(UnknownTask):
         ModelName.parse(name)

@@ -33,7 +33,7 @@ def test_a_name_that_cannot_be_an_id_is_refused_without_asking_a_hub(name: str, 
 def test_a_hub_id_that_cannot_be_fetched_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UnknownModel, match=r"'nobody/nothing'.*could not be fetched.*smollm2-135m"):
+    with pytest.raises(UnknownModel, match=r"'nobody/nothing'.*could not be downloaded.*smollm2-135m"):
         prepare("nobody/nothing", cache=tmp_path, announce=lambda _: None)
 
 

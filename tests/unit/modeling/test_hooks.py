@@ -62,7 +62,7 @@ def hooks_on(model: nn.Module) -> int:
 
 
 @forward_cases
-def test_zero_context_weight_and_unit_activation_weight_are_the_bare_model_bit_for_bit(
+def test_zero_context_weight_and_unit_activation_weight_are_the_base_model_bit_for_bit(
     family: str, dtype: torch.dtype, layout: BatchLayout
 ) -> None:
     lm = build(family, dtype=dtype)
@@ -115,7 +115,7 @@ def test_the_residual_stream_follows_the_equation_computed_by_hand(family: str) 
 
 
 @code_paths
-def test_after_the_block_the_model_is_the_bare_model(family: str) -> None:
+def test_after_the_block_the_model_is_the_base_model(family: str) -> None:
     lm = build(family)
     batch = batch_of(lm)
     bare = final_hidden(lm, batch)
@@ -237,7 +237,7 @@ def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> N
         ("gemma3_text", torch.bfloat16, 10**6),
     ],
 )
-def test_rows_without_an_injection_beside_others_are_the_bare_model_bit_for_bit(
+def test_rows_without_an_injection_beside_others_are_the_base_model_bit_for_bit(
     family: str, dtype: torch.dtype, min_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(injection_module, "MIN_SEGMENT_TOKENS", min_tokens)
