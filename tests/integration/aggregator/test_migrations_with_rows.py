@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, MetaData, insert
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import Connection, MetaData, insert, text
 
 import services.aggregator.migrations.versions
 from ifed.messages.enums import Role, RoundKind, RoundState, TaskState
@@ -15,11 +17,11 @@ from ifed.messages.events import DeliveryState, EventKind
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.task import Task
-from services.aggregator.migrate import migrate, upgrade
+from services.aggregator.migrate import configuration, migrate, upgrade
 from services.aggregator.settings import Settings
 from services.aggregator.storage.database import UnitOfWork, connect
 from services.aggregator.storage.tables import metadata
-from testing.factories import LABELS, NOON, identity, probe, spec
+from testing.factories import ADMIN_TOKEN, LABELS, NOON, identity, probe, spec
 
 REVISIONS = sorted(path.name[:4] for path in (Path(services.aggregator.migrations.versions.__file__).parent).glob("0*.py"))
 CONTEXT, FIRST, SECOND, UPDATE = b"a context vector", b"version 0", b"version 1", b"an update"
@@ -182,6 +184,32 @@ async def test_rows_of_a_released_revision_are_read_after_the_migration(stack: S
     async with database.unit_of_work() as work:
         await check_first_release(work, tables)
         await check_later_tables(work, tables)
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("UPDATE contributions SET change = 1 WHERE number = 1", "1 additions to context vectors"),
+        ("UPDATE contributions SET removed = 1 WHERE number = 1", "1 withdrawn contributions"),
+        ("UPDATE memberships SET withdrawn_at = joined_at", "1 withdrawn clients"),
+        ("UPDATE contexts SET version = 2", "1 revised context vectors"),
+        ("UPDATE versions SET withdrawn_at = created_at WHERE version = 1", "1 versions that a roll-back withdrew"),
+    ],
+)
+async def test_a_downgrade_that_would_change_what_counts_is_refused_and_changes_nothing(
+    sqlite_database: str, change: str, named: str
+) -> None:
+    database = connect(Settings(database_url=sqlite_database, admin_token=ADMIN_TOKEN).database_url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(lambda sync: fill(sync, "0005"))
+        await connection.execute(text(change))
+    with pytest.raises(CommandError, match=named):
+        async with database.engine.begin() as connection:
+            await connection.run_sync(lambda sync: command.downgrade(configuration(sync), "base"))
+    async with database.engine.connect() as connection:
+        assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one() == "0005"
+        assert (await connection.execute(text("SELECT COUNT(*) FROM webhooks"))).scalar_one() == 1
     await database.close()
 
 

@@ -6,6 +6,7 @@ import contextlib
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision = "0003"
 down_revision = "0002"
@@ -51,6 +52,11 @@ def _vectors() -> None:
 
 
 def downgrade() -> None:
+    if count := op.get_bind().scalar(sa.text("SELECT COUNT(*) FROM versions WHERE withdrawn_at IS NOT NULL")):
+        raise CommandError(
+            f"the schema cannot go below revision 0003: the database has {count} versions that a roll-back withdrew, and the older release "
+            "would serve them; delete those tasks first, or restore a backup of the older release"
+        )
     op.drop_index("ix_sketches_key", "sketches")
     op.drop_table("sketches")
     for table, column in (

@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision = "0004"
 down_revision = "0003"
@@ -43,6 +44,28 @@ def upgrade() -> None:
         _made_anew(later=True)
 
 
+def _refuse_what_has_no_place() -> None:
+    """Refuse to go below this revision where clients came later or withdrew.
+
+    The older schema has no place for it: the aggregates would no longer be those of the ledger, and withdrawn clients would take part again.
+
+    Raises:
+        CommandError: there are such rows; the message says how many and what to do.
+    """
+    for table, condition, rows in (
+        ("contributions", "change > 0", "additions to context vectors"),
+        ("contributions", "removed IS NOT NULL", "withdrawn contributions"),
+        ("memberships", "withdrawn_at IS NOT NULL", "withdrawn clients"),
+        ("contexts", "version > 1", "revised context vectors"),
+    ):
+        count = op.get_bind().scalar(sa.text(f"SELECT COUNT(*) FROM {table} WHERE {condition}"))  # noqa: S608  # our own words
+        if count:
+            raise CommandError(
+                f"the schema cannot go below revision 0004: the database has {count} {rows}, for which the older schema has no place; "
+                "delete those tasks first, or restore a backup of the older release"
+            )
+
+
 def _made_anew(*, later: bool) -> None:
     """SQLite changes no primary key, so the table is made anew and filled from the old one."""
     more = [
@@ -76,8 +99,7 @@ def _made_anew(*, later: bool) -> None:
 
 
 def downgrade() -> None:
-    # Parts that came later have no place in the older schema; what was made of them stays.
-    op.execute("DELETE FROM contributions WHERE change > 0")
+    _refuse_what_has_no_place()
     if op.get_bind().dialect.name == "postgresql":
         op.drop_constraint("pk_contributions", "contributions", type_="primary")
         op.drop_column("contributions", "removed")
