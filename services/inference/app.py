@@ -207,6 +207,7 @@ async def _adapters(
         wait=settings.refresh_wait,
         max_followed=settings.max_followed if settings.adapter_folder is None else 0,
         max_bytes=settings.adapter_bytes,
+        lookups_per_minute=settings.lookups_per_minute,
         metrics=metrics,
     )
     stack.push_async_callback(adapters.close)

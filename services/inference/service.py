@@ -143,9 +143,23 @@ class Classifier:
         limits: Limits,
         default_task: str | None,
         metrics: Metrics,
+        caller: str | None = None,
     ) -> None:
         self._adapters, self._engine, self._preprocessor, self._metrics = adapters, engine, preprocessor, metrics
         self._limits, self._default_task = limits, default_task
+        self._caller = caller
+
+    def for_caller(self, caller: str | None) -> Classifier:
+        """Return the same classifier for the requests of one caller, whose look-ups of adapters are limited."""
+        return Classifier(
+            self._adapters,
+            self._engine,
+            self._preprocessor,
+            limits=self._limits,
+            default_task=self._default_task,
+            metrics=self._metrics,
+            caller=caller,
+        )
 
     async def classify(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True, deadline: float | None = None
@@ -162,6 +176,7 @@ class Classifier:
             NoDefaultTask: no model was named and there is no default task.
             TooManyItems, TooManyTokens: the request is larger than the limits.
             QueueFull: too many texts wait already.
+            Overloaded: the caller has named too many tasks or versions that are not cached.
             DeadlineExceeded: `deadline` passed.
             NotFound: there is no such task, version or set of demonstrations, or the task has no adapter yet.
         """
@@ -192,10 +207,10 @@ class Classifier:
         """Return one task, or one of its versions; its adapter is fetched unless it is cached.
 
         Raises:
-            NotFound: as `classify`.
+            NotFound, Overloaded: as `classify`.
         """
         name = ModelName.parse(self._named(model))
-        served = self._served(await self._adapters.get(name.task, name.version))
+        served = self._served(await self._adapters.get(name.task, name.version, caller=self._caller))
         return served if name.version is None else served.model_copy(update={"id": f"{name.task}@{name.version}"})
 
     async def default(self) -> ServedModel | None:
@@ -213,7 +228,7 @@ class Classifier:
             raise TooManyItems(f"{len(texts)} texts in one request; at most {self._limits.items} are allowed, split the request")
         name = ModelName.parse(model)
         async with asyncio.timeout_at(deadline):
-            adapter = await self._adapters.get(name.task, name.version)
+            adapter = await self._adapters.get(name.task, name.version, caller=self._caller)
             known_tasks.append(name.task)
             with tracer.start_as_current_span("prepare"):
                 loaded = await self._variant(name, adapter)

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     )
     refresh_wait: float = Field(25.0, ge=1, le=300, description="seconds of a long poll for a newer adapter")
     max_followed: int = Field(128, ge=0, description="tasks that are followed by a long poll each; others are refreshed when used")
+    lookups_per_minute: int = Field(
+        120, ge=1, description="tasks and versions not in the cache that one caller may name in a minute; more are refused with 429"
+    )
     adapter_bytes: int = Field(
         512 * 2**20, ge=0, description="size of the adapter cache; beyond it the least recently used adapters are evicted"
     )

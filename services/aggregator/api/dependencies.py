@@ -62,6 +62,7 @@ async def _token(credentials: Annotated[HTTPAuthorizationCredentials | None, Dep
 
 
 TokenDep = Annotated[str | None, Depends(_token)]
+Wait = Annotated[float, Query(ge=0, le=300, description="seconds the answer may be held back; the service may answer sooner")]
 
 
 def _party_with(*roles: Role) -> Callable[[AccessDep, RateLimiterDep, TokenDep], Awaitable[str]]:
@@ -71,6 +72,13 @@ def _party_with(*roles: Role) -> Callable[[AccessDep, RateLimiterDep, TokenDep],
         return name
 
     return party
+
+
+async def _follower(access: AccessDep, rate_limiter: RateLimiterDep, token: TokenDep, wait: Wait = 0.0) -> str:
+    """Count requests that wait apart, so that a service's single requests cannot use up what it follows its adapters with."""
+    name = await access.authenticate(token, *Role)
+    await rate_limiter.check(f"{name}, waiting," if wait else name)
+    return name
 
 
 async def _audited_admin(request: Request, access: AccessDep, audit_log: AuditLogDep, token: TokenDep) -> str:
@@ -88,6 +96,7 @@ async def _address(request: Request) -> str:
 AdminOnly = Depends(_audited_admin)
 ClientDep = Annotated[str, Depends(_party_with(Role.CLIENT))]
 Anyone = Depends(_party_with(Role.ADMIN, Role.CLIENT, Role.READER))
+Follower = Depends(_follower)
 AddressDep = Annotated[str, Depends(_address)]
 
 LARGEST = 2**31 - 1
@@ -96,6 +105,5 @@ NumberPath = Annotated[int, Path(ge=1, le=LARGEST)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items on a page")]
 After = Annotated[str | None, Query(pattern=NAME_PATTERN, description="`next` of the page before")]
 AfterNumber = Annotated[int, Query(ge=0, le=LARGEST, description="`next` of the page before")]
-Wait = Annotated[float, Query(ge=0, le=300, description="seconds the answer may be held back; the service may answer sooner")]
 ContextVersion = Annotated[int | None, Query(ge=1, le=LARGEST, description="a version of the context vector")]
 Version = Annotated[int | None, Query(ge=0, le=LARGEST, description="a version of the coefficients")]

@@ -73,16 +73,17 @@ class AdapterStore:
             known: digests that the caller has; while the adapter is one of them, wait up to `wait` seconds for another.
 
         Raises:
-            NothingYet: no version is served, even after `wait` seconds.
+            NothingYet: no version is served: at once if the caller has an adapter, which it must not use any longer, else after
+                `wait` seconds.
             UnknownVersion: the task has no such version.
         """
 
         def is_new(adapter: TensorResponse | None) -> bool:
-            return adapter is not None and adapter.digest not in known
+            return bool(known) if adapter is None else adapter.digest not in known
 
         adapter = await self._dependencies.long_poll.until(name, partial(self._adapter, name, version), is_new, wait=wait)
         if adapter is None:
-            raise NothingYet(f"task {name!r} has no adapter to serve yet; a version is served once it is evaluated")
+            raise NothingYet(f"task {name!r} has no adapter to serve now; a version is served once it is evaluated")
         return adapter
 
     async def _adapter(self, name: str, version: int | None) -> TensorResponse | None:

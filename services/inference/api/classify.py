@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from ifed.errors import Malformed, NothingYet, OtherModel, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import Malformed, NothingYet, OtherModel, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.messages.inference import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 from ifed.server.web import refusals
 from services.inference.api.dependencies import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
@@ -29,7 +29,7 @@ async def list_models(classifier: ClassifierDep) -> ServedModels:
 
 @router.get(
     "/models/{model}",
-    responses=refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Unavailable),
+    responses=refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Overloaded, Unavailable),
 )
 async def get_model(model: Model, classifier: ClassifierDep) -> ServedModel:
     """Return one task, or one of its versions as `task@7`; its adapter is fetched unless it is cached."""

@@ -59,7 +59,7 @@ async def _classifier(request: Request) -> Classifier:
         raise Unavailable(f"the service is not ready: {request.app.state.loading_status}; /readyz says when it is")
     if not request.app.state.engine.alive:
         raise Unavailable("the engine has stopped: the service is shutting down, or the engine has failed and the log says why")
-    return classifier
+    return classifier.for_caller(getattr(request.state, "caller", None))  # readiness is asked without a caller
 
 
 async def _deadline(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from ifed import __version__
-from ifed.errors import Malformed, NothingYet, OtherModel, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import Malformed, NothingYet, OtherModel, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.server.web import refusals
 from services.inference.api.dependencies import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model, Version, deadline_in, earlier
 from services.inference.api.formats import answer_headers
@@ -21,7 +21,7 @@ from services.inference.api.open_inference_messages import (
     write_inference,
 )
 
-MODEL_REFUSALS = refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Unavailable)
+MODEL_REFUSALS = refusals(Unauthenticated, Malformed, UnknownTask, UnknownVersion, NothingYet, OtherModel, Overloaded, Unavailable)
 REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,

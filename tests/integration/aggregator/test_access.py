@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from ifed.errors import Overloaded
+from ifed.messages.enums import Role
 from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
 from services.aggregator.storage.database import connect
@@ -88,6 +89,18 @@ async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
         other = await one.client("b")
         assert (await other.assignment(TASK)).kind == "join", "one client's calls are not another's"
+
+
+async def test_requests_that_wait_for_an_adapter_are_counted_apart(stack: Settings) -> None:
+    given = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
+    async with deployed(given) as one:
+        await one.started()
+        reader = (await one.admin.enrol("reader", Role.READER)).token
+        paths = [f"/v1/tasks/unknown/adapter?wait={wait}" for wait in (0, 0.01)]
+        looked_up = [(await one.raw("GET", paths[0], token=reader)).status_code for _ in range(8)]
+        assert 429 in looked_up
+        followed = [(await one.raw("GET", paths[1], token=reader)).status_code for _ in range(3)]
+        assert followed == [404] * 3, "look-ups of names cannot stop a service from following what it serves"
 
 
 async def test_without_redis_calls_are_counted_in_the_process() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from ifed.errors import AlreadyContributed, NonFinite, NotJoined, RoundClosed, UnknownVersion, Withdrawn, WrongState
+from ifed.errors import AlreadyContributed, NonFinite, NothingYet, NotJoined, RoundClosed, UnknownVersion, Withdrawn, WrongState
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from testing.factories import context_body, update_body
 from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
@@ -169,7 +169,13 @@ async def test_when_nobody_is_left_nothing_is_served_until_somebody_comes(aggreg
     await aggregator.started(rounds=1, clients_expected=1)
     (one,) = await aggregator.clients("a")
     await one.run()
+    served = await one.adapter(TASK)
+    assert served is not None
+    waiting = asyncio.create_task(one.adapter(TASK, known=served[0], wait=30))
+    await asyncio.sleep(0.05)
     await one.withdraw(TASK)
+    with pytest.raises(NothingYet):
+        await asyncio.wait_for(waiting, 5)  # whoever follows must not serve until its long poll is over
     task = await aggregator.until(lambda task: task.served is None)
     assert task.reason is not None
     assert task.reason.startswith("its context vector cannot be made without those who withdrew")

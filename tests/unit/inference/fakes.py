@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from ifed.errors import EmptyText, IFedError, UnknownTask, UnknownVersion
+from ifed.errors import EmptyText, IFedError, NothingYet, UnknownTask, UnknownVersion
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout, ModelIdentity
@@ -46,12 +46,18 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.versions: dict[str, list[AdapterBody]] = {}
+        self.withdrawn: set[str] = set()
         self.refusal: IFedError | None = None
         self.requests: list[tuple[str, int | None, str | None]] = []
         self.changed = asyncio.Event()
 
     def promote(self, adapter: AdapterBody) -> None:
         self.versions.setdefault(adapter.meta.task, []).append(adapter)
+        self.changed.set()
+
+    def withdraw(self, task: str) -> None:
+        """Serve no version of a task any longer, except by number."""
+        self.withdrawn.add(task)
         self.changed.set()
 
     async def adapter(
@@ -63,6 +69,8 @@ class FakeSource:
             raise self.refusal
         if task not in self.versions:
             raise UnknownTask(f"no task {task!r}")
+        if version is None and task in self.withdrawn:
+            raise NothingYet(f"task {task!r} has no adapter to serve now")
         if version is not None:
             for adapter in self.versions[task]:
                 if adapter.meta.version == version:
@@ -126,7 +134,12 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def adapters_of(
-    source: FakeSource, metrics: Metrics | None = None, *, max_followed: int = 8, max_bytes: int = 10_000
+    source: FakeSource,
+    metrics: Metrics | None = None,
+    *,
+    max_followed: int = 8,
+    max_bytes: int = 10_000,
+    lookups: int | None = None,
 ) -> AdapterCache:
     """Return a cache of adapters that `FakeScorer` loads."""
 
@@ -140,5 +153,6 @@ def adapters_of(
         wait=5,
         max_followed=max_followed,
         max_bytes=max_bytes,
+        lookups_per_minute=lookups,
         metrics=metrics or metrics_of(),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ifed.errors import NothingYet, OtherModel, Unavailable, UnknownTask, UnknownVersion
+from ifed.errors import NothingYet, OtherModel, Overloaded, Unavailable, UnknownTask, UnknownVersion
 from ifed.messages.bodies import AdapterBody
 from services.inference import adapters as module
 from services.inference.adapters import AdapterCache
@@ -276,4 +276,103 @@ async def test_a_source_without_a_long_poll_is_read_at_the_start_and_failures_ar
     source.promote(body("c", 1))
     assert await version(adapters, "c") == 1
     assert "c" not in adapters.stale
+    await adapters.close()
+
+
+@pytest.mark.parametrize("max_followed", [8, 0])
+async def test_what_was_withdrawn_is_served_no_longer_than_a_second(max_followed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, metrics = FakeSource(), metrics_of()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source, metrics, max_followed=max_followed)
+    assert [await version(adapters, "a"), await version(adapters, "a", 1)] == [1, 1]
+    await asyncio.sleep(0.01)
+    source.withdraw("a")
+    async with asyncio.timeout(1):
+        while True:
+            try:
+                await adapters.get("a")
+            except NothingYet:
+                break
+            await asyncio.sleep(0.05)
+    assert (adapters.current(), adapters.stale) == ([], {})
+    assert sample(metrics, "adapter_version", task="a") is None
+    requests = len(source.requests)
+    assert await version(adapters, "a", 1) == 1, "the source still answers for the version"
+    assert len(source.requests) == requests + 1, "a pinned version is asked for again when nothing is served"
+    source.versions["a"].clear()
+    monkeypatch.setattr(module, "PINNED_SECONDS", 0.0)
+    adapters._entries["a", 1].fresh_until = 0.0
+    with pytest.raises(UnknownVersion):
+        await adapters.get("a", 1)
+    assert adapters.nbytes == 0
+    await adapters.close()
+
+
+async def test_a_pinned_version_stays_in_use_while_the_source_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PINNED_SECONDS", 0.0)
+    source = FakeSource()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source)
+    await adapters.get("a", 1)
+    source.refusal = Unavailable("unreachable")
+    assert await version(adapters, "a", 1) == 1
+    assert adapters.stale == {}, "the task that is served is not stale"
+    await adapters.close()
+
+
+async def test_a_withdrawn_task_that_a_setting_names_is_served_again_when_it_is_promoted() -> None:
+    source = FakeSource()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source)
+    adapters.follow(["a"])
+    await until(lambda: versions(adapters) == {"a": 1})
+    source.withdraw("a")
+    await until(lambda: adapters.stale == {"a": "task 'a' has no adapter to serve now"}, seconds=1)
+    assert adapters.current() == []
+    source.withdrawn.clear()
+    source.promote(body("a", 2))
+    await until(lambda: versions(adapters) == {"a": 2})
+    await adapters.close()
+
+
+async def test_a_name_that_does_not_exist_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FakeSource()
+    adapters = adapters_of(source)
+    for pinned in (None, None, 1, 2):
+        with pytest.raises(UnknownTask):
+            await adapters.get("nobody", pinned, caller="one")
+    assert source.requests == [("nobody", None, None)], "an unknown task has no versions either"
+    source.promote(body("a", 1))
+    source.withdraw("a")
+    for _ in range(2):
+        with pytest.raises(NothingYet):
+            await adapters.get("a", caller="one")
+    assert (await adapters.get("a", 1, caller="one")).meta.version == 1, "a task of which nothing is served has versions"
+    assert len(source.requests) == 3
+    monkeypatch.setattr(module, "MISSING_SECONDS", 0.0)
+    adapters._missing.clear()
+    with pytest.raises(UnknownTask):
+        await adapters.get("other", caller="one")
+    source.promote(body("other", 1))
+    assert (await adapters.get("other", caller="one")).meta.version == 1
+    monkeypatch.setattr(module, "MAX_MISSING", 3)
+    for number in range(5):
+        with pytest.raises(UnknownTask):
+            await adapters.get(f"unknown-{number}", caller="one")
+    assert len(adapters._missing) == 3
+    await adapters.close()
+
+
+async def test_one_caller_cannot_use_up_the_look_ups_of_the_others() -> None:
+    source = FakeSource()
+    source.promote(body("a", 1))
+    adapters = adapters_of(source, max_followed=0, lookups=5)
+    for number in range(5):
+        with pytest.raises(UnknownTask):
+            await adapters.get(f"unknown-{number}", caller="one")
+    with pytest.raises(Overloaded, match="one has named 5 tasks") as refused:
+        await adapters.get("a", caller="one")
+    assert 1 <= (refused.value.retry_after or 0) <= 60
+    assert (await adapters.get("a", caller="two")).meta.version == 1
+    assert (await adapters.get("a", caller="one")).meta.version == 1, "what is cached needs no look-up"
     await adapters.close()

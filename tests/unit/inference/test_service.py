@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifed.errors import DeadlineExceeded, EmptyText, NoDefaultTask, TooManyItems, TooManyTokens, UnknownTask
+from ifed.errors import DeadlineExceeded, EmptyText, NoDefaultTask, Overloaded, TooManyItems, TooManyTokens, UnknownTask
 from services.inference.demonstrations import DemonstrationFolder
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
@@ -37,7 +37,7 @@ async def classifier_of(
     engine = Engine[Item]([scorer.score], tokens=scorer.tokens, token_budget=100, gather_seconds=0.0, max_queue=10, metrics=metrics)
     engine.start()
     limits = Limits(items=3, tokens=30)
-    adapters = adapters_of(source, metrics, max_followed=0)
+    adapters = adapters_of(source, metrics, max_followed=0, lookups=1)
     yield Classifier(adapters, engine, preprocessor, limits=limits, default_task=default_task, metrics=metrics)
     await engine.stop()
     await preprocessor.close()
@@ -157,3 +157,13 @@ async def test_the_label_bias_of_an_adapter_is_removed_but_not_from_the_bare_mod
     assert np.exp(calibrated.scores) == pytest.approx([0.5, 0.5])
     assert bare.scores is not None
     assert np.exp(bare.scores) == pytest.approx([0.9, 0.1])
+
+
+async def test_look_ups_are_counted_for_the_caller() -> None:
+    async with classifier_of() as classifier:
+        one, two = classifier.for_caller("one"), classifier.for_caller("two")
+        with pytest.raises(UnknownTask):
+            await one.classify("unknown", ["no"])
+        with pytest.raises(Overloaded):
+            await one.model("other")
+        assert (await two.classify("a", ["no"])).task == "a"
