@@ -33,6 +33,7 @@ IFedError                        500
 ├── Overloaded                   429  carries Retry-After
 ├── DownloadFailed               502  a file that could not be downloaded or is not what it should be
 └── Unavailable                  503  carries Retry-After
+    └── UnreadableAnswer              a service answered what its client cannot read, or more than it takes
 """
 
 from __future__ import annotations
@@ -175,6 +176,9 @@ class DownloadFailed(IFedError):
 class Unavailable(IFedError):
     status = 503
     retry_after = 2
+
+
+class UnreadableAnswer(Unavailable): ...
 
 
 class TooManyItems(TooLarge):

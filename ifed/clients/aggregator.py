@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import TypeVar
 
 import httpx
 from httpx_sse import SSEError, aconnect_sse
 
-from ifed.clients.transport import ServiceClient, raise_refusal
-from ifed.errors import Malformed, Unavailable
+from ifed.clients.transport import ServiceClient, check_content_encoding, parsed, raise_refusal
+from ifed.errors import Malformed, Unavailable, UnreadableAnswer
 from ifed.messages.bodies import TENSORS, AdapterBody, read_coefficients, read_context
 from ifed.messages.clients import ClientInfo, Enrolment, NewClient, TokenHolder
 from ifed.messages.enums import Role
@@ -38,10 +38,12 @@ from ifed.messages.rounds import (
 from ifed.messages.tasks import TaskSpec
 from ifed.tensors.values import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
 
+Tensors = TypeVar("Tensors", ContextVector, Coefficients, AdapterBody)
 LONG_POLL_SLACK = 15.0
 REPLAY_SECONDS = 600.0
 SILENCE_SECONDS = 60.0  # a stream sends something every 15 seconds
 RECONNECT_SECONDS = 1.0
+MAX_HEADER_BYTES = 2**20  # of a safetensors file; that of an adapter holds its labels
 
 
 class AggregatorClient(ServiceClient):
@@ -128,11 +130,17 @@ class AggregatorClient(ServiceClient):
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         timeout = httpx.Timeout(self._http.timeout.connect, read=SILENCE_SECONDS)
         async with aconnect_sse(self._http, "GET", "/v1/events", params=params, headers=headers, timeout=timeout) as source:
-            if source.response.is_error:
-                await source.response.aread()
-                raise_refusal(source.response)
+            if (response := source.response).is_error:
+                body = await self._read(response)
+                raise_refusal(
+                    httpx.Response(response.status_code, headers=response.headers, content=body, request=response.request)
+                )
+            check_content_encoding(response)
             async for message in source.aiter_sse():
-                yield int(message.id), Event.model_validate_json(message.data) if message.data else None
+                try:
+                    yield int(message.id), Event.model_validate_json(message.data) if message.data else None
+                except ValueError as reason:
+                    raise UnreadableAnswer(f"{response.url} sent an event that cannot be read") from reason
 
     async def register_webhook(self, webhook: NewWebhook) -> WebhookSecret:
         return await self._post(WebhookSecret, "/v1/webhooks", webhook)
@@ -184,27 +192,22 @@ class AggregatorClient(ServiceClient):
     async def _contribute(self, path: str, body: bytes, *, method: str = "PUT") -> Receipt:
         headers = {"Content-Type": TENSORS, "Content-Digest": content_digest(body)}
         response = await self._send(method, path, content=body, headers=headers)
-        receipt = Receipt.model_validate_json(response.content)
+        receipt = parsed(Receipt, response)
         if receipt.digest != hashlib.sha256(body).hexdigest():
-            raise Malformed(f"the receipt is for {receipt.digest}, not for what was sent; send it again")
+            raise UnreadableAnswer(f"the receipt is for {receipt.digest}, not for what was sent; send it again")
         return receipt
-
-    async def _tensors(self, path: str, **options: Any) -> httpx.Response:
-        response = await self._send("GET", path, **options)
-        if response.status_code == httpx.codes.OK:
-            check_content_digest(response.content, response.headers.get("Content-Digest"))
-        return response
 
     async def context(self, task: str, *, version: int | None = None) -> ContextVector:
         """Return the task's global context vector, shape (layer, site, d); by default the newest version."""
         params: Mapping[str, int] = {} if version is None else {"version": version}
-        return read_context(TensorBody.from_bytes((await self._tensors(f"/v1/tasks/{task}/context", params=params)).content))
+        response = await self._send("GET", f"/v1/tasks/{task}/context", params=params)
+        return _read_tensors(response, lambda body: read_context(TensorBody.from_bytes(body)))
 
     async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
         """Return a version of the task's coefficients, shape (layer, site, coefficient, group); by default the newest."""
         params: Mapping[str, int] = {} if version is None else {"version": version}
-        body = (await self._tensors(f"/v1/tasks/{task}/coefficients", params=params)).content
-        return read_coefficients(TensorBody.from_bytes(body))
+        response = await self._send("GET", f"/v1/tasks/{task}/coefficients", params=params)
+        return _read_tensors(response, lambda body: read_coefficients(TensorBody.from_bytes(body)))
 
     async def adapter(
         self, task: str, *, version: int | None = None, known: str | None = None, wait: float = 0.0
@@ -212,7 +215,27 @@ class AggregatorClient(ServiceClient):
         """Return the adapter and its digest; None if its digest is still `known` after `wait` seconds."""
         params: dict[str, float] = {"wait": wait} | ({} if version is None else {"version": version})
         headers = {} if known is None else {"If-None-Match": f'"{known}"'}
-        response = await self._tensors(f"/v1/tasks/{task}/adapter", params=params, headers=headers, timeout=wait + LONG_POLL_SLACK)
+        path, timeout = f"/v1/tasks/{task}/adapter", wait + LONG_POLL_SLACK
+        response = await self._send("GET", path, params=params, headers=headers, timeout=timeout)
         if response.status_code == httpx.codes.NOT_MODIFIED:
             return None
-        return response.headers["ETag"].strip('"'), AdapterBody.from_bytes(response.content)
+        if not (digest := response.headers.get("ETag", "").strip('"')):
+            raise UnreadableAnswer(f"{response.url} answered without the header ETag; does a proxy remove it?")
+        return digest, _read_tensors(response, AdapterBody.from_bytes)
+
+
+def _read_tensors(response: httpx.Response, read: Callable[[bytes], Tensors]) -> Tensors:
+    """Read the tensors of an answer.
+
+    Raises:
+        UnreadableAnswer: they are not what they should be, or the header is too large to be parsed.
+    """
+    body = response.content
+    try:
+        check_content_digest(body, response.headers.get("Content-Digest"))
+        if int.from_bytes(body[:8], "little") > MAX_HEADER_BYTES:
+            raise Malformed(f"its header has more than {MAX_HEADER_BYTES} bytes")
+        return read(body)
+    except (Malformed, RecursionError, MemoryError, OverflowError) as reason:
+        detail = reason.detail if isinstance(reason, Malformed) else "it is nested too deeply, or too large"
+        raise UnreadableAnswer(f"{response.url} answered with tensors that cannot be read: {detail}") from reason

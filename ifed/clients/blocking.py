@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +21,11 @@ class BlockingInferenceClient:
         service.classify("sentiment", "I liked it.").data[0].label
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, *, timeout: float = 60.0, ca_file: Path | None = None, proxy: str | None = None
+    ) -> None:
         self._url, self._token, self._timeout = url, token, timeout
+        self._ca_file, self._proxy = ca_file, proxy
         self._parts = ExitStack()
         self._portal: BlockingPortal | None = None
 
@@ -36,7 +40,7 @@ class BlockingInferenceClient:
         self._portal = None
 
     async def _connect(self) -> InferenceClient:
-        return InferenceClient(self._url, self._token, timeout=self._timeout)
+        return InferenceClient(self._url, self._token, timeout=self._timeout, ca_file=self._ca_file, proxy=self._proxy)
 
     def classify(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from ifed.private_files import others_can_read
 
 log = structlog.get_logger(__name__)
 
+BACKLOG = 2048  # connections that may wait, as uvicorn has it
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
 
@@ -41,6 +44,18 @@ def settings_or_exit(kind: Callable[[], Chosen], *, service: str, secrets: Calla
     except OSError as reason:
         _end(f"{service}: a file or folder that a setting names cannot be read: {reason}")
     return settings
+
+
+def listen_or_exit(host: str, port: int, *, service: str) -> socket.socket:
+    """Return a socket that listens at an address; exit with code 2 and an explanation if it cannot.
+
+    A process calls this before slow work, so that an address in use is reported at once.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    except OSError as reason:
+        words = os.strerror(reason.errno) if reason.errno is not None and reason.errno > 0 else reason.strerror
+        _end(f"{service}: cannot listen on {host} port {port} ({words}); set HOST and PORT to an address that is free")
 
 
 def warn_of_readable_files(settings: BaseModel, *names: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 import uvicorn
@@ -16,31 +17,32 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from ifed import __version__
 from ifed.clients import AggregatorClient
-from ifed.errors import IFedError
+from ifed.errors import BadData, IFedError
 from ifed.messages.rounds import TaskBrief
 from ifed.server.logs import configure
-from ifed.server.startup import settings_or_exit, warn_of_readable_files
+from ifed.server.startup import listen_or_exit, settings_or_exit, warn_of_readable_files
 from ifed.server.web import mount
 from services.client_agent.agent import Agent
-from services.client_agent.demonstrations import Columns, Split, read_data_file, split_holdout
+from services.client_agent.demonstrations import Columns, Split, check_data_file, read_data_file, split_holdout
 from services.client_agent.endpoints import router
 from services.client_agent.participation import Participant
 from services.client_agent.settings import Settings
 from services.client_agent.state import AgentState, DataFileWatcher, hash_of
-from services.client_agent.status import Activity, Status
+from services.client_agent.status import Activity, ExitCode, Status
 
 if TYPE_CHECKING:
     from services.client_agent.model import LocalModel
 
 log = structlog.get_logger(__name__)
+SERVICE = "the client agent"
 
 
-def create_app(settings: Settings, *, on_end: Callable[[int], None] | None = None) -> FastAPI:
+def create_app(settings: Settings, *, on_end: Callable[[ExitCode], None] | None = None) -> FastAPI:
     """Return the agent's application; the agent's loop runs as long as the application does.
 
     Args:
         settings: the agent's settings.
-        on_end: called with the exit code, 0 or 1, when the loop has ended by itself.
+        on_end: called with the exit code when the loop has ended by itself.
     """
     status = Status()
 
@@ -76,20 +78,32 @@ def create_app(settings: Settings, *, on_end: Callable[[int], None] | None = Non
     return app
 
 
-async def _run(settings: Settings, status: Status, on_end: Callable[[int], None] | None) -> None:
-    code = 0
+async def _run(settings: Settings, status: Status, on_end: Callable[[ExitCode], None] | None) -> None:
+    code = ExitCode.DONE
     try:
         await take_part(settings, status)
     except IFedError as refusal:
         log.error("cannot take part", error=type(refusal).__name__, detail=refusal.detail)
-        status.begin(Activity.STOPPED, note=refusal.detail)
-        code = 1
-    except Exception:  # the process must end and not serve its status page without a loop
-        log.exception("unexpected error")
-        status.begin(Activity.STOPPED, note="unexpected error; see the agent's log")
-        code = 1
+        status.begin(Activity.STOPPED, note=f"{type(refusal).__name__}: {refusal.detail}")
+        code = ExitCode.DATA if isinstance(refusal, BadData) else ExitCode.REFUSED
+    except Exception as reason:  # noqa: BLE001  # the process must end and not serve its status page without a loop
+        # The message of the exception may quote private text, so only its type and place are shown.
+        if isinstance(reason, OSError) and reason.errno is not None:
+            detail = f"{reason.strerror}: {reason.filename}; STATE_DIR and MODEL_CACHE name the agent's folders"
+            code = ExitCode.SETTINGS
+        else:
+            detail = f"unexpected error ({type(reason).__name__}); the log says where"
+            code = ExitCode.REFUSED
+        log.error("cannot take part", error=type(reason).__name__, detail=detail, where=_places(reason))
+        status.begin(Activity.STOPPED, note=detail)
     if on_end is not None:
         on_end(code)
+
+
+def _places(reason: Exception) -> list[str]:
+    """Return file, line and function of the calls that led to an exception, the outermost first."""
+    calls = traceback.extract_tb(reason.__traceback__)
+    return [f"{call.filename}:{call.lineno} {call.name}" for call in calls]
 
 
 async def take_part(settings: Settings, status: Status) -> None:
@@ -98,7 +112,7 @@ async def take_part(settings: Settings, status: Status) -> None:
     Raises:
         IFedError: the agent cannot take part; the message is for its operator.
     """
-    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+    async with _aggregator(settings) as aggregator:
         watcher = DataFileWatcher(settings.data_file)
         models: dict[str, LocalModel] = {}
 
@@ -127,25 +141,42 @@ async def take_part(settings: Settings, status: Status) -> None:
         await agent.run()
 
 
+def _aggregator(settings: Settings) -> AggregatorClient:
+    """Return a client of the aggregator.
+
+    Raises:
+        Malformed: the token, the CA file or a proxy cannot be used.
+        OSError: the token's file cannot be read.
+    """
+    proxy = None if settings.proxy_url is None else settings.proxy_url.get_secret_value()
+    return AggregatorClient(
+        str(settings.aggregator_url),
+        settings.token(),
+        ca_file=settings.ca_file,
+        proxy=proxy,
+        max_bytes=settings.max_answer_bytes,
+    )
+
+
 async def withdraw(settings: Settings) -> None:
     """Withdraw this organisation from the task permanently; an agent that is running ends by itself.
 
     Raises:
         IFedError: the aggregator refused.
     """
-    async with AggregatorClient(str(settings.aggregator_url), settings.token()) as aggregator:
+    async with _aggregator(settings) as aggregator:
         withdrawal = await aggregator.withdraw(settings.task)
     log.info("withdrawn", task=withdrawal.task, client=withdrawal.client, at=withdrawal.withdrawn_at.isoformat())
 
 
-async def _withdraw_or_log(settings: Settings) -> int:
+async def _withdraw_or_log(settings: Settings) -> ExitCode:
     """Withdraw, and return the exit code."""
     try:
         await withdraw(settings)
     except IFedError as refusal:
         log.error("cannot withdraw", error=type(refusal).__name__, detail=refusal.detail)
-        return 1
-    return 0
+        return ExitCode.REFUSED
+    return ExitCode.DONE
 
 
 def _load(settings: Settings, task: TaskBrief) -> LocalModel:
@@ -165,11 +196,8 @@ def _load(settings: Settings, task: TaskBrief) -> LocalModel:
 
 def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState) -> Split:
     status.begin(Activity.READING)
-    columns, sent = (
-        Columns(settings.text_column, settings.label_column, settings.label_map, settings.data_encoding),
-        state.sent_hashes,
-    )
-    examples = read_data_file(settings.data_file, task.labels, columns)
+    sent = state.sent_hashes
+    examples = read_data_file(settings.data_file, task.labels, _columns(settings))
     data = split_holdout(
         examples,
         holdout=task.policy.holdout,
@@ -180,26 +208,44 @@ def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState
     return data
 
 
+def _columns(settings: Settings) -> Columns:
+    return Columns(settings.text_column, settings.label_column, settings.label_map, settings.data_encoding)
+
+
 def main() -> None:
     """Run `python -m services.client_agent.app`, which takes part, or with the argument `withdraw` withdraws."""
-    settings = settings_or_exit(Settings, service="the client agent", secrets=Settings.token)
+    settings = settings_or_exit(Settings, service=SERVICE, secrets=_aggregator)
     configure(settings.log_level)
     warn_of_readable_files(settings, "client_token_file")
     if sys.argv[1:] == ["withdraw"]:
         sys.exit(asyncio.run(_withdraw_or_log(settings)))
     if sys.argv[1:]:
-        sys.exit(f"unknown command {sys.argv[1]!r}; use `withdraw`, or no command to take part")
-    exit_codes: list[int] = []
+        _end(ExitCode.SETTINGS, f"unknown command {sys.argv[1]!r}; use `withdraw`, or no command to take part")
+    try:
+        check_data_file(settings.data_file, _columns(settings))
+    except BadData as refusal:
+        _end(ExitCode.DATA, f"BadData: {refusal.detail}")
+    listener = listen_or_exit(settings.host, settings.port, service=SERVICE)
+    exit_codes: list[ExitCode] = []
 
-    def end(code: int) -> None:
+    def end(code: ExitCode) -> None:
         exit_codes.append(code)
         server.should_exit = True
 
     app = create_app(settings, on_end=end)
-    server = uvicorn.Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     with suppress(KeyboardInterrupt):
-        server.run()
-    sys.exit(exit_codes[0] if exit_codes else 0)
+        server.run(sockets=[listener])
+    code = exit_codes[0] if exit_codes else ExitCode.DONE
+    if code is not ExitCode.DONE:
+        _end(code, app.state.status.note)
+    sys.exit(code)
+
+
+def _end(code: ExitCode, reason: str) -> NoReturn:
+    """Exit with the reason as the last line, after all that uvicorn logs about its end."""
+    sys.stderr.write(f"{SERVICE}: {' '.join(reason.split())}\n")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

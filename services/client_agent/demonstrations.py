@@ -55,8 +55,7 @@ def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[
     examples: list[LabelledText[int]] = []
     rows = 0
     with only_refusals(path):
-        if not path.is_file():
-            raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
+        _check_exists(path)
         for row in read_rows(path, [columns.text, columns.label], Format(columns.encoding)):
             rows += 1
             example = row.problem if isinstance(row, BadRow) else _example(row, columns, matching)
@@ -69,6 +68,23 @@ def read_data_file(path: Path, labels: Sequence[str], columns: Columns) -> list[
     if not examples:
         raise BadData(f"{path.name} contains no rows")
     return examples
+
+
+def check_data_file(path: Path, columns: Columns) -> None:
+    """Check what can be checked without a task: that the file exists and can be read, and has the two columns.
+
+    Raises:
+        BadData: it cannot be used.
+    """
+    with only_refusals(path):
+        _check_exists(path)
+        if next(read_rows(path, [columns.text, columns.label], Format(columns.encoding)), None) is None:
+            raise BadData(f"{path.name} contains no rows")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise BadData(f"{path} is not a file; set DATA_FILE to the file of labelled texts")
 
 
 class LabelMatching:

@@ -19,6 +19,15 @@ class Settings(BaseSettings):
     aggregator_url: HttpUrl = Field(description="URL of the aggregator")
     client_token: SecretStr | None = Field(None, description="this client's bearer token, shown when it was enrolled")
     client_token_file: Path | None = Field(None, description="a file that holds the token, instead of CLIENT_TOKEN")
+    ca_file: Path | None = Field(
+        None, description="certificates in PEM format that HTTPS trusts instead of the usual authorities; SSL_CERT_FILE works too"
+    )
+    proxy_url: SecretStr | None = Field(
+        None, description="proxy for calls to the aggregator; by default that of HTTPS_PROXY and its siblings, and none on loopback"
+    )
+    max_answer_bytes: int = Field(
+        64 * 2**20, ge=2**16, description="size of an answer of the aggregator in bytes; a larger one is refused while it arrives"
+    )
     task: str = Field(min_length=1, description="the task to take part in")
 
     data_file: Path = Field(description="private labelled texts: .jsonl, .csv or .parquet")
@@ -54,7 +63,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_token(self) -> Settings:
         if (self.client_token is None) == (self.client_token_file is None):
-            raise ValueError("set either CLIENT_TOKEN or CLIENT_TOKEN_FILE")
+            state = "neither is set" if self.client_token is None else "both are set"
+            raise ValueError(f"set either CLIENT_TOKEN or CLIENT_TOKEN_FILE: {state}")
         return self
 
     def token(self) -> str:

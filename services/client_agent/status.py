@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class Stopping(Exception):
     """The process is shutting down, so the work in progress is dropped."""
+
+
+class ExitCode(IntEnum):
+    """How the agent's process ended."""
+
+    DONE = 0  # the task has finished, or this client has withdrawn
+    REFUSED = 1  # the aggregator refuses this client, or an error that nobody expected
+    SETTINGS = 2  # a setting, or the address, file or folder that it names, cannot be used
+    DATA = 3  # the data file cannot be used
 
 
 class Activity(StrEnum):

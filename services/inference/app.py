@@ -118,7 +118,9 @@ async def _authenticator(settings: Settings, stack: AsyncExitStack) -> Authentic
         return OpenAccess()
     if settings.key_file is not None:
         return ApiKeys(read_keys(await asyncio.to_thread(settings.key_file.read_text)))
-    client = AggregatorClient(str(settings.aggregator_url), timeout=TOKEN_CHECK_SECONDS)
+    client = AggregatorClient(
+        str(settings.aggregator_url), timeout=TOKEN_CHECK_SECONDS, ca_file=settings.ca_file, proxy=settings.proxy()
+    )
     aggregator = await stack.enter_async_context(client)
 
     async def look_up(token: str) -> str:
@@ -197,7 +199,9 @@ async def _adapters(
 ) -> AdapterCache:
     source: AggregatorClient | AdapterFolder
     if settings.adapter_folder is None:
-        source = await stack.enter_async_context(AggregatorClient(str(settings.aggregator_url), settings.token()))
+        source = await stack.enter_async_context(
+            AggregatorClient(str(settings.aggregator_url), settings.token(), ca_file=settings.ca_file, proxy=settings.proxy())
+        )
     else:
         source = AdapterFolder(settings.adapter_folder)
     adapters = AdapterCache(

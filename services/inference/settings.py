@@ -19,6 +19,13 @@ class Settings(BaseSettings):
     )
     reader_token: SecretStr | None = Field(None, description="the service's own bearer token for the aggregator, of role reader")
     reader_token_file: Path | None = Field(None, description="file that contains the token, instead of READER_TOKEN")
+    ca_file: Path | None = Field(
+        None,
+        description="certificates in PEM format that HTTPS to the aggregator trusts instead of the usual authorities; SSL_CERT_FILE works too",
+    )
+    proxy_url: SecretStr | None = Field(
+        None, description="proxy for calls to the aggregator; by default that of HTTPS_PROXY and its siblings, and none on loopback"
+    )
     adapter_folder: Path | None = Field(
         None,
         description="existing folder of adapters that `ifed export --adapter` wrote, for a service without an aggregator",
@@ -99,11 +106,22 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if (self.aggregator_url is None) == (self.adapter_folder is None):
-            raise ValueError("set AGGREGATOR_URL or ADAPTER_FOLDER, one of the two")
+            raise ValueError(
+                "neither AGGREGATOR_URL nor ADAPTER_FOLDER is set; set the one that adapters are read from"
+                if self.aggregator_url is None
+                else "AGGREGATOR_URL and ADAPTER_FOLDER are both set; unset AGGREGATOR_URL to serve the folder, or ADAPTER_FOLDER to "
+                "serve from the aggregator"
+            )
         if self.aggregator_url is not None and (self.reader_token is None) == (self.reader_token_file is None):
-            raise ValueError("set READER_TOKEN or READER_TOKEN_FILE, one of the two")
+            raise ValueError(
+                "neither READER_TOKEN nor READER_TOKEN_FILE is set; set one of them for AGGREGATOR_URL"
+                if self.reader_token is None
+                else "READER_TOKEN and READER_TOKEN_FILE are both set; unset one of them"
+            )
         if self.open_access and self.key_file is not None:
-            raise ValueError("OPEN_ACCESS lets everyone in, so KEY_FILE would have no effect; set one of the two")
+            raise ValueError(
+                "OPEN_ACCESS and KEY_FILE are both set; unset OPEN_ACCESS to ask for a key, or KEY_FILE to let everyone in"
+            )
         if self.adapter_folder is not None and not self.open_access and self.key_file is None:
             raise ValueError("without an aggregator to check tokens, set KEY_FILE, or OPEN_ACCESS=true to let everyone ask")
         return self
@@ -123,6 +141,10 @@ class Settings(BaseSettings):
             folder: Path | None = getattr(self, name)
             if folder is not None and not folder.is_dir():
                 raise NotADirectoryError(f"{name.upper()}={folder} is not a folder")
+
+    def proxy(self) -> str | None:
+        """Return the URL of the proxy to the aggregator; None for that of the environment."""
+        return None if self.proxy_url is None else self.proxy_url.get_secret_value()
 
     def token(self) -> str | None:
         """Return the bearer token from the variable or its file; None without an aggregator."""

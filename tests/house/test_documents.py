@@ -16,6 +16,7 @@ from ifed.cli.main import app as command_line
 from ifed.messages.inference import ClassifyResponse
 from ifed.messages.tasks import TaskSpec
 from services.client_agent.demonstrations import Columns, read_data_file, split_holdout
+from services.client_agent.status import ExitCode
 from tests.house import documents, promises
 from tests.house.documents import Document
 from tests.house.sources import ROOT, sources
@@ -52,6 +53,11 @@ def test_the_settings_reference_is_what_the_code_says() -> None:
         yield from (f"{SETTINGS}, under {heading!r}: take out\n{row}" for row in rows if row not in expected)
 
     assert of_services(problems) == []
+
+
+def test_the_exit_codes_of_an_agent_are_documented() -> None:
+    rows = documents.document(SETTINGS).rows("Exit codes of the client agent")[1:]
+    assert [row[0] for row in rows] == [str(code.value) for code in ExitCode]
 
 
 def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:

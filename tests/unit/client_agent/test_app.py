@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 
+from ifed.messages.enums import AssignmentKind
 from services.client_agent.app import create_app
 from services.client_agent.settings import Settings
+from tests.unit.client_agent.fakes import assignment
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -58,3 +62,52 @@ def test_settings_take_the_token_from_exactly_one_place(tmp_path: Path, tokens: 
 def page(app: object) -> httpx.AsyncClient:
     """An HTTP client of the agent's status page."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://agent")  # type: ignore[arg-type]
+
+
+async def ended(folder: Path, **changes: object) -> tuple[int, str]:
+    """Run an agent until it ends by itself; return its exit code and the reason on its status page."""
+    exit_code = asyncio.get_running_loop().create_future()
+    app = create_app(settings(folder).model_copy(update=changes), on_end=exit_code.set_result)
+    async with app.router.lifespan_context(app), page(app) as http:
+        code = await asyncio.wait_for(exit_code, 10)
+        return code, (await http.get("/readyz")).json()["checks"]["agent"]
+
+
+@pytest.fixture
+async def aggregator() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """The URL of a server on loopback, and what it answers to every request, which a test may change."""
+    answer = [assignment(AssignmentKind.JOIN).model_copy(update={"client": "me"}).model_dump_json().encode()]
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(answer[0]), answer[0]))
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", answer
+
+
+async def test_an_agent_with_a_bad_row_ends_with_code_3_before_it_loads_a_model(
+    tmp_path: Path, aggregator: tuple[str, list[bytes]]
+) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "good", "label": "JANE"}\n')
+    code, reason = await ended(tmp_path, aggregator_url=aggregator[0])
+    assert code == 3
+    assert reason.startswith("BadData: data.jsonl, line 1: the label is none of 'no', 'yes'")
+
+
+async def test_an_agent_names_a_file_that_it_cannot_use_and_ends_with_code_2(tmp_path: Path) -> None:
+    code, reason = await ended(tmp_path, client_token=None, client_token_file=tmp_path / "none")
+    assert code == 2
+    assert reason.startswith(f"No such file or directory: {tmp_path / 'none'}; ")
+
+
+async def test_an_unexpected_error_shows_no_message(tmp_path: Path, aggregator: tuple[str, list[bytes]]) -> None:
+    state = tmp_path / "sentiment--me" / "condensed.json"
+    state.parent.mkdir()
+    state.write_text('{"JANE": ')
+    with structlog.testing.capture_logs() as logs:
+        code, reason = await ended(tmp_path, aggregator_url=aggregator[0])
+    assert (code, reason) == (1, "unexpected error (JSONDecodeError); the log says where")
+    assert any("state.py" in place for place in logs[-1]["where"])
+    assert "JANE" not in str(logs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,37 @@ def test_a_missing_token_file_is_reported_at_the_start(tmp_path: Path) -> None:
         "TASK": "a",
         "DATA_FILE": "a.csv",
         "CLIENT_TOKEN_FILE": str(tmp_path / "none"),
+        "MODEL": "tiny",
     }
     done = run_module("services.client_agent.app", **settings)
     assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
+
+
+AGENT = {"AGGREGATOR_URL": "http://127.0.0.1:1", "CLIENT_TOKEN": "token", "TASK": "a", "MODEL": "tiny"}
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.splitlines()[-1]
+
+
+def test_an_agent_names_an_address_in_use_at_once_and_exits_with_code_2(tmp_path: Path) -> None:
+    data_file = tmp_path / "a.csv"
+    data_file.write_text("text,label\ngood,yes\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_module("services.client_agent.app", **AGENT, DATA_FILE=str(data_file), PORT=port)
+    assert done.returncode == 2
+    assert last_line(done) == (
+        f"the client agent: cannot listen on 127.0.0.1 port {port} (Address already in use); set HOST and PORT to an address that is free"
+    )
+
+
+def test_an_agent_names_a_data_file_without_its_column_at_once_and_exits_with_code_3(tmp_path: Path) -> None:
+    data_file = tmp_path / "a.csv"
+    data_file.write_text("JANE DOE,yes\n")
+    done = run_module("services.client_agent.app", **AGENT, DATA_FILE=str(data_file))
+    assert done.returncode == 3
+    assert last_line(done).startswith(
+        "the client agent: BadData: a.csv, line 1: no column 'text' in the heading, which has 2 columns"
+    )
+    assert "JANE" not in done.stderr
