@@ -16,7 +16,7 @@ STAYING := grep -qs '^STAY=' .env || export STAY="$${STAY:-true}";
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-faults test-benchmarks test-compose lint format docs coverage audit clean secrets up down logs ps backup restore enroll
+.PHONY: help demo test test-fast test-faults test-benchmarks test-compose lint format docs task-reference coverage audit clean secrets up down logs ps backup restore enroll
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ format: $(VENV)/.dev-ready ## put the code into its format and mend what ruff ca
 
 docs: $(VENV)/.dev-ready ## build the documentation as a site with search, in site/
 	@$(BIN)/mkdocs build --strict --quiet && echo 'site/index.html is the first page'
+
+task-reference: $(VENV)/.dev-ready ## write docs/ref-task.md from the code, after a field of a task has changed
+	@$(BIN)/python -m tests.house.task_reference
 
 audit: $(VENV)/.audit-ready ## look the pinned dependencies up in a database of vulnerabilities (ARGS="--vulnerability-service osv")
 	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off $(ARGS)

@@ -47,7 +47,11 @@ class AggregationPolicy(BaseModel):
         description="share of the contributions, rounded up, that trimmed mean, multi-Krum and mixing take to be hostile",
     )
     norm_bound: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="largest L2 norm of an update or gradient; a longer one is scaled down to it"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        examples=[1.0],
+        description="largest L2 norm of an update or gradient; a longer one is scaled down to it",
     )
     weight_cap: int = Field(10_000, ge=1, description="examples that count as a contribution's weight at the most")
     server_optimizer: OptimizerName = Field("fedavg", description="the step from the mean update to the next coefficients")
@@ -55,6 +59,7 @@ class AggregationPolicy(BaseModel):
         None,
         gt=0,
         le=10,
+        examples=[1.0],
         description="rate of that step; when not set 1 for fedavg and fedavgm of coefficients, else `learning_rate`; "
         "in gradient mode it follows `learning_rate_schedule`",
     )
@@ -106,11 +111,13 @@ class Message(BaseModel):
 class ModelIdentity(Message):
     """The identity of the frozen model that a party runs. Parties of a task must agree in `fingerprint`, `num_layers` and `hidden_size`."""
 
-    name: str = Field(max_length=300, examples=["smollm2-135m"])
-    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of weights, configuration and tokenizer")
-    family: str = Field(max_length=40, examples=["llama"])
-    num_layers: int = Field(ge=1, le=1000)
-    hidden_size: int = Field(ge=1, le=100_000)
+    name: str = Field(max_length=300, examples=["smollm2-135m"], description="catalogue name or Hugging Face id")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", examples=["5f" * 32], description="sha256 of weights, configuration and tokenizer"
+    )
+    family: str = Field(max_length=40, examples=["llama"], description="the architecture, as `model_type` names it")
+    num_layers: int = Field(ge=1, le=1000, examples=[30], description="its number of layers, L")
+    hidden_size: int = Field(ge=1, le=100_000, examples=[576], description="the width of its residual stream, d")
 
     def agrees_with(self, other: ModelIdentity) -> bool:
         return (self.fingerprint, self.num_layers, self.hidden_size) == (other.fingerprint, other.num_layers, other.hidden_size)
@@ -124,6 +131,7 @@ class Policy(AggregationPolicy, Message):
     quorum: int | None = Field(
         None,
         ge=1,
+        examples=[3],
         description="contributions a round needs at its deadline, and clients that must have joined before one opens; "
         "when neither this nor `quorum_fraction` is set, a round needs every client it opened with",
     )
@@ -135,24 +143,29 @@ class Policy(AggregationPolicy, Message):
         "with `quorum`, the larger of the two counts",
     )
     sample: int | None = Field(
-        None, ge=1, le=1_000_000, description="clients a calibration round asks; when not set, every one that joined"
+        None, ge=1, le=1_000_000, examples=[10], description="clients a calibration round asks; when not set, every one that joined"
     )
     sample_fraction: float | None = Field(
         None,
         gt=0,
         le=1,
+        examples=[0.5],
         description="share of the clients that joined which a calibration round asks, rounded up; instead of `sample`",
     )
     retries: int = Field(0, ge=0, le=100, description="times a failed round is opened again before the task fails")
     deadline_seconds: float = Field(3600.0, gt=0, le=31_536_000, description="how long a round stays open")
     local_steps: int = Field(8, ge=1, le=100_000, description="optimiser steps a client takes in a calibration round")
-    batch_size: int = Field(8, ge=1, le=4096)
-    learning_rate: float = Field(0.04, gt=0, le=10)
-    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0, le=1)
+    batch_size: int = Field(8, ge=1, le=4096, description="examples in one optimiser step of a client")
+    learning_rate: float = Field(0.04, gt=0, le=10, description="learning rate of a client's first optimiser step")
+    learning_rate_schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="how the learning rate goes over all rounds: to 0 along a cosine, or not at all"
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of a client's optimiser, which is AdamW")
     logit_adjustment: float = Field(1.0, ge=0, le=10, description="weight of the client's log label prior in training; 0 is off")
     initial_context_weight: float = Field(0.0, ge=-10, le=10, description="λ before the first round; 0 starts from the base model")
-    patience: int | None = Field(None, ge=1, le=10_000, description="stop when the accuracy has not risen for so many rounds")
+    patience: int | None = Field(
+        None, ge=1, le=10_000, examples=[2], description="stop when the accuracy has not risen for so many rounds"
+    )
     serve: Literal["best", "latest"] = Field("best", description="which evaluated version the adapter endpoint gives")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of its examples a client keeps for evaluation")
     max_holdout: int = Field(100, ge=1, le=1_000_000, description="held-out examples a client scores in a round at the most")
@@ -215,9 +228,18 @@ class Layout(Message):
 class TaskSpec(Message):
     """The definition of a task: what is classified, with which model, and how the rounds run."""
 
-    name: Name = Field(examples=["sentiment"])
-    labels: list[Label] = Field(min_length=2, max_length=1000, examples=[["negative", "positive"]])
-    template: str = Field(max_length=10_000, examples=["Review: {text}\nSentiment:"])
+    name: Name = Field(examples=["sentiment"], description="unique; part of URLs and of `model` when a text is classified")
+    labels: list[Label] = Field(
+        min_length=2,
+        max_length=1000,
+        examples=[["negative", "positive"]],
+        description="all different, without white space at either end",
+    )
+    template: str = Field(
+        max_length=10_000,
+        examples=["Review: {text}\nSentiment:"],
+        description="the prompt, with `{text}` exactly once and no white space at its end; a label follows after one space",
+    )
     chat: bool = Field(False, description="put the template into the model's chat template, as a user's words")
     model: str = Field(
         max_length=300, examples=["smollm2-135m"], description="catalogue name or Hugging Face id; clients may map it to a folder"
@@ -226,9 +248,9 @@ class TaskSpec(Message):
     probe: Probe | None = Field(
         None, description="what the model does with public texts; when not set, the first client that joins sets it"
     )
-    layers: LayerChoice = "upper_half"
+    layers: LayerChoice = Field("upper_half", description="where is injected: a part of the layers, or a list of them from 0")
     groups: int = Field(64, ge=1, le=100_000, description="coefficient groups; must divide the hidden size")
-    policy: Policy = Policy()
+    policy: Policy = Field(Policy(), description="how the rounds run, see [policy](#policy)")
 
     @field_validator("labels")
     @classmethod

@@ -14,10 +14,10 @@ import typer.main
 from ifed.cli import console
 from ifed.cli.main import app as command_line
 from ifed.messages.inference import ClassifyResponse
-from ifed.messages.tasks import TaskSpec
+from ifed.messages.tasks import Policy, TaskSpec
 from services.client_agent.demonstrations import Columns, read_data_file, split_holdout
 from services.client_agent.status import ExitCode
-from tests.house import documents, promises
+from tests.house import documents, promises, task_reference
 from tests.house.documents import Document
 from tests.house.sources import ROOT, sources
 
@@ -58,6 +58,17 @@ def test_the_settings_reference_is_what_the_code_says() -> None:
 def test_the_exit_codes_of_an_agent_are_documented() -> None:
     rows = documents.document(SETTINGS).rows("Exit codes of the client agent")[1:]
     assert [row[0] for row in rows] == [str(code.value) for code in ExitCode]
+
+
+def test_the_task_reference_is_what_the_code_says() -> None:
+    written = task_reference.PAGE.read_text(encoding="utf-8").splitlines()
+    expected = task_reference.page().splitlines()
+    assert written == expected, f"run `{task_reference.COMMAND}`, which writes {task_reference.PAGE.name} from the code"
+
+
+def test_every_example_of_a_policy_is_accepted() -> None:
+    examples = {name: field.examples[0] for name, field in Policy.model_fields.items() if field.examples}
+    assert {name: getattr(Policy.model_validate({name: value}), name) for name, value in examples.items()} == examples
 
 
 def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:
