@@ -185,9 +185,9 @@ class ContributionMeta(Message):
 
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     examples: int = Field(ge=0, le=1_000_000_000, description="examples behind the vector or the update: its weight")
-    version: int | None = Field(None, description="the coefficients the update started from")
-    loss: float | None = Field(None, allow_inf_nan=False)
-    seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    version: int | None = Field(None, ge=0, le=MOST, description="the coefficients the update started from")
+    loss: float | None = Field(None, ge=-MOST, le=MOST, allow_inf_nan=False)
+    seconds: float | None = Field(None, ge=0, le=MOST, allow_inf_nan=False)
 
 
 class AdapterMeta(Message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ifed.messages.clients import ClientInfo
 from ifed.messages.enums import AssignmentKind, RoundKind
 from ifed.messages.rounds import (
+    MOST,
     Assignment,
     ClientProgress,
     ContextInfo,
@@ -79,10 +81,13 @@ def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
 
 
 def mean_loss(entries: Iterable[ContributionRecord]) -> float | None:
-    """Return the mean of the losses that clients reported, weighted by their examples; None when the weights sum to 0."""
-    losses = [(entry.loss, entry.weight) for entry in entries if entry.loss is not None]
-    weight = sum(weight for _, weight in losses)
-    return sum(loss * weight for loss, weight in losses) / weight if weight else None
+    """Return the mean of the losses that clients reported, weighted by their examples; None when the weights sum to 0.
+
+    A loss that an earlier release took without a bound counts as the bound, so that the mean is finite.
+    """
+    losses = [(min(max(entry.loss, -MOST), MOST), entry.weight) for entry in entries if entry.loss is not None]
+    total = sum(weight for _, weight in losses)
+    return math.fsum(loss * (weight / total) for loss, weight in losses) if total else None
 
 
 def _progress(seat: Seat) -> ClientProgress:

@@ -24,6 +24,7 @@ from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, Member, Receipt, Withdrawal
 from ifed.messages.tasks import ModelIdentity, TaskSpec
+from ifed.tensors.limits import check_contribution_body
 from ifed.tensors.values import digest_of
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
@@ -335,6 +336,7 @@ def read_context_body(body: bytes, client: str, now: datetime) -> Contribution:
         NonFinite: a value is NaN or infinite.
     """
     parsed = ContextBody.from_bytes(body)
+    check_contribution_body(body)
     record = _record(body, client, now, parsed.meta)
     return Contribution(record, body, parsed.meta.fingerprint, parsed.meta.version, context=parsed.vector)
 
@@ -348,6 +350,7 @@ def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
         NonFinite: a value is NaN or infinite.
     """
     parsed = UpdateBody.from_bytes(body)
+    check_contribution_body(body)
     correct, evaluated = int(np.trace(parsed.confusion)), int(parsed.confusion.sum())
     record = replace(_record(body, client, now, parsed.meta), correct=correct, evaluated=evaluated)
     return Contribution(

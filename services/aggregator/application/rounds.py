@@ -16,7 +16,7 @@ from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.worker import aggregate_context, aggregate_round
 from services.aggregator.domain.aggregates import Aggregate, ContextPart, LedgerLine
-from services.aggregator.domain.round import Round
+from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import UnitOfWork
 
@@ -39,8 +39,8 @@ class RoundService:
             await work.tasks.get(task)
             rounds = await work.rounds.page(task, after, limit + 1)
             seats = await work.rounds.seats(task, [round_.number for round_ in rounds])
-        infos = [messages.round_info(round_, seats[round_.number]) for round_ in rounds]
-        return messages.page(infos, limit, lambda info: str(info.number))
+        infos = [info for round_ in rounds[:limit] if (info := _readable_info(round_, seats[round_.number])) is not None]
+        return Page(items=infos, next=str(rounds[limit - 1].number) if len(rounds) > limit else None)
 
     async def get(self, task: str, number: int) -> RoundInfo:
         """Return a round.
@@ -94,6 +94,15 @@ class RoundService:
         await log.ainfo("round changed", task=name, round=number, state=round_.state.value)
         await self._dependencies.publish(name, round_ if round_.state is not state else None)
         return await self.get(name, number)
+
+
+def _readable_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo | None:
+    """Return a round as admins see it; None, with a record in the log, for one of which no message can be made."""
+    try:
+        return messages.round_info(round_, seats)
+    except (ValueError, ArithmeticError):
+        log.exception("a round cannot be shown and is left out of the list", task=round_.task, round=round_.number)
+        return None
 
 
 async def round_info(work: UnitOfWork, round_: Round) -> RoundInfo:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 from pydantic import ValidationError
 
-from ifed.errors import Malformed
+from ifed.errors import Malformed, NotFound
 from ifed.messages.enums import TaskState
 from ifed.messages.rounds import Page, Start, TaskChanges, TaskInfo
 from ifed.messages.tasks import TaskSpec
@@ -55,8 +55,9 @@ class TaskService:
     async def page(self, after: str | None, limit: int) -> Page[TaskInfo]:
         """Return up to `limit` tasks by name, those after `after`."""
         async with self._dependencies.database.read_only() as work:
-            infos = [await _task_info(work, task) for task in await work.tasks.page(after, limit + 1)]
-        return messages.page(infos, limit, lambda info: info.spec.name)
+            tasks = await work.tasks.page(after, limit + 1)
+            infos = [info for task in tasks[:limit] if (info := await _readable_info(work, task)) is not None]
+        return Page(items=infos, next=tasks[limit - 1].name if len(tasks) > limit else None)
 
     async def change(self, name: str, changes: TaskChanges) -> TaskInfo:
         """Change a draft. When its labels, model or template change, clients that joined must join again.
@@ -163,6 +164,15 @@ class TaskService:
         await log.ainfo("task rolled back", task=name, version=version)
         await self._dependencies.publish(name, cancelled)
         return await self.get(name)
+
+
+async def _readable_info(work: UnitOfWork, task: Task) -> TaskInfo | None:
+    """Return a task as admins see it; None, with a record in the log, for one of which no message can be made."""
+    try:
+        return await _task_info(work, task)
+    except (ValueError, ArithmeticError, NotFound):
+        await log.aexception("a task cannot be shown and is left out of the list", task=task.name)
+        return None
 
 
 async def _task_info(work: UnitOfWork, task: Task) -> TaskInfo:

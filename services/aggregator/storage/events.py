@@ -17,6 +17,7 @@ from ifed.messages.events import DeliveryState, EventKind
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 from services.aggregator.storage.constraints import translate_integrity_errors
 from services.aggregator.storage.leases import is_free, set_lease
+from services.aggregator.storage.rows import readable_page
 from services.aggregator.storage.tables import deliveries, events, webhooks
 
 ADVISORY_LOCK = 0x1FED1C2
@@ -53,11 +54,12 @@ class EventRepository:
         return int((await self._connection.execute(statement.returning(events.c.id))).scalar_one())
 
     async def page(self, after: int, limit: int, task: str | None = None) -> list[DomainEvent]:
-        """Return up to `limit` events by number, those after `after`; of one task where it is named."""
-        statement = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
-        if task is not None:
-            statement = statement.where(events.c.task == task)
-        return [_event(row) for row in await self._connection.execute(statement)]
+        """Return up to `limit` events by number, those after `after`; of one task where it is named.
+
+        One that cannot be read, such as of a kind that a later release added, is left out.
+        """
+        statement = select(events) if task is None else select(events).where(events.c.task == task)
+        return await readable_page(self._connection, statement, events.c.id, after, limit, _event)
 
     async def delete_before(self, before: datetime, limit: int) -> int:
         """Delete up to `limit` events from before a time, with their finished deliveries; return their number.

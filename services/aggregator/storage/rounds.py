@@ -18,6 +18,7 @@ from services.aggregator.domain.round import Round, Seat
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.constraints import translate_integrity_errors
 from services.aggregator.storage.leases import claim_one
+from services.aggregator.storage.rows import readable_page
 from services.aggregator.storage.tables import contributions, rounds, seats, versions
 
 BODIES_AT_ONCE = 32
@@ -90,9 +91,10 @@ class RoundRepository:
         self._changes.round_saved(round_)
 
     async def page(self, task: str, after: int, limit: int) -> list[Round]:
-        """Return up to `limit` rounds by number, those after `after`."""
-        statement = select(rounds).where(rounds.c.task == task, rounds.c.number > after).order_by(rounds.c.number).limit(limit)
-        return [_round(row) for row in await self._connection.execute(statement)]
+        """Return up to `limit` rounds by number, those after `after`; one that cannot be read is left out."""
+        return await readable_page(
+            self._connection, select(rounds).where(rounds.c.task == task), rounds.c.number, after, limit, _round
+        )
 
     async def due(self, now: datetime) -> list[tuple[str, int]]:
         """Return task and number of open rounds past their deadline."""

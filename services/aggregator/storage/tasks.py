@@ -15,6 +15,7 @@ from services.aggregator.domain.task import Membership, Task
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.constraints import translate_integrity_errors
 from services.aggregator.storage.leases import claim_one, set_lease
+from services.aggregator.storage.rows import readable_page
 from services.aggregator.storage.tables import memberships, tasks
 
 # Every poll of a client runs this statement, so it is built once.
@@ -60,9 +61,8 @@ class TaskRepository:
         self._changes.task_deleted(name)
 
     async def page(self, after: str | None, limit: int) -> list[Task]:
-        """Return up to `limit` tasks by name, those after `after`."""
-        statement = select(tasks).where(tasks.c.name > (after or "")).order_by(tasks.c.name).limit(limit)
-        return [_task(row) for row in await self._connection.execute(statement)]
+        """Return up to `limit` tasks by name, those after `after`; one that cannot be read is left out."""
+        return await readable_page(self._connection, select(tasks), tasks.c.name, after or "", limit, _task)
 
     async def claim_context(self, now: datetime, until: datetime) -> Task | None:
         """Claim one task whose context vector lacks additions or withdrawals, until `until`; None when there is none."""

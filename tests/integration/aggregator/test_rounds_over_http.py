@@ -6,12 +6,15 @@ import asyncio
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
-from ifed.errors import NotJoined, RoundClosed, WrongState
+from ifed.errors import Malformed, NotJoined, RoundClosed, WrongState
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import TaskChanges
-from ifed.tensors.values import ACTIVATION, CONTEXT
-from testing.factories import context_body, identity, layout
+from ifed.tensors.values import ACTIVATION, CONTEXT, TensorBody
+from services.aggregator.storage import tables
+from services.aggregator.storage.tables import contributions
+from testing.factories import context_body, identity, layout, spec, update_body
 from tests.integration.aggregator.deployment import TASK, Deployment
 
 
@@ -28,6 +31,44 @@ async def test_a_task_runs_from_its_first_client_to_its_last_evaluation(aggregat
         (4, RoundKind.EVALUATION, RoundState.CLOSED),
     ]
     assert [(one.version, one.produced) for one in rounds] == [(None, 0), (0, 1), (1, 2), (2, None)]
+
+
+async def test_a_huge_loss_is_refused_and_one_that_is_stored_already_breaks_no_answer(embedded: Deployment) -> None:
+    await embedded.started(clients_expected=2, rounds=1)
+    one, two = await embedded.clients("a", "b")
+    for client in (one, two):
+        await client.contribute(await client.assignment(TASK, wait=5))
+    await embedded.until_round(2, RoundState.OPEN)
+    with pytest.raises(Malformed, match="loss"):
+        await one.submit_update(TASK, 2, with_loss(update_body(), 1e308))
+    for client in (one, two):
+        await client.submit_update(TASK, 2, update_body())
+    await embedded.until_round(3, RoundState.OPEN)
+    async with embedded.app.state.services.dependencies.database.unit_of_work() as work:
+        await work.connection.execute(update(contributions).values(loss=1.7e308))
+        await work.commit()
+    (task,) = await embedded.admin.tasks()
+    assert task.round is not None
+    assert [round_.loss for round_ in await embedded.admin.rounds(TASK)] == [1e9, 1e9, None]
+    await embedded.admin.pause(TASK)
+    await embedded.admin.cancel_round(TASK, 3)
+
+
+def with_loss(body: bytes, loss: float) -> bytes:
+    """Return a body with a loss that our own messages do not allow."""
+    parsed = TensorBody.from_bytes(body)
+    return TensorBody(parsed.tensors, {**parsed.metadata, "loss": loss}).to_bytes()
+
+
+async def test_a_task_that_cannot_be_read_does_not_fail_the_list_of_the_others(embedded: Deployment) -> None:
+    for name in ("a", "b", "c", "d"):
+        await embedded.admin.create_task(spec(name))
+    async with embedded.app.state.services.dependencies.database.unit_of_work() as work:
+        await work.connection.execute(update(tables.tasks).where(tables.tasks.c.name.in_(["b", "d"])).values(spec={}))
+        await work.commit()
+    assert [task.spec.name for task in await embedded.admin.tasks()] == ["a", "c"]
+    page = (await embedded.raw("GET", "/v1/tasks?limit=1")).json()
+    assert (page["items"][0]["spec"]["name"], page["next"]) == ("a", "a")
 
 
 async def test_the_aggregates_are_those_worked_out_by_hand(aggregator: Deployment) -> None:
