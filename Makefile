@@ -15,6 +15,9 @@ TABLES := SELECT count(*) FROM pg_tables WHERE schemaname = 'public'
 STAYING := grep -qs '^STAY=' .env || export STAY="$${STAY:-true}";
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Without compiled modules each process of a test run compiles a thousand of them again, half a minute on two cores.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-faults test-benchmarks test-compose lint format docs task-reference coverage audit clean secrets up down logs ps backup restore enroll
 
@@ -28,7 +31,7 @@ test: $(VENV)/.dev-ready ## run every test, against SQLite and a real Postgres a
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(VENV)/.dev-ready ## run the tests that need no server and no real model, in under a minute
-	@$(BIN)/python -m pytest $(PARALLEL) -m 'not model and not slow' --hypothesis-profile fast tests/unit tests/house $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -p no:schemathesis -m 'not model and not slow' --hypothesis-profile fast tests/unit tests/house $(ARGS)
 
 test-benchmarks: $(VENV)/.dev-ready ## run the benchmarks' own tests
 	@$(BIN)/python -m pytest $(PARALLEL) benchmarks/tests $(ARGS)

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -75,6 +76,7 @@ def setting_names() -> set[str]:
     return {setting.name for service in SERVICES.values() for setting in settings_of(service)}
 
 
+@cache
 def app_of(service: str) -> FastAPI:
     """A service's application, made and not started, with settings that stand in for a deployment's."""
     kind = settings_class(service)

@@ -27,6 +27,11 @@ def _is_route(decorator: ast.expr) -> bool:
     return isinstance(called, ast.Attribute) and called.attr in ("get", "put", "post", "patch", "delete")
 
 
+def _last_name(called: ast.expr) -> str:
+    """Return `skip` of `pytest.mark.skip`."""
+    return called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+
+
 def more_than_a_call(source: Source) -> list[str]:
     """Return a sentence for each `try` and each operator on numbers in a route; `|` joins types and does not count."""
     return [
@@ -42,10 +47,9 @@ def skips_without_reason(source: Source) -> list[str]:
     """Return a sentence for each test that is skipped or expected to fail without saying why."""
     lines = []
     for node in ast.walk(source.tree):
-        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-        if isinstance(node, ast.Call) and re.fullmatch(r"(pytest\.)?(mark\.)?(skip|skipif|xfail|importorskip)", name):
+        if isinstance(node, ast.Call) and (name := _last_name(node.func)) in ("skip", "skipif", "xfail", "importorskip"):
             keywords = {keyword.arg for keyword in node.keywords}
-            positional = bool(node.args) and name.endswith(("skip", "xfail")) and not name.endswith("importorskip")
+            positional = bool(node.args) and name in ("skip", "xfail")
             if not positional and "reason" not in keywords:
                 lines.append(node.lineno)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -67,8 +71,8 @@ def machine_traces(path: str, text: str) -> list[str]:
     """Return a sentence for each package registry host and each folder of one machine; an image has folders of its own."""
     patterns = [HOSTS] if "Dockerfile" in path else [HOSTS, PATHS]
     return [
-        f"{path}:{number} holds {match.group()!r}: leave registries to the tools' own settings, name paths relative to the repository"
-        for number, line in enumerate(text.splitlines(), start=1)
+        f"{path}:{1 + text.count(chr(10), 0, match.start())} holds {match.group()!r}: leave registries to the tools' own settings, "
+        "name paths relative to the repository"
         for pattern in patterns
-        for match in pattern.finditer(line)
+        for match in pattern.finditer(text)
     ]

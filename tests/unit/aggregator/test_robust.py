@@ -129,7 +129,7 @@ def test_contributions_that_agree_are_the_aggregate(rule: Rule, value: np.ndarra
 
 
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "geometric_median", "multi_krum", "mixing, then the median"])
-@settings(max_examples=50)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(poison=arrays.arrays(np.float32, (HOSTILE, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_below_the_breakdown_point_no_poison_carries_the_aggregate_away(name: str, poison: np.ndarray) -> None:
     good = honest()[: CLIENTS - HOSTILE, :4]

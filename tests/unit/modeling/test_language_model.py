@@ -49,9 +49,9 @@ def test_each_option_changes_no_score_beyond_rounding(family: str, chosen: str) 
         *scoring_items(lm, random_injection(lm, seed=7), "Review: {text}\nSentiment:"),
     ]
     on = replace(lm, options=replace(replace(PLAIN, row_attention=True), **{chosen: True}))
+    expected = np.stack(score(plain(lm), scored))
     for budget in (1, 200, 10_000):
-        actual, expected = (np.stack(score(model, scored, token_budget=budget)) for model in (on, plain(lm)))
-        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(np.stack(score(on, scored, token_budget=budget)), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", CODE_PATHS)

@@ -44,7 +44,8 @@ def brute_force(lm: LanguageModel, text: str, names: list[str], injected: Inject
 
 
 @pytest.mark.parametrize(
-    ("family", "names"), [*((family, TREE) for family in FAMILY_NAMES), ("llama", SINGLE), ("llama", SHARED), ("gemma2", SHARED)]
+    ("family", "names"),
+    [*((family, TREE) for family in CODE_PATHS), *((family, SHARED) for family in FAMILY_NAMES), ("llama", SINGLE)],
 )
 def test_scores_equal_brute_force(family: str, names: list[str]) -> None:
     lm = build(family)

@@ -133,6 +133,7 @@ async def test_tensors_that_were_changed_in_transit_are_refused() -> None:
             await client.context("a")
 
 
+@pytest.mark.slow
 def test_a_caller_that_imports_only_the_clients_gets_the_inference_services_error_classes() -> None:
     """Run in a separate process, because the test process has imported all classes."""
     program = (
