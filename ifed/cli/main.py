@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from ifed import __version__
-from ifed.cli import classify, clients, demo, events, export, models, tasks, webhooks
+from ifed.cli import audit, classify, clients, demo, events, export, models, tasks, webhooks
 from ifed.cli.console import console, error_console
 from ifed.errors import IFedError
 from ifed.messages.validation import describe_errors
@@ -28,6 +28,7 @@ app.add_typer(clients.app, name="client")
 app.add_typer(models.app, name="model")
 app.add_typer(webhooks.app, name="webhook")
 app.command("events")(events.events)
+app.command("audit")(audit.audit)
 app.command("classify")(classify.classify)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)

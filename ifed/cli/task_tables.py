@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from ifed.cli.console import percent, size
 from ifed.cli.tables import Column, FittedTable
+from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo
 
 LABELS_IN_FULL = 8
+MOST_ERRORS = 20
 SHORT_DIGEST = 12
 
 
@@ -42,13 +44,14 @@ def served_accuracy(task: TaskInfo) -> float | None:
 
 
 def members_table(task: TaskInfo) -> FittedTable:
-    """Return a table of the clients that joined a task."""
+    """Return a table of the clients that joined a task; a withdrawn one stays in it, with the time of its withdrawal."""
     table = FittedTable(
         Column("client", wraps=True),
         Column("joined", optional=2),
         "examples",
         Column("by label", optional=1, wraps=True, least=24),
         "held out",
+        *(["withdrawn at"] if task.withdrawn else []),
     )
     for member in task.members:
         table.add_row(
@@ -57,7 +60,10 @@ def members_table(task: TaskInfo) -> FittedTable:
             str(sum(member.label_counts.values())),
             _by_label(member.label_counts),
             str(member.holdout),
+            *([""] if task.withdrawn else []),
         )
+    for withdrawal in task.withdrawn:
+        table.add_row(withdrawal.client, "", "", "", "", f"{withdrawal.withdrawn_at:%Y-%m-%d %H:%M:%S}")
     return table
 
 
@@ -97,6 +103,46 @@ def rounds_table(rounds: Sequence[RoundInfo]) -> FittedTable:
             percent(evaluation.accuracy) if evaluation else "",
             f"{evaluation.macro_f1:.3f}" if evaluation else "",
         )
+    return table
+
+
+def labels_table(evaluation: EvaluationDetails) -> FittedTable:
+    """Return a table of labels, each with its precision and recall."""
+    table = FittedTable(Column("label", wraps=True), "texts", "predicted", "precision", "recall")
+    for label in evaluation.labels:
+        table.add_row(label.label, str(label.texts), str(label.predicted), percent(label.precision), percent(label.recall))
+    return table
+
+
+def confusion_table(evaluation: EvaluationDetails) -> FittedTable:
+    """Return the confusion matrix, a row for each true label; of many labels, a table of the most frequent errors alone."""
+    names = [label.label for label in evaluation.labels]
+    if len(names) > LABELS_IN_FULL:
+        return _errors_table(names, evaluation.confusion)
+    table = FittedTable(Column("true label", wraps=True), *(Column(name, wraps=True, least=6) for name in names))
+    for name, counts in zip(names, evaluation.confusion, strict=True):
+        table.add_row(name, *map(str, counts))
+    return table
+
+
+def _errors_table(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> FittedTable:
+    errors = [
+        (count, names[truth], names[prediction])
+        for truth, row in enumerate(confusion)
+        for prediction, count in enumerate(row)
+        if count and truth != prediction
+    ]
+    table = FittedTable(Column("true label", wraps=True), Column("predicted", wraps=True), "texts")
+    for count, truth, prediction in sorted(errors, key=lambda error: -error[0])[:MOST_ERRORS]:
+        table.add_row(truth, prediction, str(count))
+    return table
+
+
+def client_evaluations_table(evaluation: EvaluationDetails) -> FittedTable:
+    """Return a table of clients, each with the accuracy on its own held-out texts."""
+    table = FittedTable(Column("client", wraps=True), "texts", "correct", "accuracy")
+    for client in evaluation.clients:
+        table.add_row(client.client, str(client.texts), str(client.correct), percent(client.accuracy))
     return table
 
 

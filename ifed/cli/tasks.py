@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ifed.cli.console import (
     DEFAULT_AGGREGATOR,
@@ -20,7 +20,10 @@ from ifed.cli.console import (
     show,
 )
 from ifed.cli.task_tables import (
+    client_evaluations_table,
+    confusion_table,
     contexts_table,
+    labels_table,
     ledger_table,
     members_table,
     replays_table,
@@ -31,6 +34,7 @@ from ifed.cli.task_tables import (
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, BadData, Conflict
 from ifed.messages.enums import RoundState, TaskState
+from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.rounds import Replay, RoundInfo, Start, TaskInfo
 from ifed.messages.tasks import TaskSpec
 
@@ -84,14 +88,28 @@ class TaskReport(BaseModel):
 
     task: TaskInfo
     rounds: list[RoundInfo]
+    evaluations: list[EvaluationDetails] | None = Field(None, description="with --details: of each version, in detail")
 
 
 @app.command("show")
-def show_task(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False) -> None:
+def show_task(
+    name: Name,
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="Also show each version's precision, recall and confusions, and each client's accuracy."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show one task, its clients and its rounds."""
 
     async def work(service: AggregatorClient) -> TaskReport:
-        return TaskReport(task=await service.task(name), rounds=await service.rounds(name))
+        task, rounds = await service.task(name), await service.rounds(name)
+        if not details:
+            return TaskReport(task=task, rounds=rounds)
+        versions = sorted({evaluation.version for evaluation in task.evaluations})
+        return TaskReport(task=task, rounds=rounds, evaluations=[await service.evaluation(name, version) for version in versions])
 
     report = call_aggregator(aggregator, token, work)
     if as_json:
@@ -103,6 +121,8 @@ def show_task(name: Name, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGR
     for round_ in report.rounds:
         if round_.reason:
             say(f"round {round_.number} {round_.state}: {round_.reason}")
+    for evaluation in report.evaluations or []:
+        _show_evaluation(evaluation)
 
 
 @app.command("start")
@@ -221,6 +241,15 @@ def _show(task: TaskInfo) -> None:
     say(f"  model {task.spec.model}, labels {', '.join(task.spec.labels)}, {len(task.members)} clients joined")
     if task.served is not None:
         say(f"  serves version {task.served}, accuracy {percent(served_accuracy(task))} on the clients' held-out examples")
+
+
+def _show_evaluation(evaluation: EvaluationDetails) -> None:
+    say(
+        f"\nversion {evaluation.version}, evaluated in round {evaluation.round} on {evaluation.examples} held-out texts: "
+        f"accuracy {percent(evaluation.accuracy)}, macro-F1 {evaluation.macro_f1:.3f}"
+    )
+    for table in (labels_table(evaluation), confusion_table(evaluation), client_evaluations_table(evaluation)):
+        show(table)
 
 
 def _verify(name: str, aggregator: str, token: str, *, as_json: bool) -> None:

@@ -13,8 +13,9 @@ from httpx_sse import SSEError, aconnect_sse
 from ifed.clients.transport import ServiceClient, check_content_encoding, parsed, raise_refusal
 from ifed.errors import Malformed, Unavailable, UnreadableAnswer
 from ifed.messages.bodies import TENSORS, AdapterBody, read_coefficients, read_context
-from ifed.messages.clients import ClientInfo, Enrolment, NewClient, TokenHolder
+from ifed.messages.clients import AuditLine, ClientInfo, Enrolment, NewClient, TokenHolder
 from ifed.messages.enums import Role
+from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.events import DeliveryInfo, Event, NewWebhook, WebhookInfo, WebhookSecret
 from ifed.messages.rounds import (
     Assignment,
@@ -96,6 +97,14 @@ class AggregatorClient(ServiceClient):
 
     async def ledger(self, task: str) -> list[LedgerEntry]:
         return [entry async for entry in self._pages(LedgerEntry, f"/v1/tasks/{task}/ledger")]
+
+    async def evaluation(self, task: str, version: int) -> EvaluationDetails:
+        """Return the newest evaluation of a version by label and by client."""
+        return await self._get(EvaluationDetails, f"/v1/tasks/{task}/evaluations/{version}", timeout=REPLAY_SECONDS)
+
+    async def audit(self, *, after: int = 0) -> list[AuditLine]:
+        """Return what admins requested, oldest first, from the line after a number."""
+        return [line async for line in self._pages(AuditLine, "/v1/audit", after=str(after))]
 
     async def contexts(self, task: str) -> list[ContextInfo]:
         """Return the versions of the task's context vector."""

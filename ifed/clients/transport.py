@@ -243,8 +243,7 @@ class ServiceClient:
         response = await self._send(method, path, content=content, headers=headers)
         return parsed(kind, response)
 
-    async def _pages(self, item: type[Answer], path: str) -> AsyncIterator[Answer]:
-        after: str | None = None
+    async def _pages(self, item: type[Answer], path: str, *, after: str | None = None) -> AsyncIterator[Answer]:
         while True:
             page = await self._get(Page[item], path, params={} if after is None else {"after": after})  # type: ignore[valid-type]
             for entry in page.items:

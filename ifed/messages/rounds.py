@@ -92,6 +92,14 @@ class Member(Message):
     holdout: int
 
 
+class Withdrawal(Message):
+    """The withdrawal of a client from a task."""
+
+    task: Name
+    client: Name
+    withdrawn_at: datetime
+
+
 class TaskInfo(Message):
     """A task, for admins."""
 
@@ -101,6 +109,7 @@ class TaskInfo(Message):
     identity: ModelIdentity | None
     layout: Layout | None
     members: list[Member]
+    withdrawn: list[Withdrawal] = Field([], description="clients that joined and were withdrawn")
     round: RoundInfo | None = Field(None, description="the newest round")
     version: int | None = Field(None, description="the newest coefficients")
     served: int | None = Field(None, description="the version the adapter endpoint gives")
@@ -254,14 +263,6 @@ class ContextInfo(Message):
     created_at: datetime
     examples: int = Field(description="demonstrations behind it")
     changes: int = Field(description="additions and withdrawals that it reflects")
-
-
-class Withdrawal(Message):
-    """The withdrawal of a client from a task."""
-
-    task: Name
-    client: Name
-    withdrawn_at: datetime
 
 
 class Start(Message):

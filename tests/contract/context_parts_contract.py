@@ -154,3 +154,4 @@ class PartsContract:
         async with database.read_only() as work:
             assert await work.memberships.find("sentiment", "a") == gone
             assert [member.client for member in await work.memberships.of_task("sentiment")] == ["b"]
+            assert await work.memberships.withdrawn("sentiment") == [gone]

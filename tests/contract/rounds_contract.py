@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from ifed.errors import AlreadyContributed, UnknownRound, WrongState
+from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
 from ifed.messages.enums import RoundKind, RoundState
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.storage.database import Database
@@ -172,6 +172,10 @@ class RoundsContract:
                 (2, EvaluationResult(0.5, 0.5, 8)),
                 (3, EvaluationResult(0.75, 0.75, 8)),
             ]
+            assert (await work.rounds.evaluation_of("sentiment", 2)).number == 2
+            for version in (1, 4):
+                with pytest.raises(NothingYet):
+                    await work.rounds.evaluation_of("sentiment", version)
 
     async def test_what_a_withdrawn_version_measured_no_longer_counts(self, database: Database) -> None:
         await with_task(database, "a")

@@ -13,6 +13,7 @@ from ifed.messages.enums import Role
 from ifed.messages.tasks import NAME_PATTERN
 from services.aggregator.application.access import Access, AuditLog
 from services.aggregator.application.adapters import AdapterStore
+from services.aggregator.application.evaluations import Evaluations
 from services.aggregator.application.events import EventStream, Webhooks
 from services.aggregator.application.participation import Participation
 from services.aggregator.application.rounds import Ledger, RoundService
@@ -48,6 +49,7 @@ RateLimiterDep = Annotated[RateLimiter, _use_case(lambda services: services.rate
 TasksDep = Annotated[TaskService, _use_case(lambda services: services.tasks)]
 RoundsDep = Annotated[RoundService, _use_case(lambda services: services.rounds)]
 LedgerDep = Annotated[Ledger, _use_case(lambda services: services.ledger)]
+EvaluationsDep = Annotated[Evaluations, _use_case(lambda services: services.evaluations)]
 ParticipationDep = Annotated[Participation, _use_case(lambda services: services.participation)]
 AdaptersDep = Annotated[AdapterStore, _use_case(lambda services: services.adapters)]
 SimilarityDep = Annotated[TaskSimilarity, _use_case(lambda services: services.similarity)]
@@ -102,6 +104,7 @@ AddressDep = Annotated[str, Depends(_address)]
 LARGEST = 2**31 - 1
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN, examples=["sentiment"])]
 NumberPath = Annotated[int, Path(ge=1, le=LARGEST)]
+VersionPath = Annotated[int, Path(ge=0, le=LARGEST, description="a version of the coefficients")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items on a page")]
 After = Annotated[str | None, Query(pattern=NAME_PATTERN, description="`next` of the page before")]
 AfterNumber = Annotated[int, Query(ge=0, le=LARGEST, description="`next` of the page before")]

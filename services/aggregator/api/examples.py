@@ -48,6 +48,7 @@ TASK = {
     "identity": MODEL,
     "layout": LAYOUT,
     "members": [MEMBER],
+    "withdrawn": [{"task": "sentiment", "client": "east", "withdrawn_at": CLOSED}],
     "round": ROUND,
     "version": 2,
     "served": 1,
@@ -80,6 +81,16 @@ EXAMPLES: dict[str, Any] = {
     "TaskChanges": {"template": "Film review: {text}\nSentiment:", "policy": POLICY | {"rounds": 8}},
     "Start": {"warm_start": True},
     "RoundInfo": ROUND,
+    "EvaluationDetails": EVALUATION
+    | {
+        "round": 3,
+        "labels": [
+            {"label": "negative", "texts": 90, "predicted": 95, "precision": 0.853, "recall": 0.9},
+            {"label": "positive", "texts": 90, "predicted": 85, "precision": 0.894, "recall": 0.844},
+        ],
+        "confusion": [[81, 9], [14, 76]],
+        "clients": [{"client": "north", "texts": 100, "correct": 88, "accuracy": 0.88}],
+    },
     "Extension": {"seconds": 3600},
     "Rollback": {"version": 1},
     "LedgerEntry": {

@@ -21,6 +21,7 @@ from ifed.messages.rounds import (
     RoundInfo,
     TaskBrief,
     TaskInfo,
+    Withdrawal,
 )
 from ifed.messages.tasks import Layout
 from services.aggregator.domain.access import Party
@@ -36,7 +37,12 @@ _WORK = (AssignmentKind.CONTEXT, AssignmentKind.CALIBRATION, AssignmentKind.EVAL
 
 
 def task_info(
-    task: Task, members: Iterable[Membership], newest: RoundInfo | None, evaluations: Evaluated, context: int | None
+    task: Task,
+    members: Iterable[Membership],
+    withdrawn: Iterable[Membership],
+    newest: RoundInfo | None,
+    evaluations: Evaluated,
+    context: int | None,
 ) -> TaskInfo:
     """Return a task as admins see it."""
     return TaskInfo(
@@ -46,6 +52,7 @@ def task_info(
         identity=task.spec.identity,
         layout=layout(task),
         members=[member_info(member) for member in members],
+        withdrawn=[withdrawal(member) for member in withdrawn],
         round=newest,
         version=task.version,
         served=task.served,
@@ -112,6 +119,12 @@ def evaluation(version: int, result: EvaluationResult) -> Evaluation:
 def member_info(member: Membership) -> Member:
     """Return a client that has joined a task."""
     return Member(client=member.client, joined_at=member.joined_at, label_counts=dict(member.label_counts), holdout=member.holdout)
+
+
+def withdrawal(member: Membership) -> Withdrawal:
+    """Return the withdrawal of a client that has withdrawn."""
+    assert member.withdrawn_at is not None, "it has withdrawn"
+    return Withdrawal(task=member.task, client=member.client, withdrawn_at=member.withdrawn_at)
 
 
 def client_info(party: Party) -> ClientInfo:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from services.aggregator.application.access import Access, AuditLog
 from services.aggregator.application.adapters import AdapterStore
 from services.aggregator.application.dependencies import Dependencies
+from services.aggregator.application.evaluations import Evaluations
 from services.aggregator.application.events import EventStream, Webhooks
 from services.aggregator.application.participation import Participation
 from services.aggregator.application.rounds import Ledger, RoundService
@@ -27,6 +28,7 @@ class Services:
     tasks: TaskService
     rounds: RoundService
     ledger: Ledger
+    evaluations: Evaluations
     participation: Participation
     adapters: AdapterStore
     similarity: TaskSimilarity
@@ -60,6 +62,7 @@ def build_services(
         tasks=TaskService(dependencies),
         rounds=RoundService(dependencies),
         ledger=Ledger(dependencies),
+        evaluations=Evaluations(dependencies),
         participation=Participation(dependencies),
         adapters=AdapterStore(dependencies),
         similarity=TaskSimilarity(dependencies),

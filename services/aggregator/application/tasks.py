@@ -181,6 +181,7 @@ async def _task_info(work: UnitOfWork, task: Task) -> TaskInfo:
     return messages.task_info(
         task,
         await work.memberships.of_task(task.name),
+        await work.memberships.withdrawn(task.name),
         None if newest is None else await round_info(work, newest),
         await work.rounds.evaluations(task.name),
         context,

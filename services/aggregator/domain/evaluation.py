@@ -25,6 +25,31 @@ class EvaluationResult:
     label_bias: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LabelResult:
+    """How well a version recognises one label.
+
+    Attributes:
+        texts: held-out texts with this label.
+        predicted: held-out texts that got this label.
+        correct: texts of both.
+    """
+
+    texts: int
+    predicted: int
+    correct: int
+
+    @property
+    def precision(self) -> float | None:
+        """The share of `predicted` that is right; None if nothing got this label."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """The share of `texts` that got this label; None if no text has it."""
+        return self.correct / self.texts if self.texts else None
+
+
 class ConfusionMatrix:
     """The sum of the confusion counts of clients.
 
@@ -66,3 +91,9 @@ def measure(counts: Int64) -> EvaluationResult:
     present = occurrences > 0
     macro_f1 = float(np.mean(2 * hits[present] / occurrences[present]))
     return EvaluationResult(accuracy=float(hits.sum() / examples), macro_f1=macro_f1, examples=examples)
+
+
+def label_results(counts: Int64) -> list[LabelResult]:
+    """Return the result of each label, from confusion counts of shape (truth, prediction)."""
+    columns = zip(counts.sum(axis=1), counts.sum(axis=0), np.diagonal(counts), strict=True)
+    return [LabelResult(int(texts), int(predicted), int(correct)) for texts, predicted, correct in columns]

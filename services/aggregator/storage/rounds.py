@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ifed.errors import AlreadyContributed, UnknownRound, WrongState
+from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
 from ifed.messages.enums import RoundKind, RoundState
 from services.aggregator.domain.aggregates import ContextPart, LedgerLine
 from services.aggregator.domain.contribution import Contribution, ContributionRecord
@@ -115,6 +115,18 @@ class RoundRepository:
         statement = select(rounds).outerjoin(versions, same).where(evaluated, versions.c.withdrawn_at.is_(None))
         rows = await self._connection.execute(statement.order_by(rounds.c.number))
         return [(row.version, _evaluation(row)) for row in rows]
+
+    async def evaluation_of(self, task: str, version: int) -> Round:
+        """Return the newest closed round that evaluated a version of the coefficients.
+
+        Raises:
+            NothingYet: there is none.
+        """
+        evaluated = rounds.c.state == RoundState.CLOSED.value, rounds.c.accuracy.is_not(None), rounds.c.version == version
+        statement = select(rounds).where(rounds.c.task == task, *evaluated).order_by(rounds.c.number.desc()).limit(1)
+        if (row := (await self._connection.execute(statement)).one_or_none()) is None:
+            raise NothingYet(f"no closed round of task {task!r} has evaluated version {version}")
+        return _round(row)
 
     async def seat(self, task: str, number: int, client: str) -> Seat | None:
         """Return the client as a participant of the round; None when the round does not wait for it."""

@@ -134,6 +134,11 @@ class MembershipRepository:
         current = select(memberships).where(memberships.c.task == task, memberships.c.withdrawn_at.is_(None))
         return [_membership(row) for row in await self._connection.execute(current.order_by(memberships.c.client))]
 
+    async def withdrawn(self, task: str) -> list[Membership]:
+        """Return the memberships of a task that have withdrawn, by client name."""
+        gone = select(memberships).where(memberships.c.task == task, memberships.c.withdrawn_at.is_not(None))
+        return [_membership(row) for row in await self._connection.execute(gone.order_by(memberships.c.client))]
+
     async def tasks_of(self, client: str) -> list[str]:
         """Return the names of the tasks that the client joined, in order."""
         statement = select(memberships.c.task).where(memberships.c.client == client).order_by(memberships.c.task)

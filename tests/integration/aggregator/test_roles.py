@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[Role]] = {
     "POST /v1/tasks/match": {ADMIN},
     "POST /v1/tasks/{task}/rollback": {ADMIN},
     "GET /v1/tasks/{task}/ledger": {ADMIN},
+    "GET /v1/tasks/{task}/evaluations/{version}": {ADMIN},
     "GET /v1/tasks/{task}/rounds/{number}/replay": {ADMIN},
     "POST /v1/clients": {ADMIN},
     "GET /v1/clients": {ADMIN},

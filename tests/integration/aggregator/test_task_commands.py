@@ -13,9 +13,10 @@ import pytest
 from pydantic import BaseModel
 
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyExists, Conflict
-from ifed.messages.clients import ClientInfo
+from ifed.errors import AlreadyExists, Conflict, NothingYet
+from ifed.messages.clients import AuditLine, ClientInfo
 from ifed.messages.enums import AssignmentKind
+from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.events import WebhookInfo
 from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo
 from testing.factories import ADMIN_TOKEN, spec
@@ -77,6 +78,32 @@ async def test_json_has_every_field_of_what_the_tables_show(command: Command, if
         assert len([kind.model_validate_json(line) for line in lines]) == count
 
 
+async def test_details_are_precision_and_recall_confusions_and_each_clients_accuracy(command: Command, ifed: CommandLine) -> None:
+    report = json.loads(await command("show", TASK, "--details", "--json"))
+    details = [EvaluationDetails.model_validate(evaluation) for evaluation in report["evaluations"]]
+    assert [(one.version, one.round, one.accuracy, one.confusion) for one in details] == [
+        (0, 2, 0.75, [[3, 1], [1, 3]]),
+        (1, 3, 0.75, [[3, 1], [1, 3]]),
+    ]
+    assert [(label.label, label.precision, label.recall) for label in details[0].labels] == [
+        ("negative", 0.75, 0.75),
+        ("positive", 0.75, 0.75),
+    ]
+    assert [(client.client, client.correct, client.texts) for client in details[0].clients] == [("a", 6, 8)]
+    assert "version 1, evaluated in round 3 on 8 held-out texts" in await command("show", TASK, "--details")
+    async with AggregatorClient(ifed.url, ADMIN_TOKEN) as admin:
+        with pytest.raises(NothingYet, match="no closed round of task 'sentiment' has evaluated version 7"):
+            await admin.evaluation(TASK, 7)
+
+
+async def test_the_audit_lists_what_admins_requested_from_a_line_on(command: Command, ifed: CommandLine) -> None:
+    lines = [AuditLine.model_validate_json(line) for line in (await ifed("audit", "--json")).splitlines()]
+    assert [line.action for line in lines] == ["POST /v1/tasks", "POST /v1/tasks/{task}/start", "POST /v1/clients"]
+    rest = await ifed("audit", "--after", str(lines[1].number))
+    assert "POST /v1/clients" in rest
+    assert "start" not in rest
+
+
 async def test_only_an_open_round_is_extended(command: Command) -> None:
     with pytest.raises(Conflict, match="can no longer be extended"):
         await command("extend-round", TASK, "1", "60")
@@ -93,6 +120,9 @@ async def test_a_withdrawal_and_what_it_made_of_the_context_are_told(command: Co
         assert "b withdrew from sentiment at" in await command("withdraw", TASK, "--client", "b", "--yes")
         while (await admin.task(TASK)).context != 3:
             await asyncio.sleep(0.02)
+    shown = await command("show", TASK)
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith((" a ", " b "))] == ["a", "b"]
+    assert "withdrawn at" in shown, "b stays in the table, with the time"
     rows = [line.split() for line in (await command("contexts", TASK)).splitlines() if line.strip()[:1].isdigit()]
     assert [(row[0], row[3], row[4]) for row in rows] == [("1", "1", "0"), ("2", "2", "1"), ("3", "1", "2")]
     assert rows[0][5] == rows[2][5]

@@ -15,7 +15,7 @@ from ifed.messages.enums import RoundKind
 from services.aggregator.aggregation.accumulators import ContextAccumulator, RoundAccumulator
 from services.aggregator.aggregation.rules import WeightedMean
 from services.aggregator.domain.contribution import Contribution
-from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, measure
+from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, LabelResult, label_results, measure
 from testing.factories import context_contribution, policy, round_, update_contribution
 
 
@@ -115,3 +115,11 @@ def test_accuracy_and_macro_f1_lie_between_none_and_all(counts: np.ndarray) -> N
 
 def test_an_evaluation_gives_a_measure_and_no_aggregate() -> None:
     assert summed(RoundKind.EVALUATION, [update_contribution("a", None)]) is None
+
+
+def test_precision_divides_by_what_was_predicted_and_recall_by_what_was_true() -> None:
+    results = label_results(np.array([[3, 1, 0], [2, 4, 0], [1, 1, 0]]))
+    assert results == [LabelResult(4, 6, 3), LabelResult(6, 6, 4), LabelResult(2, 0, 0)]
+    assert [(result.precision, result.recall) for result in results] == [(3 / 6, 3 / 4), (4 / 6, 4 / 6), (None, 0.0)]
+    assert label_results(np.array([[0, 1], [0, 1]]))[0].recall == 0.0
+    assert label_results(np.array([[0, 0], [1, 1]]))[0].recall is None

@@ -9,14 +9,14 @@ import pytest
 from pydantic import BaseModel
 
 from ifed import errors
-from ifed.messages import clients, events, rounds, tasks
+from ifed.messages import clients, evaluations, events, rounds, tasks
 from ifed.server import openapi, web
 from services.aggregator.api.examples import EXAMPLES
 from tests.house.promises import app_of
 
 MESSAGES: dict[str, type[BaseModel]] = {
     name: kind
-    for module in (clients, rounds, events, rounds, tasks, web)
+    for module in (clients, rounds, events, evaluations, tasks, web)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, BaseModel)
 }

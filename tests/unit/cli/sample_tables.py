@@ -12,17 +12,39 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ifed.cli.audit import audit_table
 from ifed.cli.classify import classifications_table
 from ifed.cli.clients import clients_table
 from ifed.cli.models import ListedModel, models_table
 from ifed.cli.tables import FittedTable
-from ifed.cli.task_tables import contexts_table, ledger_table, members_table, replays_table, rounds_table, tasks_table
+from ifed.cli.task_tables import (
+    client_evaluations_table,
+    confusion_table,
+    contexts_table,
+    labels_table,
+    ledger_table,
+    members_table,
+    replays_table,
+    rounds_table,
+    tasks_table,
+)
 from ifed.cli.webhooks import deliveries_table, webhooks_table
-from ifed.messages.clients import ClientInfo
+from ifed.messages.clients import AuditLine, ClientInfo
 from ifed.messages.enums import Role, RoundKind, RoundState, TaskState
+from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails, LabelEvaluation
 from ifed.messages.events import DeliveryInfo, DeliveryState, Event, EventKind, WebhookInfo
 from ifed.messages.inference import Classification
-from ifed.messages.rounds import ClientProgress, ContextInfo, Evaluation, LedgerEntry, Member, Replay, RoundInfo, TaskInfo
+from ifed.messages.rounds import (
+    ClientProgress,
+    ContextInfo,
+    Evaluation,
+    LedgerEntry,
+    Member,
+    Replay,
+    RoundInfo,
+    TaskInfo,
+    Withdrawal,
+)
 from ifed.messages.tasks import TaskSpec
 
 WIDTHS = (80, 120)
@@ -106,10 +128,37 @@ def tables() -> Mapping[str, FittedTable]:
         error="no answer within 10 seconds, and none after that",
     )
     client = ClientInfo(name=CLIENTS[0], role=Role.CLIENT, enrolled_at=NOON, last_seen_at=NOON, revoked_at=NOON)
+    left = Withdrawal(task=TASK, client="archive-of-the-department-that-left-in-the-spring-of-last-year", withdrawn_at=NOON)
+    evaluation = EvaluationDetails(
+        version=12,
+        accuracy=0.75,
+        macro_f1=0.7,
+        examples=1248,
+        round=13,
+        labels=[
+            LabelEvaluation(label=label, texts=1000, predicted=predicted, precision=0.8 if predicted else None, recall=0.75)
+            for label, predicted in zip(LABELS, (1000, 248, 0), strict=True)
+        ],
+        confusion=[[1000, 0, 0], [1, 234, 0], [7, 6, 0]],
+        clients=[ClientEvaluation(client=client, texts=416, correct=312, accuracy=0.75) for client in CLIENTS],
+    )
+    line = AuditLine(
+        number=123_456,
+        at=NOON,
+        actor="admin",
+        action="POST /v1/tasks/{task}/clients/{client}/withdraw",
+        target=f"/v1/tasks/{TASK}/clients/{CLIENTS[0]}/withdraw",
+        request_id="0123456789abcdef0123456789abcdef",
+    )
     text = "The invoice says one thing and the parcel another, and nobody at the desk could tell me which of them is right."
     return {
         "task-list": tasks_table([task(TASK), task("b", TaskState.FINISHED)]),
         "task-show-clients": members_table(task(TASK)),
+        "task-show-withdrawn": members_table(task("b").model_copy(update={"withdrawn": [left]})),
+        "task-show-labels": labels_table(evaluation),
+        "task-show-confusion": confusion_table(evaluation),
+        "task-show-accuracies": client_evaluations_table(evaluation),
+        "audit": audit_table([line]),
         "task-show-rounds": rounds_table(
             [
                 round_(1, RoundKind.CONTEXT),

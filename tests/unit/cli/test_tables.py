@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from ifed.cli.task_tables import members_table
+from ifed.cli.task_tables import confusion_table, members_table
+from ifed.messages.evaluations import EvaluationDetails, LabelEvaluation
 from tests.unit.cli.sample_tables import CLIENTS, LABELS, TASK, WIDTHS, shown, snapshot, tables, task
 
 TABLES = tables()
@@ -49,3 +50,20 @@ def test_many_labels_are_counted_and_not_listed() -> None:
     lines = shown(members_table(task("b").model_copy(update={"members": [member]})), 80)
     assert "1000 labels, 1 to 1000" in " ".join(lines)
     assert len(lines) < 12
+
+
+def test_of_many_labels_only_the_most_frequent_confusions_are_shown() -> None:
+    names = [f"label-{n}" for n in range(9)]
+    evaluation = EvaluationDetails(
+        version=1,
+        accuracy=0.5,
+        macro_f1=0.5,
+        examples=100,
+        round=2,
+        labels=[LabelEvaluation(label=name, texts=1, predicted=1, precision=1, recall=1) for name in names],
+        confusion=[[10 * row + column for column in range(9)] for row in range(9)],
+        clients=[],
+    )
+    rows = [line.split() for line in shown(confusion_table(evaluation), 80)[3:] if line]
+    assert rows[:2] == [["label-8", "label-7", "87"], ["label-8", "label-6", "86"]]
+    assert len(rows) == 20
