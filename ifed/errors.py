@@ -25,6 +25,7 @@ IFedError                        500
 │   ├── RoundClosed                   late, or for a round that was never open
 │   ├── StaleUpdate                   computed from another version than the round's
 │   ├── AlreadyContributed            another digest for the same client and round
+│   ├── QuotaExceeded                 a client has stored as much as it may
 │   ├── FingerprintMismatch           another model, tokenizer or revision than the task's
 │   ├── ProbeMismatch                 the same files, and yet other numbers or tokens for the probe texts
 │   └── WrongState                    the task or round cannot do this now
@@ -145,6 +146,9 @@ class StaleUpdate(Conflict): ...
 
 
 class AlreadyContributed(Conflict): ...
+
+
+class QuotaExceeded(Conflict): ...
 
 
 class FingerprintMismatch(Conflict): ...

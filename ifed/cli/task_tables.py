@@ -188,6 +188,6 @@ def replays_table(replays: Sequence[Replay]) -> FittedTable:
     for replay in replays:
         version = "–" if replay.version is None else str(replay.version)
         digests = (replay.stored or "–")[:SHORT_DIGEST], (replay.replayed or "–")[:SHORT_DIGEST]
-        proven = "yes" if replay.proven else "NO"
+        proven = "yes" if replay.proven else "withdrawn" if replay.deleted else "NO"
         table.add_row(str(replay.round), replay.kind, str(replay.contributions), version, *digests, proven)
     return table

@@ -261,5 +261,5 @@ def _verify(name: str, aggregator: str, token: str, *, as_json: bool) -> None:
 
     replays = call_aggregator(aggregator, token, work)
     print_json(*replays) if as_json else show(replays_table(replays))
-    if failed := [str(replay.round) for replay in replays if not replay.proven]:
+    if failed := [str(replay.round) for replay in replays if not (replay.proven or replay.deleted)]:
         raise Conflict(f"the ledger of {name} does not reproduce what is stored for round {', '.join(failed)}")

@@ -250,6 +250,10 @@ class Replay(Message):
     stored: str | None = Field(None, description="sha256 of the aggregate that is kept and served")
     replayed: str | None = Field(None, description="sha256 of the aggregate summed up again")
     altered: list[Name] = Field(description="clients whose stored contribution is no longer what they sent")
+    deleted: list[Name] = Field(
+        default_factory=list,
+        description="clients that withdrew and whose contribution was deleted since, so that nothing can be aggregated again",
+    )
     proven: bool = Field(
         description="every contribution is what was sent, and the aggregate and its measure come out as they are kept"
     )

@@ -19,7 +19,7 @@ from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
 from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
-from services.aggregator.application.events import EventRetention
+from services.aggregator.application.retention import Retention
 from services.aggregator.application.services import Services, build_services
 from services.aggregator.application.webhook_delivery import RetryPolicy, WebhookDispatcher
 from services.aggregator.domain.events import DomainEvent
@@ -95,6 +95,7 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
         RateLimiter(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
         claim_seconds=settings.claim_seconds,
+        max_additions=settings.max_additions,
         private_webhooks=settings.webhook_private_addresses,
     )
     retry = RetryPolicy(settings.webhook_timeout_seconds, settings.webhook_retry_seconds, settings.webhook_attempts)
@@ -106,9 +107,14 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
 
     aggregation.start(aggregate)
     stack.push_async_callback(aggregation.stop)
-    keep = None if settings.event_retention_days is None else timedelta(days=settings.event_retention_days)
+    days = settings.event_retention_days
+    retention_policy = Retention(
+        dependencies,
+        events=None if days is None else timedelta(days=days),
+        withdrawn=timedelta(days=settings.withdrawn_retention_days),
+    )
     retention = PeriodicTask(seconds=RETENTION_SECONDS)
-    retention.start(EventRetention(dependencies, keep).run_due)
+    retention.start(retention_policy.run_due)
     stack.push_async_callback(retention.stop)
     delivery.start(dispatcher.run_due)
     stack.push_async_callback(dispatcher.stop)

@@ -68,6 +68,15 @@ class Settings(BaseSettings):
     webhook_private_addresses: bool = Field(
         False, description="allow webhooks to this machine and to private networks; admins can then send requests there"
     )
+    max_additions: int = Field(
+        1000, ge=1, description="additions to the context vector of a task that one client may send; more are refused with 409"
+    )
+    withdrawn_retention_days: float = Field(
+        30.0,
+        ge=0,
+        le=36_500,
+        description="days after a client's withdrawal from a task at which its context vectors are deleted; earlier versions of the context vector can then no longer be proven",
+    )
     event_retention_days: float | None = Field(
         None, gt=0, le=36_500, description="days after which events are deleted with their deliveries; kept for ever when not set"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyContributed, RoundClosed, StaleUpdate, WrongState
+from ifed.errors import AlreadyContributed, QuotaExceeded, RoundClosed, StaleUpdate, WrongState
 from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, TaskBrief
@@ -132,7 +132,7 @@ class Participant:
                 )
             except WrongState as refusal:
                 log.info("addition postponed", detail=refusal.detail)
-            except (RoundClosed, AlreadyContributed) as refusal:
+            except (RoundClosed, AlreadyContributed, QuotaExceeded) as refusal:
                 self._state.settle(round_, body, received=False, data_file=self._data_file)
                 log.warning("addition refused", error=type(refusal).__name__, detail=refusal.detail)
             else:

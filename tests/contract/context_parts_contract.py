@@ -71,6 +71,28 @@ class PartsContract:
             assert [(line.entry.client, line.change, line.removed) for line in lines] == [("a", 0, 2), ("a", 1, 2), ("b", 0, None)]
             assert await work.rounds.ledger("sentiment", (1, "a", 0), 1) == lines[1:2]
 
+    async def test_what_was_withdrawn_is_deleted_once_it_is_old_and_no_newer_vector_needs_it(self, database: Database) -> None:
+        await with_closed_context(database, "a", "b")
+        added = context_contribution("a", 5.0)
+        async with database.unit_of_work() as work:
+            await work.parts.add("sentiment", 1, 1, added)
+            assert [await work.parts.additions("sentiment", 1, client) for client in ("a", "b")] == [1, 0]
+            await work.parts.withdraw("sentiment", "a", 2)
+            await work.memberships.put(replace(membership("a"), withdrawn_at=NOON))
+            assert await work.parts.delete_withdrawn(NOON + timedelta(days=1)) == 0, "the revision is still to come"
+            kept = await work.tasks.get("sentiment")
+            kept.context_changes = kept.context_settled = 2
+            await work.tasks.save(kept)
+            assert await work.parts.delete_withdrawn(NOON - timedelta(seconds=1)) == 0
+            assert await work.parts.deleted("sentiment", 1, 1) == []
+            assert await work.parts.delete_withdrawn(NOON) == 2
+            assert await work.parts.delete_withdrawn(NOON) == 0
+            assert [await work.parts.deleted("sentiment", 1, changes) for changes in (0, 1, 2)] == [["a"], ["a"], []]
+            lines = await work.rounds.ledger("sentiment", (0, "", 0), 10)
+            await work.commit()
+        assert [(line.entry.client, line.entry.digest) for line in lines][1] == ("a", added.entry.digest)
+        assert [(one.client, bool(one.body)) for one in await counted(database, 2)] == [("b", True)]
+
     async def test_a_part_is_found_by_its_digest_whenever_it_came(self, database: Database) -> None:
         sent = await with_closed_context(database, "a")
         added = context_contribution("a", 5.0)

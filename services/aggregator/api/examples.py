@@ -111,6 +111,7 @@ EXAMPLES: dict[str, Any] = {
         "stored": DIGEST,
         "replayed": DIGEST,
         "altered": [],
+        "deleted": [],
         "proven": True,
     },
     "ContextInfo": {"version": 2, "digest": DIGEST, "created_at": CLOSED, "examples": 900, "changes": 1},

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import secrets
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 import structlog
 
@@ -20,7 +19,6 @@ from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
 
 log = structlog.get_logger(__name__)
 EVENTS_AT_ONCE = 200
-DELETED_AT_ONCE = 1000
 RETRY_SECONDS = 1.0
 
 
@@ -58,30 +56,6 @@ class EventStream:
                 after = info.number
             if long_poll.closing and not events:
                 return
-
-
-class EventRetention:
-    """Background work of every replica that deletes old events.
-
-    Args:
-        keep: how long an event is kept; None for ever.
-    """
-
-    def __init__(self, dependencies: Dependencies, keep: timedelta | None) -> None:
-        self._dependencies, self._keep = dependencies, keep
-
-    async def run_due(self) -> None:
-        """Delete the events that are too old, in transactions of `DELETED_AT_ONCE`."""
-        if self._keep is None:
-            return
-        before, total, deleted = self._dependencies.clock() - self._keep, 0, DELETED_AT_ONCE
-        while deleted == DELETED_AT_ONCE:
-            async with self._dependencies.database.unit_of_work() as work:
-                deleted = await work.events.delete_before(before, DELETED_AT_ONCE)
-                await work.commit()
-            total += deleted
-        if total:
-            await log.ainfo("old events deleted", count=total, before=before.isoformat())
 
 
 def event_info(event: DomainEvent) -> Event:

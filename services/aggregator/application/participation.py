@@ -14,6 +14,7 @@ from ifed.errors import (
     IFedError,
     Malformed,
     NotJoined,
+    QuotaExceeded,
     RoundClosed,
     StaleUpdate,
     UnknownRound,
@@ -57,8 +58,8 @@ class StoredContribution:
 class Participation:
     """Everything a client does in a task."""
 
-    def __init__(self, dependencies: Dependencies) -> None:
-        self._dependencies = dependencies
+    def __init__(self, dependencies: Dependencies, *, max_additions: int) -> None:
+        self._dependencies, self._max_additions = dependencies, max_additions
         self._group_commit = GroupCommit(self._store, most=LARGEST_GROUP)
 
     async def join(self, name: str, client: str, request: JoinRequest) -> Member:
@@ -190,6 +191,7 @@ class Participation:
         Raises:
             NotJoined, Withdrawn: the client does not take part in the task.
             WrongState: the context round has not closed, or the task has failed.
+            QuotaExceeded: the client has sent as many additions as it may.
             IFedError: any other reason why the task cannot take it; nothing is stored.
         """
         contribution = read_context_body(body, client, self._dependencies.clock())
@@ -199,6 +201,10 @@ class Participation:
             if (earlier := await work.parts.find(name, client, contribution.entry.digest)) is not None:
                 self._dependencies.metrics.repeats.labels(name).inc()
                 return messages.receipt(name, number, earlier)
+            if await work.parts.additions(name, number, client) >= self._max_additions:
+                raise QuotaExceeded(
+                    f"{client} has sent {self._max_additions} additions to task {name!r}, as many as one client may"
+                )
             task.context_changes += 1
             await work.parts.add(name, number, task.context_changes, contribution)
             await work.tasks.save(task)

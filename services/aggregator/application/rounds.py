@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import structlog
 
-from ifed.errors import WrongState
+from ifed.errors import Malformed, WrongState
 from ifed.messages.enums import RoundKind, RoundState
 from ifed.messages.rounds import ContextInfo, LedgerEntry, Page, Replay, RoundInfo
 from ifed.tensors.values import digest_of
@@ -177,7 +177,14 @@ class Ledger:
         def compare(part: ContextPart) -> None:
             intact.append((part.client, part.digest == digest_of(part.body)))
 
-        result = await aggregate_context(self._dependencies.database, task, stored.round, stored.changes, compare)
+        try:
+            result = await aggregate_context(self._dependencies.database, task, stored.round, stored.changes, compare)
+        except Malformed:
+            async with self._dependencies.database.read_only() as work:
+                deleted = await work.parts.deleted(task, stored.round, stored.changes)
+            if not deleted:
+                raise
+            return _unproven(stored, deleted)
         assert result.body is not None, "the stored version was made of the same parts"
         replayed = digest_of(result.body)
         altered = sorted({client for client, unchanged in intact if not unchanged})
@@ -191,6 +198,19 @@ class Ledger:
             altered=altered,
             proven=not altered and stored.digest == replayed,
         )
+
+
+def _unproven(stored: Aggregate, deleted: list[str]) -> Replay:
+    return Replay(
+        round=stored.round,
+        kind=RoundKind.CONTEXT,
+        contributions=0,
+        version=stored.version,
+        stored=stored.digest,
+        altered=[],
+        deleted=deleted,
+        proven=False,
+    )
 
 
 def _replay(

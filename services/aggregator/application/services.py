@@ -43,6 +43,7 @@ def build_services(
     *,
     admin_token: str,
     claim_seconds: float,
+    max_additions: int,
     private_webhooks: bool = False,
 ) -> Services:
     """Return all use cases.
@@ -52,6 +53,7 @@ def build_services(
         rate_limiter: limits the requests of a party.
         admin_token: the admins' bearer token.
         claim_seconds: the time for which a replica claims a piece of aggregation.
+        max_additions: the additions to a task's context vector that one client may send.
         private_webhooks: whether webhooks may go to this machine and to private networks.
     """
     return Services(
@@ -63,7 +65,7 @@ def build_services(
         rounds=RoundService(dependencies),
         ledger=Ledger(dependencies),
         evaluations=Evaluations(dependencies),
-        participation=Participation(dependencies),
+        participation=Participation(dependencies, max_additions=max_additions),
         adapters=AdapterStore(dependencies),
         similarity=TaskSimilarity(dependencies),
         event_stream=EventStream(dependencies),

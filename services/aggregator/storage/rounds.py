@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
@@ -19,7 +19,7 @@ from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.constraints import translate_integrity_errors
 from services.aggregator.storage.leases import claim_one
 from services.aggregator.storage.rows import readable_page
-from services.aggregator.storage.tables import contributions, rounds, seats, versions
+from services.aggregator.storage.tables import contributions, memberships, rounds, seats, tasks, versions
 
 BODIES_AT_ONCE = 32
 DUE_AT_ONCE = 100
@@ -279,6 +279,29 @@ class ContextPartRepository:
         current = _not_withdrawn(task, client), _in_context_round(RoundState.CLOSED)
         return (await self._connection.execute(select(contributions.c.change).where(*current).limit(1))).one_or_none() is not None
 
+    async def additions(self, task: str, number: int, client: str) -> int:
+        """Return how many additions of the client to the context vector of the round `number` are stored."""
+        added = *_in_round(contributions, task, number), contributions.c.client == client, contributions.c.change > 0
+        return int((await self._connection.execute(select(func.count()).select_from(contributions).where(*added))).scalar_one())
+
+    async def delete_withdrawn(self, before: datetime) -> int:
+        """Delete the bodies of what clients withdrew from a task before a time; return their number.
+
+        Their rows stay in the ledger. What the newest context vector has not yet been made without is left for the next call.
+        """
+        same = memberships.c.task == contributions.c.task, memberships.c.client == contributions.c.client
+        withdrew = exists().where(*same, memberships.c.withdrawn_at <= before).correlate(contributions)
+        settled = select(tasks.c.context_settled).where(tasks.c.name == contributions.c.task).scalar_subquery()
+        stored = func.length(contributions.c.body) > 0
+        statement = update(contributions).where(contributions.c.removed <= settled, stored, withdrew).values(body=b"")
+        return (await self._connection.execute(statement)).rowcount
+
+    async def deleted(self, task: str, number: int, changes: int) -> list[str]:
+        """Return the clients whose parts counted after `changes` changes and have been deleted since, by name."""
+        gone = *_counted(task, number, changes), func.length(contributions.c.body) == 0
+        statement = select(contributions.c.client).where(*gone).distinct().order_by(contributions.c.client)
+        return list((await self._connection.scalars(statement)).all())
+
     async def withdraw(self, task: str, client: str, change: int) -> int:
         """Withdraw all parts of the client with the change `change`; return how many they were."""
         current = update(contributions).where(_not_withdrawn(task, client), _in_context_round(*RoundState))
@@ -286,11 +309,7 @@ class ContextPartRepository:
 
     async def bodies(self, task: str, number: int, changes: int) -> AsyncIterator[ContextPart]:
         """Iterate over the parts that count after `changes` changes, by client and then change, a few in memory at a time."""
-        counted = (
-            *_in_round(contributions, task, number),
-            contributions.c.change <= changes,
-            or_(contributions.c.removed.is_(None), contributions.c.removed > changes),
-        )
+        counted = _counted(task, number, changes)
         key = contributions.c.client, contributions.c.change
         statement = select(*key, contributions.c.digest, contributions.c.weight, contributions.c.body).where(*counted)
         after: tuple[str, int] = ("", 0)
@@ -303,6 +322,14 @@ class ContextPartRepository:
             if len(rows) < BODIES_AT_ONCE:
                 return
             after = (rows[-1].client, rows[-1].change)
+
+
+def _counted(task: str, number: int, changes: int) -> tuple[ColumnElement[bool], ...]:
+    return (
+        *_in_round(contributions, task, number),
+        contributions.c.change <= changes,
+        or_(contributions.c.removed.is_(None), contributions.c.removed > changes),
+    )
 
 
 def _not_withdrawn(task: str, client: str) -> ColumnElement[bool]:

@@ -7,10 +7,20 @@ import asyncio
 import numpy as np
 import pytest
 
-from ifed.errors import AlreadyContributed, NonFinite, NothingYet, NotJoined, RoundClosed, UnknownVersion, Withdrawn, WrongState
+from ifed.errors import (
+    AlreadyContributed,
+    NonFinite,
+    NothingYet,
+    NotJoined,
+    QuotaExceeded,
+    RoundClosed,
+    UnknownVersion,
+    Withdrawn,
+    WrongState,
+)
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from testing.factories import context_body, update_body
-from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient
+from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedClient, deployed, settings
 
 
 async def until_context(aggregator: Deployment, version: int) -> None:
@@ -92,6 +102,34 @@ async def settled(aggregator: Deployment, changes: int) -> list:  # type: ignore
         while (found := await aggregator.admin.contexts(TASK))[-1].changes < changes:
             await asyncio.sleep(0.02)
     return found
+
+
+async def test_what_was_withdrawn_is_deleted_after_its_time_and_earlier_versions_say_so(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database)) as before:
+        await in_calibration(before, "a", "b")
+        await before.admin.withdraw(TASK, "a")
+        await settled(before, 1)
+        assert (await before.admin.replay_context(TASK, 1)).proven
+        newest = await bytes_of(before)
+    async with deployed(settings(sqlite_database, withdrawn_retention_days=0)) as after:
+        async with asyncio.timeout(10):
+            while not (first := await after.admin.replay_context(TASK, 1)).deleted:
+                await asyncio.sleep(0.02)
+        assert (first.proven, first.deleted, (await after.admin.replay(TASK, 1)).deleted) == (False, ["a"], ["a"])
+        assert (await after.admin.replay_context(TASK, 2)).proven
+        assert await bytes_of(after) == newest
+        assert [line.withdrawn for line in await after.admin.ledger(TASK) if line.client == "a"] == [True]
+
+
+async def test_a_client_that_has_sent_its_additions_is_refused_more(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database, max_additions=2)) as aggregator:
+        one, two = await in_calibration(aggregator, "a", "b")
+        for value_ in (3.0, 4.0):
+            await one.add_context(TASK, context_body(value_))
+        with pytest.raises(QuotaExceeded, match="a has sent 2 additions"):
+            await one.add_context(TASK, context_body(5.0))
+        await one.add_context(TASK, context_body(3.0))
+        await two.add_context(TASK, context_body(5.0))
 
 
 async def test_who_came_and_went_leaves_no_trace_in_the_bytes(aggregator: Deployment) -> None:

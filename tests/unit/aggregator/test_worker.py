@@ -56,7 +56,9 @@ class World:
         metrics = Metrics(CollectorRegistry())
         long_poll = LongPoll(self.cache, metrics.long_polls, recheck=1.0, longest=5.0)
         dependencies = Dependencies(self.database, self.cache, metrics, long_poll, lambda: None, self.clock)
-        return build_services(dependencies, RateLimiter(None, None, "ifed"), admin_token=ADMIN_TOKEN, claim_seconds=CLAIM_SECONDS)
+        return build_services(
+            dependencies, RateLimiter(None, None, "ifed"), admin_token=ADMIN_TOKEN, claim_seconds=CLAIM_SECONDS, max_additions=10
+        )
 
     async def enrol(self, client: str) -> None:
         async with self.database.unit_of_work() as work:
