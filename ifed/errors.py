@@ -29,6 +29,7 @@ IFedError                        500
 │   ├── FingerprintMismatch           another model, tokenizer or revision than the task's
 │   ├── ProbeMismatch                 the same files, and yet other numbers or tokens for the probe texts
 │   └── WrongState                    the task or round cannot do this now
+├── BodyTimeout                  408  the body did not arrive in time
 ├── TooLarge                     413
 ├── UnsupportedFamily            422  an architecture whose residual stream we do not know, or with no place to export to
 ├── Overloaded                   429  carries Retry-After
@@ -158,6 +159,10 @@ class ProbeMismatch(Conflict): ...
 
 
 class WrongState(Conflict): ...
+
+
+class BodyTimeout(IFedError):
+    status = 408
 
 
 class TooLarge(IFedError):

@@ -17,6 +17,7 @@ from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64, Ten
 
 TENSORS = "application/vnd.safetensors"
 SUM_TOLERANCE = 1e-3
+LARGEST_ADAPTER_HEADER = 4 * 2**20  # bytes; a task may have a thousand long labels
 Meta = TypeVar("Meta", bound=Message)
 
 
@@ -80,7 +81,7 @@ class AdapterBody:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        parsed = TensorBody.from_bytes(body)
+        parsed = TensorBody.from_bytes(body, largest_header=LARGEST_ADAPTER_HEADER)
         return cls(read_context(parsed), read_coefficients(parsed), _meta(AdapterMeta, parsed))
 
 

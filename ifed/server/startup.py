@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -69,6 +70,13 @@ def warn_of_readable_files(settings: BaseModel, *names: str) -> None:
         path: Path | None = getattr(settings, name)
         if path is not None and others_can_read(path):
             log.warning("others can read a secret file", setting=name.upper(), file=str(path), hint=f"chmod 600 {path}")
+
+
+def check_networks(networks: str) -> str:
+    """Return a comma-separated list of addresses and networks unchanged; raise ValueError if one of them is neither."""
+    for network in filter(None, (part.strip() for part in networks.split(","))):
+        ip_network(network)
+    return networks
 
 
 def _end(words: str) -> NoReturn:

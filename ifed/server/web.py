@@ -1,4 +1,4 @@
-"""What every application mounts: error handlers, request ids, /livez, /readyz, /metrics, the limit on bodies."""
+"""What every application mounts: error handlers, request ids, HEAD, /livez, /readyz, /health, /metrics, the limits on bodies."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
-from ifed.errors import IFedError, Malformed, TooLarge, Unauthenticated
+from ifed.errors import IFedError, Malformed, Unauthenticated
 from ifed.messages.rounds import ErrorBody
-from ifed.messages.validation import describe_errors
+from ifed.messages.validation import describe_errors, shorten
 from ifed.server import openapi
+from ifed.server.bodies import BodyLimit, RefusedBody
 
 log = structlog.get_logger(__name__)
 UNREADABLE = 400  # FastAPI's word for a body that is not even text; our refusal of it is the same as of any other malformed body
+LONGEST_DETAIL = 4000  # characters; a refusal may quote what the caller sent
+BODY_SECONDS = 60.0
 ReadinessChecks = Callable[[], Awaitable[dict[str, str]]]
 
 
@@ -35,7 +37,14 @@ class Readiness(BaseModel):
     checks: dict[str, str] = Field(examples=[{"database": "ok", "cache": "ok"}])
 
 
-def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegistry, max_body_bytes: int | None = None) -> None:
+def mount(
+    app: FastAPI,
+    *,
+    readiness: ReadinessChecks,
+    registry: CollectorRegistry,
+    max_body_bytes: int | None = None,
+    body_seconds: float = BODY_SECONDS,
+) -> None:
     """Add to `app` what all applications share.
 
     Args:
@@ -43,46 +52,43 @@ def mount(app: FastAPI, *, readiness: ReadinessChecks, registry: CollectorRegist
         readiness: returns checks by name; `ok` counts as ready, and so does text that begins with `degraded`.
         registry: the metrics of /metrics; one per application, so that two in one process do not collide.
         max_body_bytes: a larger request body is refused with TooLarge while it streams in; no limit if None.
+        body_seconds: a request body that takes longer is refused with BodyTimeout.
     """
     app.add_exception_handler(IFedError, _refusal)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
     if max_body_bytes is not None:
-        app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+        app.add_middleware(BodyLimit, max_bytes=max_body_bytes, seconds=body_seconds)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-ID")
-    Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/metrics"]).instrument(app).expose(
+    Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/health", "/metrics"]).instrument(app).expose(
         app, endpoint="/metrics", tags=["health"], response_class=PlainTextResponse
     )
     app.include_router(_health(readiness))
 
 
-class BodyLimit:
-    """Limit the size of a request body as it streams in. FastAPI's own `max_body_size` does too, but answers in plain text."""
+class HeadAsGet:
+    """Answer HEAD as GET without its body on every route, as RFC 9110 asks for and monitors send it; FastAPI does not."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        received = int(declared) if declared.isdigit() and int(declared) > self._max_bytes else 0
+        ended = False
 
-        async def counted() -> ASGIMessage:
-            nonlocal received
-            self._check(received)
-            message = await receive()
-            received += len(message.get("body", b""))
-            self._check(received)
-            return message
+        async def send_head(message: ASGIMessage) -> None:
+            nonlocal ended
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not ended:
+                ended = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        await self._app(scope, counted, send)
-
-    def _check(self, received: int) -> None:
-        if received > self._max_bytes:
-            raise HTTPException(TooLarge.status, f"the body is larger than the {self._max_bytes} bytes taken here")
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 def describe(app: FastAPI, examples: Mapping[str, object], *, metrics: str = openapi.METRICS) -> None:
@@ -114,7 +120,7 @@ def _answer(status: int, error: str, detail: str, *, retry_after: int | None = N
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     if status == Unauthenticated.status:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(ErrorBody(error=error, detail=detail).model_dump(), status, headers)
+    return JSONResponse(ErrorBody(error=error, detail=shorten(detail, LONGEST_DETAIL)).model_dump(), status, headers)
 
 
 async def _refusal(_request: Request, reason: Exception) -> JSONResponse:
@@ -127,11 +133,13 @@ async def _malformed(_request: Request, reason: Exception) -> JSONResponse:
     return _answer(Malformed.status, Malformed.__name__, describe_errors(reason.errors()))
 
 
-async def _http(_request: Request, reason: Exception) -> JSONResponse:
+async def _http(request: Request, reason: Exception) -> JSONResponse:
     assert isinstance(reason, HTTPException)
+    if isinstance(reason, RefusedBody):
+        return await _refusal(request, reason.refusal)
     if reason.status_code == UNREADABLE:
         return _answer(Malformed.status, Malformed.__name__, "body: it cannot be read; send JSON in UTF-8")
-    names = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
+    names = {404: "NotFound", 405: "MethodNotAllowed"}
     answer = _answer(reason.status_code, names.get(reason.status_code, "HTTPError"), str(reason.detail))
     answer.headers.update(reason.headers or {})
     return answer
@@ -151,8 +159,9 @@ def _health(readiness: ReadinessChecks) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "not ready"}})
+    @router.get("/health", response_model=Readiness, responses={503: {"model": Readiness, "description": "not ready"}})
     async def readyz() -> JSONResponse:
-        """Report every readiness check: 200 if each is `ok` or `degraded…`, otherwise 503."""
+        """Report every readiness check: 200 if each is `ok` or `degraded…`, otherwise 503. `/health` is the path that monitors try."""
         checks = await readiness()
         ready = all(words == "ok" or words.startswith("degraded") for words in checks.values())
         return JSONResponse(Readiness(ready=ready, checks=checks).model_dump(), 200 if ready else 503)

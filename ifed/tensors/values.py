@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json  # unlike json.loads it refuses lone surrogates and deep nesting with a ValueError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
@@ -31,6 +32,7 @@ Int64 = npt.NDArray[np.int64]
 SITES = ("attention", "mlp")
 CONTEXT, ACTIVATION = 0, 1
 METADATA_KEY = "ifed"
+LARGEST_HEADER = 64 * 1024  # bytes of a safetensors header; one of 15 MB with 270,000 empty tensors takes seconds to parse
 
 
 def _frozen(values: npt.ArrayLike, *, what: str, dimensions: int) -> Float32:
@@ -169,16 +171,22 @@ class TensorBody:
         return save_safetensors(arrays, {METADATA_KEY: json.dumps(self.metadata, sort_keys=True, separators=(",", ":"))})
 
     @classmethod
-    def from_bytes(cls, body: bytes) -> Self:
+    def from_bytes(cls, body: bytes, *, largest_header: int = LARGEST_HEADER) -> Self:
         """Parse a body.
 
+        Args:
+            body: as it was received.
+            largest_header: bytes of the header of the file; a longer one is refused before it is parsed.
+
         Raises:
-            Malformed: not a safetensors file, or without the metadata entry.
+            Malformed: not a safetensors file, with too long a header, or without the metadata entry.
         """
+        if (length := int.from_bytes(body[:8], "little")) > largest_header:
+            raise Malformed(f"the safetensors header has {length} bytes, at most {largest_header} are taken; was all of it sent?")
         try:
             tensors = load_safetensors(body)
-            header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-            metadata = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
+            header = from_json(body[8 : 8 + length])
+            metadata = from_json(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as reason:
             raise Malformed("the body is not a safetensors file that this service can read; was all of it sent?") from reason
         if not isinstance(metadata, dict):

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from ifed.clients.webhooks import WebhookCaller
 from ifed.server import logs
+from ifed.server.authentication import FailedAttempts
+from ifed.server.connections import limited_protocol
 from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
@@ -64,7 +66,13 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
         lifespan=lifespan,
     )
     app.include_router(all_routes())
-    mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
+    mount(
+        app,
+        readiness=readiness,
+        registry=metrics.registry,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
     describe(app, EXAMPLES)
     return app
 
@@ -94,6 +102,7 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
         dependencies,
         RateLimiter(settings.requests_per_minute, settings.redis_url, settings.redis_prefix),
         admin_token=settings.admin_token.get_secret_value(),
+        failed_attempts=FailedAttempts(settings.failed_attempts_per_minute, metrics.failed_attempts),
         claim_seconds=settings.claim_seconds,
         max_additions=settings.max_additions,
         private_webhooks=settings.webhook_private_addresses,
@@ -151,6 +160,10 @@ def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> 
         port=settings.port,
         log_config=None,
         access_log=False,
+        ws="none",
+        http=limited_protocol(max_connections=settings.max_connections, body_seconds=settings.body_seconds),
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=settings.shutdown_seconds,
         ssl_certfile=settings.tls_certificate_file,
         ssl_keyfile=settings.tls_key_file,

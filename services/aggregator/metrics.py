@@ -22,6 +22,9 @@ class Metrics:
         )
         self.events = Counter("ifed_events", "Things that happened to tasks and rounds", ["kind"], registry=registry)
         self.webhook_attempts = Counter("ifed_webhook_attempts", "Events sent to webhooks", ["outcome"], registry=registry)
+        self.failed_attempts = Counter(
+            "ifed_failed_authentications", "Wrong tokens and enrolment codes", ["kind", "outcome"], registry=registry
+        )
         self.cache_failures = Counter("ifed_cache_failures", "Calls that Redis did not answer", ["call"], registry=registry)
 
     def cache_read(self, task: str, *, hit: bool) -> None:

@@ -9,9 +9,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ifed.server.startup import check_networks
 from services.aggregator.server_urls import check_redis_url, postgres_address
 
-MIN_TOKEN_LENGTH = 16
+MIN_TOKEN_LENGTH, MIN_DISTINCT_CHARACTERS = 16, 6
 
 
 class Settings(BaseSettings):
@@ -43,6 +44,21 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body in bytes, counted while it arrives")
     requests_per_minute: int | None = Field(
         600, ge=1, description="calls that a client or reader may make in a minute; more are refused with 429"
+    )
+    failed_attempts_per_minute: int = Field(
+        60,
+        ge=1,
+        description="wrong tokens and enrolment codes that an address may send in a minute to a replica; then only tokens that it accepted before are checked",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies, comma-separated, whose X-Forwarded-For names the caller; without them the connection does",
+    )
+    body_seconds: float = Field(60.0, gt=0, description="seconds that a request body may take to arrive")
+    max_connections: int = Field(
+        4096,
+        ge=16,
+        description="open connections, fewer where the process may open fewer files; beyond them the oldest idle one is closed",
     )
     tls_certificate_file: Path | None = Field(
         None, description="certificate chain in PEM format; with it and its key the service uses HTTPS"
@@ -136,10 +152,21 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
-    def _token_is_long(self) -> Self:
-        if len(self.admin_token.get_secret_value()) < MIN_TOKEN_LENGTH:
-            raise ValueError(f"the admin token has fewer than {MIN_TOKEN_LENGTH} characters; make one with: openssl rand -hex 32")
+    def _token_is_strong(self) -> Self:
+        token = self.admin_token.get_secret_value()
+        advice = "make one with: openssl rand -hex 32"
+        if len(token) < MIN_TOKEN_LENGTH:
+            raise ValueError(f"the admin token has fewer than {MIN_TOKEN_LENGTH} characters; {advice}")
+        if len(set(token)) < MIN_DISTINCT_CHARACTERS:
+            raise ValueError(f"the admin token has fewer than {MIN_DISTINCT_CHARACTERS} different characters; {advice}")
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError(f"the admin token has characters beyond printable ASCII, which no request can send; {advice}")
         return self
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: str) -> str:
+        return check_networks(networks)
 
     @model_validator(mode="after")
     def _both_halves_of_tls(self) -> Self:

@@ -17,6 +17,8 @@ from ifed import __version__
 from ifed.clients import AggregatorClient
 from ifed.clients.transport import check_token
 from ifed.errors import IFedError
+from ifed.server.authentication import FailedAttempts
+from ifed.server.connections import limited_protocol
 from ifed.server.logs import configure
 from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
@@ -49,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.authenticator = await _authenticator(settings, stack)
+            app.state.authenticator = await _authenticator(settings, stack, metrics)
             loading = asyncio.create_task(_load(app, settings, stack, metrics))
             yield
             loading.cancel()
@@ -78,7 +80,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.add_middleware(CancelOnDisconnect, on_disconnect=metrics.record_disconnect)
     app.add_middleware(AccessLog)
-    mount(app, readiness=readiness, registry=metrics.registry, max_body_bytes=settings.max_body_bytes)
+    mount(
+        app,
+        readiness=readiness,
+        registry=metrics.registry,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
     app.include_router(all_routes())
     describe(app, EXAMPLES, metrics=METRICS_EXAMPLE)
     return app
@@ -95,6 +103,10 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        ws="none",
+        http=limited_protocol(max_connections=settings.max_connections, body_seconds=settings.body_seconds),
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
 
@@ -108,7 +120,7 @@ def _check_files(settings: Settings) -> None:
         read_keys(settings.key_file.read_text(encoding="utf-8"))
 
 
-async def _authenticator(settings: Settings, stack: AsyncExitStack) -> Authenticator:
+async def _authenticator(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> Authenticator:
     """Return the authenticator that the settings choose.
 
     Raises:
@@ -116,8 +128,9 @@ async def _authenticator(settings: Settings, stack: AsyncExitStack) -> Authentic
     """
     if settings.open_access:
         return OpenAccess()
+    failed_attempts = FailedAttempts(settings.failed_attempts_per_minute, metrics.failed_attempts)
     if settings.key_file is not None:
-        return ApiKeys(read_keys(await asyncio.to_thread(settings.key_file.read_text)))
+        return ApiKeys(read_keys(await asyncio.to_thread(settings.key_file.read_text)), failed_attempts)
     client = AggregatorClient(
         str(settings.aggregator_url), timeout=TOKEN_CHECK_SECONDS, ca_file=settings.ca_file, proxy=settings.proxy()
     )
@@ -126,7 +139,9 @@ async def _authenticator(settings: Settings, stack: AsyncExitStack) -> Authentic
     async def look_up(token: str) -> str:
         return (await aggregator.whose(token)).name
 
-    return RemoteTokens(look_up, cache_seconds=settings.token_remember_seconds, grace_seconds=settings.token_grace_seconds)
+    return RemoteTokens(
+        look_up, failed_attempts, cache_seconds=settings.token_remember_seconds, grace_seconds=settings.token_grace_seconds
+    )
 
 
 async def _load(app: FastAPI, settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> None:

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from ifed.errors import Unauthenticated, Unavailable
+from ifed.server.authentication import FailedAttempts, check_token_form
 
 log = structlog.get_logger(__name__)
 MAX_CACHED_TOKENS = 10_000
@@ -24,11 +25,16 @@ RETRY_SECONDS = 5.0
 class Authenticator(Protocol):
     """Authenticate a caller by its bearer token."""
 
-    async def authenticate(self, token: str | None) -> str:
+    async def authenticate(self, token: str | None, *, address: str) -> str:
         """Return the caller's name.
+
+        Args:
+            token: of the request.
+            address: where the request comes from; failed attempts are counted by it.
 
         Raises:
             Unauthenticated: there is no token, or it is not valid.
+            Overloaded: too many tokens from this address were not valid.
             Unavailable: the token cannot be checked now.
         """
         ...
@@ -37,7 +43,7 @@ class Authenticator(Protocol):
 class OpenAccess:
     """Accept every caller."""
 
-    async def authenticate(self, token: str | None) -> str:  # noqa: ARG002  # any token is accepted
+    async def authenticate(self, token: str | None, *, address: str) -> str:  # noqa: ARG002  # any token is accepted
         """Return the name of every caller."""
         return "anyone"
 
@@ -47,15 +53,17 @@ class ApiKeys:
 
     Args:
         keys: the holder's name by the sha256 of the key, as `read_keys` returns it.
+        failed_attempts: limits wrong keys.
     """
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        self._keys = keys
+    def __init__(self, keys: Mapping[str, str], failed_attempts: FailedAttempts) -> None:
+        self._keys, self._failed_attempts = keys, failed_attempts
 
-    async def authenticate(self, token: str | None) -> str:
+    async def authenticate(self, token: str | None, *, address: str) -> str:
         """Return the name of the key's holder."""
-        if (name := self._keys.get(_hash(_required(token)))) is None:
-            raise Unauthenticated("the service's key file does not have this key")
+        if (name := self._keys.get(_hash(check_token_form(token)))) is None:
+            async with self._failed_attempts.attempt("key", address, address=address):
+                raise Unauthenticated("the service's key file does not have this key")
         return name
 
 
@@ -75,18 +83,27 @@ class RemoteTokens:
 
     Args:
         look_up: return the name of a token's holder; raises Unauthenticated for a token that is not valid.
+        failed_attempts: limits wrong tokens, and so how often the aggregator is asked about one.
         cache_seconds: how long a valid token is cached before it is looked up again.
         grace_seconds: how long an answer counts while the aggregator is unreachable.
     """
 
-    def __init__(self, look_up: Callable[[str], Awaitable[str]], *, cache_seconds: float, grace_seconds: float) -> None:
+    def __init__(
+        self,
+        look_up: Callable[[str], Awaitable[str]],
+        failed_attempts: FailedAttempts,
+        *,
+        cache_seconds: float,
+        grace_seconds: float,
+    ) -> None:
+        self._failed_attempts = failed_attempts
         self._look_up, self._cache_seconds, self._grace_seconds = look_up, cache_seconds, grace_seconds
         self._tokens: OrderedDict[str, _CachedToken] = OrderedDict()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def authenticate(self, token: str | None) -> str:
+    async def authenticate(self, token: str | None, *, address: str) -> str:
         """Return the name of the token's holder."""
-        token = _required(token)
+        token = check_token_form(token)
         key = _hash(token)
         cached = self._tokens.get(key)
         if cached is None or monotonic() >= cached.valid_until:
@@ -94,10 +111,14 @@ class RemoteTokens:
             async with lock:  # concurrent requests with the same token ask the aggregator once
                 cached = self._tokens.get(key)
                 if cached is None or monotonic() >= cached.valid_until:
+                    if cached is None or cached.name is None:
+                        return await self._first_check(key, token, address)
                     cached = await self._check(key, token, cached)
-        if cached.name is None:
-            raise Unauthenticated("the aggregator does not know this bearer token, or it was revoked")
-        return cached.name
+        return _name_of(cached)
+
+    async def _first_check(self, key: str, token: str, address: str) -> str:
+        async with self._failed_attempts.attempt("token", address, address=address):
+            return _name_of(await self._check(key, token, None))
 
     async def _check(self, key: str, token: str, expired: _CachedToken | None) -> _CachedToken:
         now = monotonic()
@@ -140,10 +161,10 @@ def read_keys(text: str) -> dict[str, str]:
     return keys
 
 
-def _required(token: str | None) -> str:
-    if token is None:
-        raise Unauthenticated("send a bearer token: Authorization: Bearer …")
-    return token
+def _name_of(checked: _CachedToken) -> str:
+    if checked.name is None:
+        raise Unauthenticated("the aggregator does not know this bearer token, or it was revoked")
+    return checked.name
 
 
 def _hash(token: str) -> str:

@@ -28,6 +28,9 @@ class Metrics:
         self.registry = registry
         task, name = ["task"], "ifed_inference"
         self._requests = Counter(f"{name}_requests", "Requests answered or refused", [*task, "outcome"], registry=registry)
+        self.failed_attempts = Counter(
+            f"{name}_failed_authentications", "Wrong tokens of callers", ["kind", "outcome"], registry=registry
+        )
         self._items = Counter(f"{name}_items", "Texts classified", task, registry=registry)
         self._tokens = Counter(f"{name}_tokens", "Tokens of the texts classified", task, registry=registry)
         self._refused = Counter(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ifed.server.startup import check_networks
 
 
 class Settings(BaseSettings):
@@ -59,6 +61,16 @@ class Settings(BaseSettings):
         3600.0, ge=0, description="seconds for which a known caller is let in while the aggregator is unreachable"
     )
 
+    failed_attempts_per_minute: int = Field(
+        20,
+        ge=1,
+        description="wrong tokens that an address may send in a minute; then tokens that were not seen before are not checked",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies, comma-separated, whose X-Forwarded-For names the caller; without them the connection does",
+    )
+
     model: str = Field(min_length=1, description="catalogue name, Hugging Face id or folder of the language model")
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
@@ -91,6 +103,13 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(4_000_000, ge=1000, description="size of a request body in bytes")
 
+    body_seconds: float = Field(60.0, gt=0, description="seconds that a request body may take to arrive")
+    max_connections: int = Field(
+        4096,
+        ge=16,
+        description="open connections, fewer where the process may open fewer files; beyond them the oldest idle one is closed",
+    )
+
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8081, ge=0, le=65535, description="port to listen on")
     drain_seconds: int = Field(30, ge=0, description="seconds in which a stopping service finishes its requests")
@@ -102,6 +121,11 @@ class Settings(BaseSettings):
         if isinstance(tasks := values.get("tasks"), str):
             values["tasks"] = tuple(name.strip() for name in tasks.split(",") if name.strip())
         return values
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: str) -> str:
+        return check_networks(networks)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -15,6 +15,7 @@ def all_routes() -> APIRouter:
         rounds.router,
         evaluations.router,
         clients.router,
+        clients.others,
         clients.public,
         events.router,
         participation.router,

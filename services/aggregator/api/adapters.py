@@ -6,10 +6,11 @@ from fastapi import APIRouter, Response
 
 from ifed.errors import Forbidden, Malformed, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import AdaptersDep, Anyone, ContextVersion, Follower, NamePath, Version, Wait
+from services.aggregator.api.dependencies import AdaptersDep, Anyone, ContextVersion, Follower, NamePath, PartyRoute, Version, Wait
 from services.aggregator.api.tensor_bodies import TENSOR_RESPONSES, KnownDep, tensor_response
 
 router = APIRouter(
+    route_class=PartyRoute,
     prefix="/v1/tasks/{task}",
     tags=["aggregate"],
     default_response_class=Response,

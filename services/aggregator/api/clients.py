@@ -7,10 +7,12 @@ from fastapi import APIRouter, status
 
 from ifed.errors import (
     AlreadyExists,
+    BodyTimeout,
     Forbidden,
     Malformed,
     NotJoined,
     Overloaded,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     UnknownClient,
@@ -36,17 +38,23 @@ from services.aggregator.api.dependencies import (
     After,
     AfterNumber,
     AuditLogDep,
+    HolderDep,
     Limit,
     NamePath,
     ParticipationDep,
-    RateLimiterDep,
-    TokenDep,
+    PartyRoute,
+    PublicRoute,
 )
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
-public = APIRouter(prefix="/v1")  # its routes differ in the token they take
+others = APIRouter(prefix="/v1", route_class=PartyRoute)  # its routes differ in the role they take
+public = APIRouter(prefix="/v1", route_class=PublicRoute)
 
 
 @router.post("/clients", status_code=status.HTTP_201_CREATED, responses=refusals(AlreadyExists))
@@ -79,12 +87,12 @@ async def withdraw_client(task: NamePath, client: NamePath, participation: Parti
     return await participation.withdraw(task, client)
 
 
-@public.post(
+@others.post(
     "/enrolments",
     status_code=status.HTTP_201_CREATED,
     tags=["admin"],
     dependencies=[AdminOnly],
-    responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable),
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 async def invite_client(request: NewEnrolment, access: AccessDep) -> EnrolmentCodeInfo:
     """Create a code that one party trades for its token, once and before it expires. It is shown only here."""
@@ -95,23 +103,25 @@ async def invite_client(request: NewEnrolment, access: AccessDep) -> EnrolmentCo
     "/enrol",
     status_code=status.HTTP_201_CREATED,
     tags=["client"],
-    responses=refusals(Unauthenticated, AlreadyExists, Malformed, Overloaded, Unavailable),
+    responses=refusals(Unauthenticated, AlreadyExists, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
-async def redeem_code(trade: CodeTrade, address: AddressDep, rate_limiter: RateLimiterDep, access: AccessDep) -> Enrolment:
+async def redeem_code(trade: CodeTrade, address: AddressDep, access: AccessDep) -> Enrolment:
     """Trade an enrolment code for a token. Needs no token; the new one is shown only here."""
-    await rate_limiter.check(f"enrol from {address}")
-    return await access.redeem(trade.code, correlation_id.get())
+    return await access.redeem(trade.code, correlation_id.get(), address=address)
 
 
-@public.get(
-    "/audit", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+@others.get(
+    "/audit",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 async def read_audit(audit_log: AuditLogDep, after: AfterNumber = 0, limit: Limit = 100) -> Page[AuditLine]:
     """List what admins requested, oldest first. Entries are written before the request is carried out; the log has the outcome by request id."""
     return await audit_log.page(after, limit)
 
 
-@public.get("/token", tags=["access"], responses=refusals(Unauthenticated, Unavailable))
-async def get_token(access: AccessDep, token: TokenDep) -> TokenHolder:
+@others.get("/token", tags=["access"], responses=refusals(Unauthenticated, Overloaded, Unavailable))
+async def get_token(holder: HolderDep) -> TokenHolder:
     """Return name and role of the party that holds the bearer token of this request."""
-    return await access.holder(token)
+    return holder

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ifed.errors import Forbidden, Malformed, NothingYet, Unauthenticated, Unavailable, UnknownTask
+from ifed.errors import Forbidden, Malformed, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask
 from ifed.messages.evaluations import EvaluationDetails
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import AdminOnly, EvaluationsDep, NamePath, VersionPath
+from services.aggregator.api.dependencies import AdminOnly, EvaluationsDep, NamePath, PartyRoute, VersionPath
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, Overloaded, Unavailable),
 )
 
 

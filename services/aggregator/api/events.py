@@ -8,7 +8,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from ifed.errors import AlreadyExists, BadUrl, Forbidden, Malformed, Unauthenticated, Unavailable, UnknownWebhook
+from ifed.errors import (
+    AlreadyExists,
+    BadUrl,
+    BodyTimeout,
+    Forbidden,
+    Malformed,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnknownWebhook,
+)
 from ifed.messages.events import DeliveryInfo, NewWebhook, WebhookInfo, WebhookSecret
 from ifed.messages.rounds import Page
 from ifed.messages.tasks import NAME_PATTERN
@@ -21,11 +32,16 @@ from services.aggregator.api.dependencies import (
     EventStreamDep,
     Limit,
     NamePath,
+    PartyRoute,
     WebhooksDep,
 )
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 TaskFilter = Annotated[str | None, Query(pattern=NAME_PATTERN, description="only events of this task")]
 Since = Annotated[int | None, Query(ge=0, le=LARGEST, description="only events after this number; when not set, those from now on")]

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from ifed.errors import (
     AlreadyContributed,
+    BodyTimeout,
     DigestMismatch,
     FingerprintMismatch,
     Forbidden,
@@ -27,7 +28,7 @@ from ifed.errors import (
 )
 from ifed.messages.rounds import Assignment, JoinRequest, Member, Receipt, Withdrawal
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import ClientDep, NamePath, NumberPath, ParticipationDep, Wait
+from services.aggregator.api.dependencies import ClientDep, NamePath, NumberPath, ParticipationDep, PartyRoute, Wait
 from services.aggregator.api.tensor_bodies import TENSOR_REQUEST, BodyDep
 
 CONTRIBUTING = refusals(
@@ -62,7 +63,10 @@ ADDING = refusals(
 )
 
 router = APIRouter(
-    prefix="/v1/tasks/{task}", tags=["client"], responses=refusals(Unauthenticated, Forbidden, Malformed, Overloaded, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1/tasks/{task}",
+    tags=["client"],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 
 

@@ -7,9 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ifed.errors import (
+    BodyTimeout,
     Forbidden,
     Malformed,
     NothingYet,
+    Overloaded,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     UnknownRound,
@@ -33,11 +36,16 @@ from services.aggregator.api.dependencies import (
     Limit,
     NamePath,
     NumberPath,
+    PartyRoute,
     RoundsDep,
 )
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 
 AfterEntry = Annotated[

@@ -6,9 +6,12 @@ from fastapi import APIRouter, status
 
 from ifed.errors import (
     AlreadyExists,
+    BodyTimeout,
     Forbidden,
     Malformed,
     NothingYet,
+    Overloaded,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     UnknownTask,
@@ -26,10 +29,14 @@ from ifed.messages.rounds import (
 )
 from ifed.messages.tasks import TaskSpec
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import AdminOnly, After, Limit, NamePath, SimilarityDep, TasksDep
+from services.aggregator.api.dependencies import AdminOnly, After, Limit, NamePath, PartyRoute, SimilarityDep, TasksDep
 
 router = APIRouter(
-    prefix="/v1", tags=["admin"], dependencies=[AdminOnly], responses=refusals(Unauthenticated, Forbidden, Malformed, Unavailable)
+    route_class=PartyRoute,
+    prefix="/v1",
+    tags=["admin"],
+    dependencies=[AdminOnly],
+    responses=refusals(Unauthenticated, Forbidden, Malformed, BodyTimeout, TooLarge, Overloaded, Unavailable),
 )
 
 

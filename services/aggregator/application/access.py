@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import OrderedDict
 from datetime import datetime, timedelta
 
 import structlog
@@ -13,6 +14,7 @@ from ifed.errors import Forbidden, Unauthenticated, WrongState
 from ifed.messages.clients import AuditLine, ClientInfo, Enrolment, EnrolmentCodeInfo, NewClient, NewEnrolment, TokenHolder
 from ifed.messages.enums import Role
 from ifed.messages.rounds import Page
+from ifed.server.authentication import FailedAttempts, check_token_form
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import remove_from_open_round
@@ -23,48 +25,49 @@ from services.aggregator.storage.database import Database, UnitOfWork
 log = structlog.get_logger(__name__)
 ADMIN = "admin"
 LONGEST_TARGET, LONGEST_ID = 300, 100
+CODE_PREFIX = 10  # characters of an enrolment code by which wrong ones are counted: `enrol_` and four random ones
+MOST_ACCEPTED = 10_000
 LAST_SEEN_RESOLUTION = timedelta(seconds=30)
 
 
 class Access:
     """Enrol parties, authenticate them, and rotate and revoke their tokens."""
 
-    def __init__(self, dependencies: Dependencies, *, admin_token: str) -> None:
+    def __init__(self, dependencies: Dependencies, *, admin_token: str, failed_attempts: FailedAttempts) -> None:
         self._dependencies, self._admin_hash = dependencies, hash_of(admin_token)
+        self._failed_attempts = failed_attempts
+        self._accepted: OrderedDict[str, None] = OrderedDict()  # hashes of tokens; these are looked up without a limit
         self.last_seen = LastSeen(dependencies.database)
 
-    async def authenticate(self, token: str | None, *roles: Role) -> str:
-        """Return the name of the party that holds `token`.
-
-        Raises:
-            Unauthenticated: no token, an unknown or a revoked one.
-            Forbidden: a token of another role than `roles`.
-        """
-        holder = await self.holder(token)
-        if holder.role not in roles:
-            raise Forbidden(f"this takes the role {' or '.join(roles)}; the token is of a party with the role {holder.role}")
-        return holder.name
-
-    async def holder(self, token: str | None) -> TokenHolder:
+    async def holder(self, token: str | None, *, address: str) -> TokenHolder:
         """Return name and role of the party that holds `token`.
 
         Raises:
             Unauthenticated: no token, an unknown or a revoked one.
+            Overloaded: too many unknown tokens came from this address, and this token was not accepted before.
         """
-        if token is None:
-            raise Unauthenticated("send a bearer token: Authorization: Bearer …")
-        role, name = await self._holder(hash_of(token))
-        return TokenHolder(name=name, role=role)
-
-    async def _holder(self, token_hash: str) -> tuple[Role, str]:
+        token_hash = hash_of(check_token_form(token))
         if hmac.compare_digest(token_hash, self._admin_hash):
-            return Role.ADMIN, ADMIN
+            return TokenHolder(name=ADMIN, role=Role.ADMIN)
+        if token_hash in self._accepted:
+            party = await self._party(token_hash)
+        else:
+            async with self._failed_attempts.attempt("token", address, address=address):
+                party = await self._party(token_hash)
+        self.last_seen.record(party, self._dependencies.clock())
+        return TokenHolder(name=party.name, role=party.role)
+
+    async def _party(self, token_hash: str) -> Party:
         async with self._dependencies.database.read_only() as work:
             party = await work.parties.by_token(token_hash)
         if party is None or party.revoked_at is not None:
+            self._accepted.pop(token_hash, None)
             raise Unauthenticated("the bearer token is not known here, or it was revoked")
-        self.last_seen.record(party, self._dependencies.clock())
-        return party.role, party.name
+        self._accepted[token_hash] = None
+        self._accepted.move_to_end(token_hash)
+        if len(self._accepted) > MOST_ACCEPTED:
+            self._accepted.popitem(last=False)
+        return party
 
     async def enrol(self, request: NewClient) -> Enrolment:
         """Enrol a party. Its token is in the answer and is not stored.
@@ -89,13 +92,19 @@ class Access:
         await log.ainfo("invited", client=request.name, role=request.role.value)
         return EnrolmentCodeInfo(name=request.name, role=request.role, code=code, expires_at=expires_at)
 
-    async def redeem(self, code: str, request_id: str | None = None) -> Enrolment:
+    async def redeem(self, code: str, request_id: str | None = None, *, address: str) -> Enrolment:
         """Enrol the party that a code was created for, and write an audit entry. Its token is in the answer and is not stored.
 
         Raises:
             Unauthenticated: the code is unknown, expired or used.
             AlreadyExists: the name was enrolled meanwhile; the code stays valid.
+            Overloaded: too many wrong codes came from this address, or began like this one.
         """
+        prefix = f"code {hash_of(code[:CODE_PREFIX])}"
+        async with self._failed_attempts.attempt("code", address, prefix, address=address):
+            return await self._redeem(code, request_id)
+
+    async def _redeem(self, code: str, request_id: str | None) -> Enrolment:
         token, now = new_token(), self._dependencies.clock()
         async with self._dependencies.database.unit_of_work() as work:
             enrolment = await work.enrolments.take(hash_of(code), now)
@@ -156,6 +165,12 @@ class Access:
         async with self._dependencies.database.read_only() as work:
             parties = await work.parties.page(after, limit + 1)
         return messages.page([messages.client_info(party) for party in parties], limit, lambda info: info.name)
+
+
+def check_role(holder: TokenHolder, *roles: Role) -> None:
+    """Raise Forbidden when the holder of a token has none of the roles."""
+    if holder.role not in roles:
+        raise Forbidden(f"this takes the role {' or '.join(roles)}; the token is of a party with the role {holder.role}")
 
 
 def hash_of(token: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -122,7 +123,8 @@ class Participation:
             AlreadyContributed: the client has sent another contribution to this round.
             IFedError: any other reason why the round cannot take it; nothing is stored.
         """
-        return await self._submit(name, number, read_context_body(body, client, self._dependencies.clock()))
+        contribution = await asyncio.to_thread(read_context_body, body, client, self._dependencies.clock())
+        return await self._submit(name, number, contribution)
 
     async def submit_update(self, name: str, number: int, client: str, body: bytes) -> Receipt:
         """Store an update for an open calibration or evaluation round. The same bytes again give the same receipt.
@@ -133,7 +135,8 @@ class Participation:
             AlreadyContributed: the client has sent another contribution to this round.
             IFedError: any other reason why the round cannot take it; nothing is stored.
         """
-        return await self._submit(name, number, read_update_body(body, client, self._dependencies.clock()))
+        contribution = await asyncio.to_thread(read_update_body, body, client, self._dependencies.clock())
+        return await self._submit(name, number, contribution)
 
     async def _submit(self, name: str, number: int, contribution: Contribution) -> Receipt:
         try:
@@ -194,7 +197,7 @@ class Participation:
             QuotaExceeded: the client has sent as many additions as it may.
             IFedError: any other reason why the task cannot take it; nothing is stored.
         """
-        contribution = read_context_body(body, client, self._dependencies.clock())
+        contribution = await asyncio.to_thread(read_context_body, body, client, self._dependencies.clock())
         async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
             number = await _check_addition(work, task, contribution)

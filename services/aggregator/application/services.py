@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ifed.server.authentication import FailedAttempts
 from services.aggregator.application.access import Access, AuditLog
 from services.aggregator.application.adapters import AdapterStore
 from services.aggregator.application.dependencies import Dependencies
@@ -42,6 +43,7 @@ def build_services(
     rate_limiter: RateLimiter,
     *,
     admin_token: str,
+    failed_attempts: FailedAttempts,
     claim_seconds: float,
     max_additions: int,
     private_webhooks: bool = False,
@@ -52,6 +54,7 @@ def build_services(
         dependencies: what they share.
         rate_limiter: limits the requests of a party.
         admin_token: the admins' bearer token.
+        failed_attempts: limits wrong tokens and enrolment codes.
         claim_seconds: the time for which a replica claims a piece of aggregation.
         max_additions: the additions to a task's context vector that one client may send.
         private_webhooks: whether webhooks may go to this machine and to private networks.
@@ -59,7 +62,7 @@ def build_services(
     return Services(
         dependencies=dependencies,
         rate_limiter=rate_limiter,
-        access=Access(dependencies, admin_token=admin_token),
+        access=Access(dependencies, admin_token=admin_token, failed_attempts=failed_attempts),
         audit_log=AuditLog(dependencies),
         tasks=TaskService(dependencies),
         rounds=RoundService(dependencies),

@@ -37,29 +37,30 @@ class RateLimiter:
             seconds=BREAKER_SECONDS, errors=(Exception,), consequence="each replica counts requests for itself"
         )
 
-    async def check(self, party: str) -> None:
-        """Count a request.
+    async def check(self, party: str, *, role: str) -> None:
+        """Count a request of the party with this role; a client that is called `admin` does not count as the admin.
 
         Raises:
             Overloaded: it is one too many; `retry_after` says when the minute is over.
         """
         if self._item is None:
             return
-        limiter, admitted = await self._hit(self._item, party)
+        key = f"{role} {party}"
+        limiter, admitted = await self._hit(self._item, key)
         if not admitted:
-            window = await limiter.get_window_stats(self._item, party)
+            window = await limiter.get_window_stats(self._item, key)
             seconds = max(1, math.ceil(window.reset_time - time.time()))
             raise Overloaded(f"{party} has made the {self._item.amount} calls of this minute", retry_after=seconds)
 
-    async def _hit(self, item: RateLimitItemPerMinute, party: str) -> tuple[FixedWindowRateLimiter, bool]:
+    async def _hit(self, item: RateLimitItemPerMinute, key: str) -> tuple[FixedWindowRateLimiter, bool]:
         """Return the limiter that counted the request, and whether it is within the limit."""
         shared = self._shared
         if shared is not None:
             try:
-                return shared, await self._breaker.call("count", lambda: shared.hit(item, party))
+                return shared, await self._breaker.call("count", lambda: shared.hit(item, key))
             except CircuitOpen:
                 pass
-        return self._local, await self._local.hit(item, party)
+        return self._local, await self._local.hit(item, key)
 
 
 def _redis_storage(url: str) -> RedisStorage:

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Response
 from ifed.errors import Malformed, NothingYet, OtherModel, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.messages.inference import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 from ifed.server.web import refusals
-from services.inference.api.dependencies import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
+from services.inference.api.dependencies import REFUSALS, Caller, CallerRoute, ClassifierDep, DeadlineDep, Model
 from services.inference.api.formats import answer_headers, classify_response
 
-router = APIRouter(prefix="/v1", tags=["classification"], dependencies=[Caller])
+router = APIRouter(route_class=CallerRoute, prefix="/v1", tags=["classification"], dependencies=[Caller])
 
 
 @router.post("/classify", responses=REFUSALS)
@@ -21,7 +21,7 @@ async def classify(body: ClassifyRequest, response: Response, classifier: Classi
     return classify_response(body, answer)
 
 
-@router.get("/models", responses=refusals(Unauthenticated, Unavailable))
+@router.get("/models", responses=refusals(Unauthenticated, Overloaded, Unavailable))
 async def list_models(classifier: ClassifierDep) -> ServedModels:
     """List the tasks whose adapters are cached; the adapter of any other task is fetched at its first request."""
     return classifier.models()

@@ -6,12 +6,14 @@ import asyncio
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic.json_schema import SkipJsonSchema
 
 from ifed import errors
 from ifed.errors import Malformed, NothingYet, Overloaded, TooLarge, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.messages.inference import DEADLINE_HEADER
+from ifed.server.authentication import address_of, token_of
+from ifed.server.bodies import JsonRoute
 from ifed.server.web import refusals
 from services.inference.service import Classifier
 
@@ -23,6 +25,7 @@ REFUSALS = refusals(
     NothingYet,
     errors.NoDemonstrations,
     errors.OtherModel,
+    errors.BodyTimeout,
     TooLarge,
     errors.TooManyItems,
     errors.TooManyTokens,
@@ -48,9 +51,18 @@ def earlier(first: float | None, second: float | None) -> float | None:
 
 
 # These are coroutines although they await little: FastAPI runs plain functions in a thread, which costs more than they do.
-async def _authenticate(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-    token = credentials.credentials if credentials else None
-    request.state.caller = await request.app.state.authenticator.authenticate(token)
+async def _authenticate(request: Request, _credentials: Annotated[object, Depends(_bearer)] = None) -> None:
+    if getattr(request.state, "caller", None) is None:  # a route with a JSON body has done so before it read the body
+        token = await token_of(request, _bearer)
+        request.state.caller = await request.app.state.authenticator.authenticate(token, address=address_of(request))
+
+
+class CallerRoute(JsonRoute):
+    """A route that takes a body only from a caller who may classify."""
+
+    async def authenticate(self, request: Request) -> None:
+        """Raise Unauthenticated unless the request has the token of a caller."""
+        await _authenticate(request)
 
 
 async def _classifier(request: Request) -> Classifier:

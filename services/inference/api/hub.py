@@ -5,14 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from ifed.errors import NoDefaultTask, PairNotSupported, Unauthenticated, Unavailable
+from ifed.errors import NoDefaultTask, Overloaded, PairNotSupported, Unauthenticated, Unavailable
 from ifed.messages.inference import LabelScore, ServedModel
 from ifed.messages.rounds import ErrorBody
 from ifed.server.web import refusals
-from services.inference.api.dependencies import REFUSALS, Caller, ClassifierDep, DeadlineDep, Model
+from services.inference.api.dependencies import REFUSALS, Caller, CallerRoute, ClassifierDep, DeadlineDep, Model
 from services.inference.api.formats import HubRequest, PredictRequest, answer_headers, hub_response, predict_response
 
-router = APIRouter(tags=["hub"], dependencies=[Caller])
+router = APIRouter(route_class=CallerRoute, tags=["hub"], dependencies=[Caller])
 
 
 class About(BaseModel):
@@ -66,7 +66,7 @@ async def classify_as_hub(
     return hub_response(body, answer)
 
 
-@router.get("/info", responses=refusals(Unauthenticated, Unavailable))
+@router.get("/info", responses=refusals(Unauthenticated, Overloaded, Unavailable))
 async def info(request: Request, classifier: ClassifierDep) -> About:
     """Describe the model and its limits in the fields of text-embeddings-inference."""
     about: About = request.app.state.about

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -65,7 +66,7 @@ class InferInput(BaseModel):
     """The texts: one tensor of datatype BYTES and shape [n] or [n, 1]."""
 
     name: str = Field(examples=["text"])
-    shape: list[int] = Field(examples=[[1]])
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1, max_length=8, examples=[[1]])
     datatype: str = Field(examples=["BYTES"])
     parameters: dict[str, Any] = {}
     data: list[Any] | None = Field(None, examples=[["I liked it."]])
@@ -145,7 +146,7 @@ def parse_inference(body: bytes, header_length: int | None) -> Inference:
         texts = list(_flatten(tensor.data or []) if size is None else _unpack(body[len(header) :], size))
     except (struct.error, UnicodeDecodeError, TypeError) as reason:
         raise Malformed(f"the input {tensor.name!r} is not a tensor of texts in UTF-8") from reason
-    if len(texts) != int(np.prod(tensor.shape)):
+    if len(texts) != math.prod(tensor.shape):
         raise Malformed(f"the input {tensor.name!r} has shape {tensor.shape} and {len(texts)} texts")
     return Inference(texts, request)
 

@@ -13,14 +13,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from ifed.errors import Overloaded
+from ifed.errors import Overloaded, Unauthenticated
 from ifed.messages.enums import Role
+from ifed.server.authentication import CONCURRENT_ATTEMPTS
 from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
 from services.aggregator.storage.database import connect
 from testing.factories import ADMIN_TOKEN, context_body, spec
 from testing.processes import Process
 from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
+from tests.integration.aggregator.listening import listening
 
 INVITATION = {"name": "hospital-a", "valid_seconds": 60}
 
@@ -103,9 +105,56 @@ async def test_requests_that_wait_for_an_adapter_are_counted_apart(stack: Settin
         assert followed == [404] * 3, "look-ups of names cannot stop a service from following what it serves"
 
 
+async def test_a_client_called_admin_does_not_use_up_the_admins_calls(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database, requests_per_minute=3)) as aggregator:
+        await aggregator.started()
+        namesake = await aggregator.client("admin")
+        calls = [namesake.assignment(TASK) for _ in range(7)]  # a minute may end in between
+        assert any(isinstance(answer, Overloaded) for answer in await asyncio.gather(*calls, return_exceptions=True))
+        assert (await aggregator.raw("GET", f"/v1/tasks/{TASK}/context")).status_code == 404
+
+
+async def test_an_address_that_guesses_is_throttled_and_those_it_shares_the_address_with_are_not(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database, failed_attempts_per_minute=5)) as aggregator:
+        await aggregator.started()
+        known = await aggregator.client("a")
+        await known.assignment(TASK)
+        guesses = [aggregator.raw("GET", "/v1/token", token=f"ifed_guess-{number}") for number in range(40)]
+        answers = await asyncio.gather(*guesses)
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {401, 429}
+        assert codes.count(401) <= 2 * (5 + CONCURRENT_ATTEMPTS)  # a minute may end in between
+        assert 1 <= int(answers[codes.index(429)].headers["Retry-After"]) <= 60
+        await known.assignment(TASK)
+        assert (await aggregator.raw("GET", "/v1/tasks")).status_code == 200, "the admin's token is not looked up"
+        shown = (await aggregator.raw("GET", "/metrics", token=None)).text
+        assert 'ifed_failed_authentications_total{kind="token",outcome="throttled"}' in shown
+
+
+async def test_codes_that_begin_alike_are_counted_together_from_whatever_address(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database, failed_attempts_per_minute=5)) as aggregator:
+        access = aggregator.app.state.services.access
+        guesses = [access.redeem(f"enrol_ABCD{number}", address=f"192.0.2.{number}") for number in range(40)]
+        answers = await asyncio.gather(*guesses, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Unauthenticated, Overloaded}
+        code = (await aggregator.raw("POST", "/v1/enrolments", json=INVITATION)).json()["code"]
+        assert (await access.redeem(code, address="192.0.2.1")).name == "hospital-a"
+
+
+async def test_the_callers_address_comes_from_a_trusted_proxy_alone(sqlite_database: str) -> None:
+    for trusted, throttled in (("", True), ("127.0.0.1", False)):
+        given = settings(sqlite_database, failed_attempts_per_minute=2, trusted_proxies=trusted)
+        async with listening(given) as aggregator, httpx.AsyncClient(base_url=aggregator.url) as http:
+            codes = []
+            for number in range(9):
+                headers = {"Authorization": "Bearer ifed_wrong", "X-Forwarded-For": f"10.0.0.1, 198.51.100.{number}"}
+                codes.append((await http.get("/v1/token", headers=headers)).status_code)
+            assert (429 in codes) is throttled
+
+
 async def test_without_redis_calls_are_counted_in_the_process() -> None:
     rates = RateLimiter(2, "redis://127.0.0.1:1/0", "ifed")
-    calls = await asyncio.gather(*(rates.check("a") for _ in range(5)), return_exceptions=True)
+    calls = await asyncio.gather(*(rates.check("a", role="client") for _ in range(5)), return_exceptions=True)
     assert any(isinstance(answer, Overloaded) for answer in calls)
 
 

@@ -49,6 +49,19 @@ def test_a_short_admin_token_is_refused_without_showing_it() -> None:
     assert "secret-word" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("token", ["a" * 40, "abababababababababab", "pässword-of-many-letters", "two\nlines-of-many-letters"])
+def test_an_admin_token_that_is_weak_or_cannot_be_sent_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(ValidationError, match="make one with: openssl rand -hex 32") as refusal:
+        Settings(admin_token=token)
+    assert token not in str(refusal.value)
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    assert Settings(admin_token=ADMIN_TOKEN, trusted_proxies="10.0.0.0/8, ::1").trusted_proxies
+    with pytest.raises(ValidationError, match="does not appear to be an IPv4 or IPv6"):
+        Settings(admin_token=ADMIN_TOKEN, trusted_proxies="proxy.example")
+
+
 def test_an_admin_token_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{ADMIN_TOKEN}\n")
     monkeypatch.setenv("ADMIN_TOKEN_FILE", str(tmp_path / "token"))

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 MAX_CONNECTIONS, RESERVED_CONNECTIONS = 100, 3  # Postgres' defaults; the reserved ones are for superusers
 CLOSING_SECONDS = 5
 DRAIN_SETTINGS = {"aggregator": "SHUTDOWN_SECONDS", "inference": "DRAIN_SECONDS"}
-HEALTH = {"/livez", "/readyz", "/metrics"}
+HEALTH = {"/livez", "/readyz", "/health", "/metrics"}
 STORES, AGGREGATOR_ADDRESS = "10.20.0.0/24", "203.0.113.10/32"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ValidationError
 
-from ifed.errors import EmptyText
+from ifed.errors import EmptyText, Malformed
 from ifed.messages.inference import ClassifyRequest
+from ifed.server.authentication import FailedAttempts
 from services.inference.api.formats import (
     HubRequest,
     PredictRequest,
@@ -24,7 +28,8 @@ from services.inference.api.formats import (
 )
 from services.inference.api.open_inference_messages import parse_inference
 from services.inference.app import create_app
-from services.inference.authentication import OpenAccess
+from services.inference.authentication import ApiKeys, OpenAccess
+from services.inference.metrics import Metrics
 from services.inference.service import Answer, Result
 from services.inference.settings import Settings
 
@@ -60,6 +65,15 @@ def test_half_a_character_is_refused_in_every_shape(kind: type[BaseModel], messa
 def test_a_timeout_in_microseconds_is_read_and_anything_else_ignored(microseconds: object, seconds: float | None) -> None:
     request = {"inputs": [TENSOR], "parameters": {} if microseconds is None else {"timeout": microseconds}}
     assert parse_inference(json.dumps(request).encode(), None).timeout == seconds
+
+
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [-1, -1], [-1], [2], [1] * 100, [0], [2**63, 2]])
+def test_a_shape_of_another_size_than_the_texts_is_refused(shape: list[int]) -> None:
+    for data in (["good"], []):
+        if math.prod(shape) == len(data):
+            continue
+        with pytest.raises(Malformed):
+            parse_inference(json.dumps({"inputs": [TENSOR | {"shape": shape, "data": data}]}).encode(), None)
 
 
 def test_answers_keep_the_order_and_name_the_adapter() -> None:
@@ -132,3 +146,38 @@ async def test_a_service_whose_engine_has_stopped_refuses_every_request_and_stay
         assert (await http.get("/livez")).status_code == 200
         readiness = await http.get("/readyz")
     assert (readiness.status_code, readiness.json()["checks"]["model"]) == (503, "the engine has stopped")
+
+
+async def test_no_request_of_anybody_gives_500_and_no_body_of_a_stranger_is_read(tmp_path: Path) -> None:
+    app = create_app(Settings.model_validate({"model": "tiny", "adapter_folder": tmp_path, "open_access": True}))
+    app.state.classifier, app.state.engine = object(), SimpleNamespace(alive=True)
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b"{}"
+
+    deep, half = b"[" * 100_000, b'{"inputs": "\\ud800", "model": "\\ud800", "input": "\\ud800", "id": "\\ud800"}'
+    bodies = [
+        deep,
+        half,
+        b'{"inputs": ' + deep,
+        b'{"model": ' + b"9" * 5000 + b"}",
+        b"\xff",
+        b"null",
+        b"",
+        b'{"inputs": [[1e999]]}',
+    ]
+    bodies.append(json.dumps({f"k{number}": number for number in range(20_000)}).encode())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as http:
+        for path in ("/v1/classify", "/predict", "/models/%C3%A9", "/v2/models/%C3%A9/infer", "/v2/models/a/versions/1/infer"):
+            app.state.authenticator = ApiKeys({}, FailedAttempts(1000, Metrics(CollectorRegistry()).failed_attempts))
+            for token in (b"", b"Bearer \xe9", b"Bearer wrong"):
+                headers = {b"Authorization": token, b"Content-Type": b"application/json"}
+                assert (await http.post(path, content=body(), headers=headers)).status_code == 401
+            app.state.authenticator = OpenAccess()
+            for content in bodies:
+                answer = await http.post(path, content=content, headers={"Content-Type": "application/json"})
+                assert (answer.status_code, answer.json()["error"]) == (422, "Malformed"), f"{path} {content[:40]!r}"
+                assert len(answer.content) < 5000
+        assert read == []
