@@ -150,7 +150,7 @@ async def test_a_service_whose_engine_has_stopped_refuses_every_request_and_stay
 
 async def test_no_request_of_anybody_gives_500_and_no_body_of_a_stranger_is_read(tmp_path: Path) -> None:
     app = create_app(Settings.model_validate({"model": "tiny", "adapter_folder": tmp_path, "open_access": True}))
-    app.state.classifier, app.state.engine = object(), SimpleNamespace(alive=True)
+    app.state.classifier, app.state.engine = SimpleNamespace(for_caller=lambda _name: object()), SimpleNamespace(alive=True)
     read = []
 
     async def body() -> AsyncIterator[bytes]:
