@@ -28,6 +28,7 @@ PATIENCE = 10.0
 def settings(database: str, **changes: Any) -> Settings:
     """Settings of a test's aggregator: quick ticks, its schema made at the start."""
     quick = {"tick_seconds": 0.05, "recheck_seconds": 0.5, "claim_seconds": 2.0, "migrate_on_start": True}
+    quick["failed_attempts_per_minute"] = 1000  # tests try wrong tokens at every route
     return Settings.model_validate({"database_url": database, "admin_token": ADMIN_TOKEN} | quick | changes)
 
 
