@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -28,6 +29,44 @@ def cache_folder(given: Path | None = None) -> Path:
 
 CHUNK = 1 << 20
 LAST_LINES = 6
+NO_SPACE = "No space left on device"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def explained_disk_errors(folder: Path, setting: str) -> Iterator[None]:
+    """Within the block, raise what a full disk or a folder that cannot be written to causes as a sentence.
+
+    Args:
+        folder: that the block writes to.
+        setting: the variable that names the folder.
+
+    Raises:
+        DownloadFailed: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except DownloadFailed as refusal:
+        if NO_SPACE in refusal.detail:  # pip has told of it
+            raise _disk_is_full(folder, setting) from refusal
+        raise
+    except Exception as reason:
+        # safetensors raises an error of its own with the words of the system.
+        if (isinstance(reason, OSError) and reason.errno in FULL) or NO_SPACE in str(reason):
+            raise _disk_is_full(folder, setting) from reason
+        if isinstance(reason, OSError) and reason.errno in NOT_WRITABLE:
+            raise DownloadFailed(
+                f"{reason.filename or folder} cannot be written to ({reason.strerror}); let this user write to {folder}, name another "
+                f"folder with {setting}, or fill this one elsewhere: a model that is whole is only read"
+            ) from reason
+        raise
+
+
+def _disk_is_full(folder: Path, setting: str) -> DownloadFailed:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free // 1_000_000
+    return DownloadFailed(f"the disk of {folder} is full ({free} MB are free); make room, or name another folder with {setting}")
 
 
 def fetch(

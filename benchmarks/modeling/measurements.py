@@ -140,4 +140,8 @@ def _fold(setting: Setting, folder: Path) -> LanguageModel:
     lm = setting.fast
     write(lm, *fold(lm, injection(setting, lm)), folder)
     with quiet():
-        return wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype), lm.tokenizer, fingerprint="0" * 64)
+        return wrap(
+            AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype, trust_remote_code=False),
+            lm.tokenizer,
+            fingerprint="0" * 64,
+        )

@@ -20,8 +20,8 @@ class ClassifyRequest(BaseModel):
 
 def create_app(folder: str, template: str, labels: list[str]) -> FastAPI:
     """Return an app whose `/async` blocks the event loop during each request, and whose `/sync` runs requests in FastAPI's threads."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     first = [tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in labels]
     app = FastAPI()
 

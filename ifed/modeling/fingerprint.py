@@ -1,6 +1,6 @@
 """The fingerprint of a model: one sha256 over weights, configuration and tokenizer.
 
-Two folders have the same fingerprint exactly if they hold the same numbers: neither the sharding of the tensors over files, nor the path
+Two folders have the same fingerprint exactly if transformers loads the same numbers from them: files beside the weights do not count, and neither the sharding of the tensors over files, nor the path
 of the folder, nor the dtype of the forward pass matters.
 """
 
@@ -11,17 +11,19 @@ import hashlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ifed.modeling.weight_files import StoredTensor, stored_tensors
+
 CACHE_FILE = ".ifed-fingerprint.json"
-SCHEME = 1  # increment it when the computation changes, so that cached fingerprints are computed again
+SCHEME = 2  # increment it when the computation changes, so that cached fingerprints are computed again
 HASHED_FILES = (
     "*.safetensors",
+    "*.safetensors.index.json",
     "config.json",
     "tokenizer*",
     "*.model",
@@ -49,15 +51,18 @@ def fingerprint_of_folder(folder: Path, config: PreTrainedConfig, tokenizer: Pre
 
     Hashing reads every byte, so the result is cached beside the files and reused while their sizes and modification times stay the same; in a
     folder that is not writable it is computed each time.
+
+    Raises:
+        UnknownModel: a file of the weights is missing or damaged.
     """
+    tensors = stored_tensors(folder)
     stamp = _stamp(folder)
     if (cached := _read_cached(folder, stamp)) is not None:
         return cached
     digest = hashlib.sha256()
-    tensors = {name: (path, entry) for path in sorted(folder.glob("*.safetensors")) for name, entry in _entries(path)}
-    for name, (path, entry) in sorted(tensors.items()):
-        _add_header(digest, name, entry["dtype"], entry["shape"])
-        _add_bytes(digest, path, *entry["span"])
+    for name, tensor in sorted(tensors.items()):
+        _add_header(digest, name, tensor.dtype, tensor.shape)
+        _add_bytes(digest, tensor)
     _add_identities(digest, config, tokenizer)
     _write_cached(folder, stamp, digest.hexdigest())
     return digest.hexdigest()
@@ -82,24 +87,17 @@ def fingerprint_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return digest.hexdigest()
 
 
-def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and header entry of every tensor in a safetensors file, with its byte range in the file as `span`."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            yield name, {**entry, "span": (8 + size + begin, 8 + size + end)}
-
-
 def _add_header(digest: hashlib._Hash, name: str, dtype: str, shape: list[int]) -> None:
     digest.update(json.dumps([name, dtype, shape]).encode())
 
 
-def _add_bytes(digest: hashlib._Hash, path: Path, begin: int, end: int) -> None:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-        digest.update(view[begin:end])
+def _add_bytes(digest: hashlib._Hash, tensor: StoredTensor) -> None:
+    with (
+        tensor.path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        digest.update(view[tensor.begin : tensor.end])
 
 
 def _add_identities(digest: hashlib._Hash, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

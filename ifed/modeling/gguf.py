@@ -12,22 +12,33 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ifed.modeling.language_model import quiet
+from ifed.modeling.loading import LOCAL, require_all_tensors
 
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of `gguf` to the existing `folder`, in the form that `loading.load` reads in a second.
 
     The weights are rounded to bfloat16, which is finer than the quantisation of the file.
+
+    Raises:
+        UnknownModel: the file lacks a tensor of the model, or holds one that the model does not use.
     """
     # The progress bar of the GGUF reader belongs to no logger; it writes to the stderr that is current when it is created.
     with quiet(), _parse_once(), contextlib.redirect_stderr(io.StringIO()):
-        source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+        source: dict[str, Any] = {"gguf_file": gguf.name, **LOCAL}
         config = AutoConfig.from_pretrained(gguf.parent, **source)
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
         dequantized = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, config=config, dtype=torch.bfloat16, quantization_config=dequantized, **source
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            config=config,
+            dtype=torch.bfloat16,
+            quantization_config=dequantized,
+            output_loading_info=True,
+            **source,
         )
+        model, info = loaded
+        require_all_tensors(gguf, info)
         model.save_pretrained(folder)
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ifed.errors import UnknownModel
+from ifed.errors import IFedError, UnknownModel
 from ifed.modeling.catalog import prepare
 from ifed.modeling.families import family_of, require_known_family
 from ifed.modeling.fingerprint import fingerprint_of_folder
 from ifed.modeling.language_model import LanguageModel, Options, quiet, wrap
 from ifed.modeling.optimizations import apply_options
+from ifed.modeling.weight_files import some_of, weight_files
 
 __all__ = ["LanguageModel", "Options", "load", "wrap"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # never run code that comes with a model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,7 +46,8 @@ def load(
         announce: called with a sentence before a slow step.
 
     Raises:
-        UnknownModel: there is no such model, or an option needs a package or compiler that is not installed.
+        UnknownModel: there is no such model, its weights are not whole or not finite, it does not fit into the memory of the device, or
+            an option needs a package or compiler that is not installed.
         DownloadFailed: a part of a catalogue model could not be downloaded.
         UnsupportedFamily: the architecture is not one of `FAMILIES`.
     """
@@ -55,16 +57,64 @@ def load(
     torch_device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, **LOCAL)
             require_known_family(str(config.model_type))
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if getattr(config, "transformers_weights", None):
+                raise UnknownModel(
+                    f"config.json in {folder} names another file of weights in transformers_weights; remove that line"
+                )
+            weight_files(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
             fingerprint = fingerprint_of_folder(folder, config, tokenizer)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=_torch_dtype(dtype, torch_device), local_files_only=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=_torch_dtype(dtype, torch_device), use_safetensors=True, output_loading_info=True, **LOCAL
+            )
+            model, info = loaded
+            require_all_tensors(folder, info)
             nn.Module.to(model, torch_device)  # the wrapper around PreTrainedModel.to hides its signature
-    except (OSError, ValueError, StrictDataclassError) as reason:
+    except IFedError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as reason:
+        raise UnknownModel(
+            f"{name} does not fit into the memory of {torch_device}; take a smaller model, another device, or bfloat16"
+        ) from reason
+    except Exception as reason:  # what readers of damaged files raise is of many classes
         raise UnknownModel(f"{folder} does not hold a model and tokenizer that transformers can read ({reason})") from reason
+    _require_finite(model, folder)
     apply_options(options, model.requires_grad_(False), family_of(model))
     return wrap(model, tokenizer, name=name, fingerprint=fingerprint, options=options)
+
+
+def require_all_tensors(source: Path, info: dict[str, Any]) -> None:
+    """Refuse a model of which a tensor was not in its files, since it would be random, or that has not used one of them.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True)` returns beside the model.
+
+    Raises:
+        UnknownModel: names the first of the tensors.
+    """
+    if missing := [str(name) for name in info["missing_keys"]]:
+        raise UnknownModel(
+            f"{source} lacks {len(missing)} of the model's tensors, which would be random: {some_of(missing)}; "
+            "take a checkpoint of the whole causal language model"
+        )
+    if unexpected := [str(name) for name in info["unexpected_keys"]]:
+        raise UnknownModel(
+            f"{source} holds {len(unexpected)} tensors that the model does not use: {some_of(unexpected)}; "
+            "take a checkpoint of the causal language model alone"
+        )
+
+
+def _require_finite(model: PreTrainedModel, folder: Path) -> None:
+    """Raise UnknownModel if a weight is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        # The sum needs no memory; where it is not finite, every value is looked at.
+        if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
+            raise UnknownModel(
+                f"the tensor {name} of {folder} has values that are not finite in {str(parameter.dtype).removeprefix('torch.')}; "
+                "fetch the model again, or load it in bfloat16 or float32"
+            )
 
 
 def _torch_dtype(dtype: DType, device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The probe of a model: its activations on public texts, computed as for private ones."""
+"""The probe of a model: its activations and logits on public texts, computed as for private ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ifed.modeling.batching import Batch, Row, layout_for
 from ifed.modeling.hooks import capture, final_hidden
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
+from ifed.modeling.logits import vocabulary_logits
 from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.probes import TEXTS, Probe
 
@@ -21,14 +22,15 @@ def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -
     """Return the probe of a model under the template and labels of a task; texts of different lengths share one batch, as in every other pass.
 
     Raises:
-        ProbeMismatch: an activation is not finite.
+        ProbeMismatch: an activation or a logit is not finite.
     """
     rows = [Row.for_last_token(template.prompt(text).ids) for text in TEXTS]
     batch = Batch.of(rows, layout=layout_for(lm), device=lm.device)
-    with torch.inference_mode(), capture(lm, range(lm.num_layers), batch=batch, stop=True) as captured:
-        final_hidden(lm, batch)
+    with torch.inference_mode(), capture(lm, range(lm.num_layers), batch=batch) as captured:
+        hidden = batch.select_outputs(final_hidden(lm, batch))
+        logits = vocabulary_logits(lm, hidden).to(torch.float32).cpu().numpy()
     activations = captured.stacked().to(torch.float32).cpu().numpy()
-    return Probe.of(tokens_digest(template, labels), activations)
+    return Probe.of(tokens_digest(template, labels), activations, logits)
 
 
 def tokens_digest(template: PromptTemplate, labels: LabelTokens) -> str:

@@ -150,6 +150,7 @@ async def _load(app: FastAPI, settings: Settings, stack: AsyncExitStack, metrics
         scorer = await asyncio.to_thread(_load_scorer, settings)
         app.state.loading_status = "compiling the model" if settings.compiled else "warming up the model"
         await asyncio.to_thread(scorer.warm_up)
+        await asyncio.to_thread(scorer.require_finite_scores)
         _freeze_objects()
     except IFedError as refusal:
         log.error("model not loaded", detail=refusal.detail)

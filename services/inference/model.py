@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from ifed.downloads import cache_folder
-from ifed.errors import EmptyText, IFedError, TextTooLong
+from ifed.errors import EmptyText, IFedError, TextTooLong, UnknownModel
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.tasks import TEXT_SLOT, ModelIdentity
 from ifed.messages.texts import LabelledText
@@ -19,10 +19,12 @@ from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
+from ifed.modeling.logits import vocabulary_logits
 from ifed.modeling.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache, PrefixSharing
 from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.replicas import divide_threads, replicate
 from ifed.modeling.scoring import ScoringItem, score, scoring_rows
+from ifed.tensors.probes import TEXTS
 from ifed.tensors.values import Float32
 
 Item = ScoringItem
@@ -200,6 +202,19 @@ class Scorer:
         for model, _ in self._replicas:
             for count in (1, 2, 3):
                 run_rows(model, [Row.for_last_token((token,) * WARM_UP_TOKENS)] * count, [None] * count)
+
+    def require_finite_scores(self) -> None:
+        """Read a few public texts.
+
+        Raises:
+            UnknownModel: the model's scores are not finite, because the dtype overflows for this model.
+        """
+        tokenized = [tuple(self._model.tokenizer(text).input_ids) for text in TEXTS]
+        states = run_rows(self._model, [Row.for_last_token(ids) for ids in tokenized], [None] * len(TEXTS))
+        if not all(bool(vocabulary_logits(self._model, state).isfinite().all()) for state in states):
+            raise UnknownModel(
+                f"{self._model.name} gives numbers that are not finite in {self.dtype}: set DTYPE to bfloat16 or float32"
+            )
 
     def score(self, items: Sequence[Item]) -> list[Float32]:
         """Return log-probabilities over each item's labels, float32, shape (labels,), from the first replica."""

@@ -76,3 +76,15 @@ def machine_traces(path: str, text: str) -> list[str]:
         for pattern in patterns
         for match in pattern.finditer(text)
     ]
+
+
+def may_run_code_of_a_model(source: Source) -> list[str]:
+    """Return a sentence for each `from_pretrained` that does not say what it does with code that comes with a model."""
+    return [
+        f"{source.path}:{node.lineno} loads a model without trust_remote_code=False"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and not any(keyword.arg in (None, "trust_remote_code") for keyword in node.keywords)
+    ]

@@ -51,6 +51,10 @@ def test_no_file_names_a_registry_or_a_folder_of_one_machine() -> None:
     assert [problem for path, text in published_texts() for problem in rules.machine_traces(path, text)] == []
 
 
+def test_code_that_comes_with_a_model_is_never_run() -> None:
+    assert [problem for source in sources(*CODE) for problem in rules.may_run_code_of_a_model(source)] == []
+
+
 SKIP = "pytest.mark." + "skip"
 
 
@@ -65,6 +69,11 @@ SKIP = "pytest.mark." + "skip"
         (rules.more_than_a_call, "@api.put('/x')\ndef x(n):\n    return n + 1", "def x(n: int | None):\n    return n + 1"),
         (rules.skips_without_reason, f"@{SKIP}\ndef test_x(): pass", f"@{SKIP}(reason='needs a GPU')\ndef test_x(): pass"),
         (rules.skips_without_reason, "def test_x():\n    pytest.skip()", "def test_x():\n    pytest.skip('no server here')"),
+        (
+            rules.may_run_code_of_a_model,
+            "AutoModel.from_pretrained(folder)",
+            "AutoModel.from_pretrained(folder, **LOCAL)\nAutoModel.from_pretrained(folder, trust_remote_code=False)",
+        ),
         (rules.short_names, "def test_works(): pass", "def test_a_closed_round_refuses(): pass"),
     ],
 )

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ifed.errors import BadTemplate, EmptyText, TextTooLong
+from ifed.errors import BadTemplate, EmptyText, TextTooLong, UnknownModel
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout
 from ifed.messages.texts import LabelledText
 from ifed.modeling.prompts import PromptTemplate
 from services.inference.model import LoadedAdapter, PreparedText, Scorer
-from testing.random_models import HIDDEN, TEXTS, build, forward_sizes, random_coefficients, random_context
+from testing.random_models import HIDDEN, TEXTS, build, build_fresh, forward_sizes, random_coefficients, random_context
 
 
 def scorer_of(family: str = "llama", dtype: torch.dtype = torch.float32, **limits: int) -> tuple[Scorer, list[LoadedAdapter]]:
@@ -154,3 +154,11 @@ def test_warming_up_runs_every_replica_with_one_text_and_with_several() -> None:
     assert len(sizes) == len(other_sizes) == 3
     assert sizes == sorted(set(sizes)), "different sizes, so that nothing is compiled for one size alone"
     assert scorer.prefixes.nbytes == 0
+
+
+def test_a_model_whose_scores_are_not_finite_is_not_ready() -> None:
+    lm = build_fresh(seed=7)
+    Scorer(lm).require_finite_scores()
+    lm.model.get_output_embeddings().weight.data[3] = torch.inf
+    with pytest.raises(UnknownModel, match="not finite in float32: set DTYPE"):
+        Scorer(lm).require_finite_scores()

@@ -45,6 +45,7 @@ def test_one_model_in_float32_and_bfloat16_agrees(family: str) -> None:
     exact = probed(build(family))
     exact.must_agree(probed(build(family, dtype=torch.bfloat16)))
     assert exact.difference(exact).max() == 0
+    assert exact.head_difference(exact) == 0
 
 
 @code_paths
@@ -69,6 +70,24 @@ def test_a_coarse_quantisation_is_refused(family: str) -> None:
         parameter.data = four_bits(parameter.data) if parameter.ndim == 2 else parameter.data
     with pytest.raises(ProbeMismatch, match="coarse quantisation"):
         probed(lm).must_agree(probed(coarse))
+
+
+@code_paths
+def test_another_head_is_refused_though_all_layers_agree(family: str) -> None:
+    lm, other = build(family), build_fresh(family, tie_word_embeddings=False, seed=1)
+    other.model.load_state_dict(
+        {name: value for name, value in lm.model.state_dict().items() if name != "lm_head.weight"}, strict=False
+    )
+    with pytest.raises(ProbeMismatch, match=r"its logits differ by \d+%; 15% is allowed: another final norm or output head"):
+        probed(lm).must_agree(probed(other))
+
+
+def test_a_probe_from_before_logits_were_added_is_compared_by_its_layers() -> None:
+    new = probed(build())
+    old = Probe.model_validate(new.model_dump(exclude={"logits"}))
+    assert old.logits is None
+    old.must_agree(new)
+    new.must_agree(old)
 
 
 @code_paths

