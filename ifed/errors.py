@@ -7,7 +7,8 @@ IFedError                        500
 │   ├── DigestMismatch                the body is not what its Content-Digest header says
 │   ├── BadUrl                        an address that no webhook may have
 │   ├── BadTemplate                   a prompt template or label that cannot be scored
-│   └── BadData                       a private data file with a bad row, named by line
+│   └── BadData                       a private data file that cannot be used; bad rows are named by line
+│       └── TooFewExamples            fewer texts than an agent lets into a context vector
 ├── Unauthenticated              401  no token, or one that is not known
 ├── Forbidden                    403  a known token of another role
 ├── NotFound                     404
@@ -27,6 +28,8 @@ IFedError                        500
 │   ├── AlreadyContributed            another digest for the same client and round
 │   ├── QuotaExceeded                 a client has stored as much as it may
 │   ├── FingerprintMismatch           another model, tokenizer or revision than the task's
+│   ├── BeyondLimits                  an agent's own settings forbid what the aggregator asks for
+│   ├── RepeatedContext               an agent's context vector was sent, and another subset of its texts is asked for
 │   ├── ProbeMismatch                 the same files, and yet other numbers or tokens for the probe texts
 │   └── WrongState                    the task or round cannot do this now
 ├── BodyTimeout                  408  the body did not arrive in time
@@ -94,6 +97,9 @@ class BadTemplate(Malformed): ...
 class BadData(Malformed): ...
 
 
+class TooFewExamples(BadData): ...
+
+
 class Unauthenticated(IFedError):
     status = 401
 
@@ -153,6 +159,12 @@ class QuotaExceeded(Conflict): ...
 
 
 class FingerprintMismatch(Conflict): ...
+
+
+class BeyondLimits(Conflict): ...
+
+
+class RepeatedContext(Conflict): ...
 
 
 class ProbeMismatch(Conflict): ...

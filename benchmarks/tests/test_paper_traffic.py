@@ -66,6 +66,7 @@ async def _take_part_in_task(spec: TaskSpec, model: Path, data: Path, folder: Pa
                 "task": spec.name,
                 "data_file": data,
                 "model": str(model),
+                "min_examples": 1,
                 "device": "cpu",
                 "threads": 1,
                 "state_dir": folder / "state",

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from ifed.clients import AggregatorClient
 from ifed.errors import (
@@ -26,12 +26,14 @@ from ifed.errors import (
 )
 from ifed.messages.enums import AssignmentKind, TaskState
 from ifed.messages.rounds import Assignment, TaskBrief
+from services.client_agent.limits import Limits
 from services.client_agent.participation import Participant
 from services.client_agent.status import Activity, Status
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
-RETRIED = (Unavailable, Overloaded, UnknownTask)  # an agent may be started before its task is created
+HTTP_ERROR_OF_SERVER = 500
+LONGEST_REASON = 500  # characters of an aggregator's reason that are shown
 MAX_PAUSE_SECONDS = 30.0
 MIN_PAUSE_SECONDS = 0.2
 backoff = wait_exponential_jitter(multiplier=0.5, max=MAX_PAUSE_SECONDS, jitter=0.5)
@@ -49,7 +51,9 @@ class Agent:
         prepare: read the data and load the model for a task and a client.
         status: receives the present activity.
         task: the name of the task.
+        limits: what the aggregator may ask for.
         wait: seconds the aggregator may hold a long poll.
+        wait_for_task: keep asking while the task does not exist.
         stay: keep polling after the task has finished, for a later start.
         has_new_data: whether a client's data file may contain demonstrations that were not sent yet; called in idle time.
     """
@@ -61,13 +65,16 @@ class Agent:
         status: Status,
         *,
         task: str,
+        limits: Limits,
         wait: float,
+        wait_for_task: bool = False,
         stay: bool = False,
         has_new_data: Callable[[str], bool] = lambda _client: False,
     ) -> None:
         self._aggregator, self._prepare, self._status = aggregator, prepare, status
         self._task, self._wait, self._stay = task, wait, stay
         self._has_new_data = has_new_data
+        self._limits, self._wait_for_task = limits, wait_for_task
         self._participant: Participant | None = None
         self._prepared_for = ""
 
@@ -80,7 +87,7 @@ class Agent:
         """
         while True:
             self._status.begin(Activity.ASKING if self._participant is None else Activity.WAITING)
-            assignment = await self._retry(lambda: self._aggregator.assignment(self._task, wait=self._wait))
+            assignment = await self._retry(self._ask)
             self._count_bytes()
             if assignment.kind is AssignmentKind.WITHDRAWN:
                 self._status.begin(Activity.DONE, note="withdrawn from the task")
@@ -97,6 +104,16 @@ class Agent:
             else:
                 await self._retry(partial(self._follow, assignment))
                 self._count_bytes()
+
+    async def _ask(self) -> Assignment:
+        """Return the next assignment.
+
+        Raises:
+            BeyondLimits: it asks for more than this organisation allows.
+        """
+        assignment = await self._aggregator.assignment(self._task, wait=self._wait)
+        self._limits.check(assignment, self._task)
+        return assignment
 
     async def _send_new_data(self, assignment: Assignment) -> None:
         """In idle time, send the demonstrations of the data file that were not sent yet."""
@@ -136,8 +153,9 @@ class Agent:
             await self._participant.join(assignment.task)
 
     async def _wait_for_restart(self, assignment: Assignment) -> None:
-        log.warning("task has ended, waiting for a restart", state=assignment.state, reason=assignment.reason)
-        self._status.begin(Activity.WAITING, note=f"task {assignment.state}: {assignment.reason or 'waiting for a restart'}")
+        reason = (assignment.reason or "")[:LONGEST_REASON]
+        log.warning("task has ended, waiting for a restart", state=assignment.state, reason=reason or None)
+        self._status.begin(Activity.WAITING, note=f"task {assignment.state}: {reason or 'waiting for a restart'}")
         await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(1.0, self._wait)))
 
     async def _retry(self, step: Callable[[], Awaitable[Result]]) -> Result:
@@ -149,15 +167,24 @@ class Agent:
         """
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(RETRIED), wait=_pause, before_sleep=self._report_retry, reraise=True
+                retry=retry_if_exception(self._is_retried), wait=_pause, before_sleep=self._report_retry, reraise=True
             ):
                 with attempt:
                     return await step()
         except BadData:
             raise
+        except UnknownTask as refusal:
+            raise CannotTakePart(
+                f"UnknownTask: {refusal.detail}; set TASK, or WAIT_FOR_TASK=true to wait until it exists"
+            ) from refusal
         except (Unauthenticated, Forbidden, NotFound, Malformed, Conflict) as refusal:
             raise CannotTakePart(f"{type(refusal).__name__}: {refusal.detail}") from refusal
         raise AssertionError("unreachable: retrying without a stop condition returns or raises")
+
+    def _is_retried(self, error: BaseException) -> bool:
+        if isinstance(error, UnknownTask):
+            return self._wait_for_task
+        return isinstance(error, (Unavailable, Overloaded)) or (type(error) is IFedError and error.status >= HTTP_ERROR_OF_SERVER)
 
     def _report_retry(self, attempt: RetryCallState) -> None:
         error = attempt.outcome.exception() if attempt.outcome else None

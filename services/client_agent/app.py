@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from ifed import __version__
 from ifed.clients import AggregatorClient
-from ifed.errors import BadData, IFedError
+from ifed.errors import BadData, IFedError, TooFewExamples
 from ifed.messages.rounds import TaskBrief
 from ifed.server.logs import configure
 from ifed.server.startup import listen_or_exit, settings_or_exit, warn_of_readable_files
@@ -25,9 +25,10 @@ from ifed.server.web import mount
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Columns, Split, check_data_file, read_data_file, split_holdout
 from services.client_agent.endpoints import router
+from services.client_agent.limits import check_model_name
 from services.client_agent.participation import Participant
 from services.client_agent.settings import Settings
-from services.client_agent.state import AgentState, DataFileWatcher, hash_of
+from services.client_agent.state import AgentState, DataFileWatcher, ReleasedTexts, hash_of
 from services.client_agent.status import Activity, ExitCode, Status
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ async def take_part(settings: Settings, status: Status) -> None:
     """
     async with _aggregator(settings) as aggregator:
         watcher = DataFileWatcher(settings.data_file)
+        limits = settings.limits()
         models: dict[str, LocalModel] = {}
 
         @cache
@@ -124,16 +126,22 @@ async def take_part(settings: Settings, status: Status) -> None:
             state, signature = state_of(client), watcher.signature()
             # The data is read first: an operator learns of a bad row before a model is downloaded.
             data = await asyncio.to_thread(_read, settings, status, task, state)
-            if task.model not in models:
+            model = settings.model or check_model_name(task.model)
+            if model not in models:
                 status.begin(Activity.LOADING)
-                models[task.model] = await asyncio.to_thread(_load, settings, task)
-            return Participant(aggregator, models[task.model], data, state, status, data_file=signature)
+                models[model] = await asyncio.to_thread(_load, settings, model)
+            released = ReleasedTexts(
+                settings.state_dir, task=settings.task, data_file=settings.data_file, fewest=settings.min_examples
+            )
+            return Participant(aggregator, models[model], data, state, released, status, data_file=signature)
 
         agent = Agent(
             aggregator,
             prepare,
             status,
             task=settings.task,
+            limits=limits,
+            wait_for_task=settings.wait_for_task,
             wait=settings.wait_seconds,
             stay=settings.stay,
             has_new_data=lambda client: watcher.has_new_data(state_of(client)),
@@ -179,11 +187,11 @@ async def _withdraw_or_log(settings: Settings) -> ExitCode:
     return ExitCode.DONE
 
 
-def _load(settings: Settings, task: TaskBrief) -> LocalModel:
+def _load(settings: Settings, model: str) -> LocalModel:
     from services.client_agent.model import LocalModel  # imports torch, which takes seconds
 
     return LocalModel.load(
-        settings.model or task.model,
+        model,
         cache=settings.model_cache,
         device=settings.device,
         dtype=settings.dtype,
@@ -204,6 +212,11 @@ def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState
         max_holdout=task.policy.max_holdout,
         learned=lambda example: hash_of(example) in sent,
     )
+    if len(data.training) < settings.min_examples:
+        raise TooFewExamples(
+            f"{settings.data_file.name} leaves {len(data.training)} training examples, fewer than MIN_EXAMPLES={settings.min_examples}; a context "
+            "vector of few texts shows what they say. Bring more, or lower MIN_EXAMPLES if you accept that"
+        )
     status.training, status.holdout = len(data.training), len(data.holdout)
     return data
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyContributed, QuotaExceeded, RoundClosed, StaleUpdate, WrongState
+from ifed.errors import AlreadyContributed, QuotaExceeded, RoundClosed, StaleUpdate, UnreadableAnswer, WrongState
 from ifed.messages.bodies import ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, TaskBrief
+from ifed.messages.tasks import resolve_layers
 from ifed.messages.texts import LabelledText
 from ifed.tensors.updates import Update
-from ifed.tensors.values import Gradient
+from ifed.tensors.values import Float32, Gradient
 from services.client_agent.demonstrations import Split
-from services.client_agent.state import AgentState
+from services.client_agent.state import AgentState, ReleasedTexts
 from services.client_agent.status import Activity, Status
 
 if TYPE_CHECKING:  # importing torch takes seconds; bad settings and bad data are reported before
@@ -36,6 +37,7 @@ class Participant:
         model: the frozen model; its methods block and run in a thread.
         split: the training and the held-out examples.
         state: the contributions of earlier runs.
+        released: the texts behind context vectors that were sent.
         status: receives the present activity.
         data_file: signature of the data file that `split` was read from.
     """
@@ -46,12 +48,14 @@ class Participant:
         model: LocalModel,
         split: Split,
         state: AgentState,
+        released: ReleasedTexts,
         status: Status,
         *,
         data_file: Sequence[int] = (),
     ) -> None:
         self._aggregator, self._model, self._split = aggregator, model, split
         self._state, self._status, self._data_file = state, status, data_file
+        self._released = released
         self._client = ""
         self._context_digest: str | None = None
 
@@ -77,9 +81,11 @@ class Participant:
         """
         assert assignment.round is not None
         key = self._key(assignment)
-        body = self._state.finished(assignment.round, key) or await self._work(assignment)
         is_context = assignment.kind is AssignmentKind.CONTEXT
         demonstrations = self._demonstrations(assignment.task) if is_context else None
+        body = self._state.finished(assignment.round, key) or await self._work(assignment)
+        if demonstrations is not None:
+            self._released.record(demonstrations, self._split, most=assignment.task.policy.max_demonstrations)
         self._state.begin(assignment.round, body, key=key, demonstrations=demonstrations)
         received = True
         try:
@@ -95,7 +101,7 @@ class Participant:
         return self._state.awaits_answer
 
     async def add(self, task: TaskBrief, *, first: bool = False) -> None:
-        """Add demonstrations to the task's context vector: those of the data file that were not sent yet.
+        """Add demonstrations to the task's context vector: those of the data file that were not sent yet, as soon as they are enough.
 
         An addition without an answer is sent again as the same bytes, which the aggregator counts once.
 
@@ -105,9 +111,15 @@ class Participant:
         if await self._send_unanswered(task.name) or self._state.awaits_answer:
             return
         if first:
+            new = list(self._demonstrations(task))
             self._state.forget_context()
-        room = max(0, task.policy.max_demonstrations - self._state.sent_count)
-        if not (new := self._state.unsent(self._split.training)[:room]):
+        else:
+            room = max(0, task.policy.max_demonstrations - self._state.sent_count)
+            unsent = self._state.unsent(self._split.training)
+            new = self._released.choose_addition(self._split, unsent, most=room)
+            if room and len(new) < len(unsent):
+                log.info("texts wait until MIN_EXAMPLES of them can be added", waiting=len(unsent) - len(new))
+        if not new:
             self._state.record_nothing_to_send(self._data_file)
             return
         began = time.monotonic()
@@ -116,6 +128,7 @@ class Participant:
         meta = ContributionMeta(
             fingerprint=self._model.identity.fingerprint, examples=len(new), seconds=round(time.monotonic() - began, 3)
         )
+        self._released.record(new, self._split, most=task.policy.max_demonstrations)
         self._state.begin(None, ContextBody(vector, meta).to_bytes(), demonstrations=new)
         await self._send_unanswered(task.name)
 
@@ -143,7 +156,9 @@ class Participant:
         return received
 
     def _demonstrations(self, task: TaskBrief) -> Sequence[LabelledText[int]]:
-        return self._split.training[: task.policy.max_demonstrations]
+        most = task.policy.max_demonstrations
+        self._released.adopt(self._state.sent_blocks, self._split, most=most)
+        return self._released.choose(self._split, most=most)
 
     def _key(self, assignment: Assignment) -> str:
         """Return what identifies a contribution: a hash of the assignment, the model and the examples."""
@@ -182,9 +197,11 @@ class Participant:
         task = assignment.task
         if assignment.context_digest != self._context_digest:
             context = await self._aggregator.context(task.name, version=assignment.context_version)
+            self._check_shape(task, context.values, "the context vector")
             await asyncio.to_thread(self._model.adopt, task, context, self._split)
             self._context_digest = assignment.context_digest
         start = await self._aggregator.coefficients(task.name, version=assignment.version)
+        self._check_shape(task, start.values, "the coefficients")
         self._status.begin(Activity.EVALUATING, round_=assignment.round)
         confusion, label_probabilities = await asyncio.to_thread(self._model.evaluate, start, self._status.progress)
         if not task.policy.label_bias:
@@ -202,6 +219,18 @@ class Participant:
             )
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=loss)
         return UpdateBody(update, confusion, meta, label_probabilities=label_probabilities).to_bytes()
+
+    def _check_shape(self, task: TaskBrief, values: Float32, what: str) -> None:
+        """Check what the aggregator sent against the model before it is used.
+
+        Raises:
+            UnreadableAnswer: it has another shape than the task on this model.
+        """
+        identity = self._model.identity
+        sites = (len(resolve_layers(task.layers, identity.num_layers)), 2)
+        expected = (*sites, identity.hidden_size) if values.ndim == 3 else (*sites, 2, task.groups)
+        if values.shape != expected:
+            raise UnreadableAnswer(f"the aggregator sent {what} in shape {values.shape}; on this model the task takes {expected}")
 
     def _seed(self, assignment: Assignment) -> int:
         """Return the round's seed with this client's name mixed in, so that clients draw different batches."""

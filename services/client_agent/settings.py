@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ifed.data_files import check_encoding
+from services.client_agent.limits import Limits
 
 
 class Settings(BaseSettings):
@@ -38,7 +39,13 @@ class Settings(BaseSettings):
         "utf-8", description="encoding of a JSONL or CSV file; Excel on Windows often writes cp1252"
     )
 
-    model: str | None = Field(None, description="name or folder of the model, when it is not found under the task's name for it")
+    model: str | None = Field(
+        None, description="name or folder of the model that this organisation runs; required unless ACCEPT_TASK_MODEL is set"
+    )
+    accept_task_model: bool = Field(
+        False,
+        description="without MODEL, load the model that the task names: a catalogue name or Hugging Face id of the admin's choice",
+    )
     model_cache: Path | None = Field(None, description="folder of downloaded and converted models; in the user's cache by default")
     state_dir: Path = Field(
         Path(".ifed-agent"),
@@ -54,6 +61,17 @@ class Settings(BaseSettings):
         None, description="padded tokens in one batch at most, which bounds the memory; by default what suits the device"
     )
 
+    min_examples: int = Field(
+        32, ge=1, description="fewest texts in a context vector or an addition; a vector of few texts shows what they say"
+    )
+    max_rounds: int = Field(1000, ge=1, description="calibration rounds of a task at most, and number of the last round")
+    max_steps: int = Field(1000, ge=1, description="optimiser steps of one round at most")
+    max_batch_size: int = Field(512, ge=1, description="examples of one optimiser step at most")
+    max_labels: int = Field(1000, ge=2, description="labels of a task at most")
+
+    wait_for_task: bool = Field(
+        False, description="keep asking while the task does not exist, instead of ending with the names of others"
+    )
     wait_seconds: float = Field(25.0, ge=1, le=300, description="seconds the aggregator may hold a long poll for an assignment")
     stay: bool = Field(False, description="keep running after the task has finished, for a later start")
     host: str = Field("127.0.0.1", description="address of the agent's own status page")
@@ -66,6 +84,24 @@ class Settings(BaseSettings):
             state = "neither is set" if self.client_token is None else "both are set"
             raise ValueError(f"set either CLIENT_TOKEN or CLIENT_TOKEN_FILE: {state}")
         return self
+
+    @model_validator(mode="after")
+    def _known_model(self) -> Settings:
+        if self.model is None and not self.accept_task_model:
+            raise ValueError(
+                "MODEL is not set; set it to the model that this organisation runs, or ACCEPT_TASK_MODEL=true to load what the task names"
+            )
+        return self
+
+    def limits(self) -> Limits:
+        """Return what an aggregator may ask for."""
+        return Limits(
+            rounds=self.max_rounds,
+            steps=self.max_steps,
+            batch_size=self.max_batch_size,
+            labels=self.max_labels,
+            examples=self.min_examples,
+        )
 
     def token(self) -> str:
         """Return the bearer token, from the variable or the file.

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ifed.errors import IFedError
+from ifed.errors import IFedError, RepeatedContext
 from ifed.messages.texts import LabelledText
 from ifed.private_files import make_private_file, make_private_folder
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, with_feedback
 from ifed.tensors.values import Float32, TensorBody, digest_of
+from services.client_agent.demonstrations import Split
 
 
 @dataclass(slots=True)
@@ -130,6 +131,11 @@ class AgentState:
         return frozenset(digest for context in self._sent.values() for digest in context.demonstrations)
 
     @property
+    def sent_blocks(self) -> list[list[str]]:
+        """Hashes of the demonstrations of each context body that was sent."""
+        return [context.demonstrations for context in self._sent.values()]
+
+    @property
     def sent_count(self) -> int:
         """The number of demonstrations in all context vectors sent so far, including those not yet answered.
 
@@ -182,6 +188,141 @@ class AgentState:
     def _save(self) -> None:
         sent = {digest: asdict(context) for digest, context in self._sent.items()}
         write_atomically(self._index, json.dumps({"file": self._data_file, "sent": sent}).encode())
+
+
+class ReleasedTexts:
+    """The texts behind the context vectors that were sent for a task, by hash, kept across restarts.
+
+    Whoever has two context vectors of one organisation can subtract one from the other. So the texts of each vector that was sent form a
+    block, and a later vector holds each block as a whole or not at all, and besides them no text or at least `fewest`: the aggregator
+    never learns about a smaller group. Whether a vector was received makes no difference.
+
+    The file is `<task>--texts-<key>.json`, for the data file and not for the client, whose name the aggregator chooses.
+
+    Args:
+        folder: the agent's state directory.
+        task: the task, by the agent's own setting.
+        data_file: path of the private data file.
+        fewest: texts in a context vector, at least.
+    """
+
+    def __init__(self, folder: Path, *, task: str, data_file: Path, fewest: int) -> None:
+        key = hashlib.sha256(str(data_file.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        self._path = folder / f"{task}--texts-{key}.json"
+        self._fewest = fewest
+        self._blocks: list[list[str]] = []
+        self._data_set, self._most = "", 0
+        if self._path.is_file():
+            stored = json.loads(self._path.read_text())
+            self._blocks, self._data_set, self._most = stored["blocks"], stored["data_set"], stored["most"]
+
+    def choose(self, split: Split, *, most: int) -> list[LabelledText[int]]:
+        """Return the training examples of a context vector that replaces all earlier ones, `most` at the most.
+
+        Raises:
+            RepeatedContext: a vector was sent before, and the examples asked for would show by subtraction which texts are in both.
+        """
+        training = split.training
+        present = Counter(_text_hash(example) for example in training)
+        earlier: Counter[str] = Counter()
+        for block in self._blocks:
+            if any(digest in present for digest in block):
+                earlier.update(block)
+        if not earlier:
+            return list(training[:most])
+        if earlier - present:
+            raise RepeatedContext(
+                f"{(earlier - present).total()} of the {earlier.total()} texts whose context vector was sent are no longer among the training "
+                "texts of the data file, and a vector of the others would show them by subtraction; put them back, or take part under another "
+                "task name"
+            )
+        asked_for = Counter(_text_hash(example) for example in training[:most])
+        is_same_data = self._data_set == _data_set(split)
+        if earlier.total() > most or (is_same_data and most != self._most and asked_for != earlier):
+            raise RepeatedContext(
+                f"the context vector of {earlier.total()} texts was sent for this task, and now one of {asked_for.total()} of the same texts is "
+                "asked for; the difference would show single texts"
+            )
+        chosen: list[LabelledText[int]] = []
+        new: list[LabelledText[int]] = []
+        remaining = earlier.copy()
+        for example in training:
+            is_earlier = remaining[digest := _text_hash(example)] > 0
+            remaining[digest] -= is_earlier
+            (chosen if is_earlier else new).append(example)
+        new = [] if is_same_data else new[: most - len(chosen)]
+        return chosen + new if len(new) >= self._fewest else chosen
+
+    def choose_addition(self, split: Split, unsent: Sequence[LabelledText[int]], *, most: int) -> list[LabelledText[int]]:
+        """Return those of the unsent examples that may be added to the context vector, `most` at the most; none while they are too few.
+
+        An example of a vector that was refused is unsent, but its text was released: it is added with all texts of that vector or not at all.
+        """
+        released = Counter(digest for block in self._blocks for digest in block)
+        fresh = Counter(_text_hash(example) for example in split.training) - released
+        pending = Counter(_text_hash(example) for example in unsent) - fresh
+        whole: Counter[str] = Counter()
+        for block in map(Counter, self._blocks):
+            if whole + block <= pending and whole.total() + block.total() <= most:
+                whole += block
+        chosen: list[LabelledText[int]] = []
+        new: list[LabelledText[int]] = []
+        for example in unsent:
+            digest = _text_hash(example)
+            if whole[digest] > 0:
+                whole[digest] -= 1
+                chosen.append(example)
+            elif fresh[digest] > 0:
+                fresh[digest] -= 1
+                new.append(example)
+        new = new[: most - len(chosen)]
+        return chosen + new if len(new) >= self._fewest else chosen
+
+    def record(self, demonstrations: Sequence[LabelledText[int]], split: Split, *, most: int) -> None:
+        """Record a context vector before it is sent; those of its texts that were not sent before become a block.
+
+        Args:
+            demonstrations: all texts of the vector.
+            split: the data set that they are of.
+            most: texts that the task takes.
+        """
+        known = Counter(digest for block in self._blocks for digest in block)
+        new = []
+        for example in demonstrations:
+            if known[digest := _text_hash(example)] > 0:
+                known[digest] -= 1
+            else:
+                new.append(digest)
+        if not new:
+            return
+        self._blocks.append(new)
+        self._data_set, self._most = _data_set(split), most
+        stored = {"data_set": self._data_set, "most": most, "blocks": self._blocks}
+        write_atomically(self._path, json.dumps(stored).encode())
+
+    def adopt(self, blocks: Sequence[Sequence[str]], split: Split, *, most: int) -> None:
+        """Record what an agent of an earlier release sent, which kept hashes of texts with their labels."""
+        if self._blocks:
+            return
+        for block in blocks:
+            sent = Counter(block)
+            demonstrations = []
+            for example in split.training:
+                if sent[digest := hash_of(example)] > 0:
+                    sent[digest] -= 1
+                    demonstrations.append(example)
+            self.record(demonstrations, split, most=most)
+
+
+def _data_set(split: Split) -> str:
+    """Return the sha256 of a data set, whatever its order, labels and split."""
+    digests = sorted(_text_hash(example) for example in (*split.training, *split.holdout))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _text_hash(example: LabelledText[int]) -> str:
+    """Return the sha256 of a text without its label, which the order of a task's labels decides."""
+    return hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ErrorFeedback:

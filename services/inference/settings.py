@@ -138,7 +138,7 @@ class Settings(BaseSettings):
             )
         if self.aggregator_url is not None and (self.reader_token is None) == (self.reader_token_file is None):
             raise ValueError(
-                "neither READER_TOKEN nor READER_TOKEN_FILE is set; set one of them for AGGREGATOR_URL"
+                "AGGREGATOR_URL needs a token: set READER_TOKEN or READER_TOKEN_FILE"
                 if self.reader_token is None
                 else "READER_TOKEN and READER_TOKEN_FILE are both set; unset one of them"
             )

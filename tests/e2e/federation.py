@@ -76,6 +76,8 @@ class Federation:
             "TASK": TASK,
             "DATA_FILE": str(private_file(self.folder, organisation)),
             "STATE_DIR": str(self.folder / "state"),
+            "MODEL": str(self.model),
+            "MIN_EXAMPLES": "16",  # of 24 texts, of which some are held out
             "THREADS": "1",
             "WAIT_SECONDS": "2",
         }

@@ -151,7 +151,9 @@ class Federation:
             "TASK": task,
             "DATA_FILE": str(organisation.file),
             "STATE_DIR": str(self._folder / "state" / task),
+            "MODEL": self._model,
             "MODEL_CACHE": str(self._cache),
+            "MIN_EXAMPLES": "1",  # the texts are public, and --examples may ask for few
             "THREADS": AGENT_THREADS,
         }
         return self._stack.start(

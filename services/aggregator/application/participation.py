@@ -19,6 +19,7 @@ from ifed.errors import (
     RoundClosed,
     StaleUpdate,
     UnknownRound,
+    UnknownTask,
     Withdrawn,
     WrongState,
 )
@@ -39,6 +40,7 @@ from services.aggregator.runtime.group_commit import GroupCommit
 from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
+MOST_NAMED = 20  # tasks in a refusal
 LARGEST_GROUP = 32  # contributions to one round that are stored in one transaction
 
 
@@ -102,7 +104,10 @@ class Participation:
         return await self._dependencies.long_poll.until(name, read, is_work, wait=wait)
 
     async def _assignment(self, work: UnitOfWork, name: str, client: str) -> Assignment:
-        task = await work.tasks.get(name)
+        try:
+            task = await work.tasks.get(name)
+        except UnknownTask as missing:
+            raise UnknownTask(f"{missing.detail}; {await _tasks_that_exist(work)}") from missing
         member = await work.memberships.find(name, client)
         if member is not None and member.withdrawn_at is not None:
             return messages.assignment(task, AssignmentKind.WITHDRAWN, None, None, client)
@@ -383,3 +388,10 @@ def _record(body: bytes, client: str, now: datetime, meta: ContributionMeta) -> 
         loss=meta.loss,
         seconds=meta.seconds,
     )
+
+
+async def _tasks_that_exist(work: UnitOfWork) -> str:
+    """Name the tasks that a client may join, some of them if they are many."""
+    found = await work.tasks.page(None, MOST_NAMED)
+    names = [repr(task.name) for task in found if task.state is not TaskState.FAILED]
+    return f"tasks that can be joined: {', '.join(names)}" if names else "no task can be joined now"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 
-from ifed.errors import Malformed, NotJoined, RoundClosed, WrongState
+from ifed.errors import Malformed, NotJoined, RoundClosed, UnknownTask, WrongState
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import TaskChanges
 from ifed.tensors.values import ACTIVATION, CONTEXT, TensorBody
@@ -273,3 +273,12 @@ async def test_lists_come_in_pages(embedded: Deployment) -> None:
     last = (await embedded.raw("GET", "/v1/clients", params={"limit": 2, "after": names[3]})).json()
     assert ([item["name"] for item in last["items"]], last["next"]) == (names[4:], None)
     assert [client.name for client in await embedded.admin.enrolled()] == names
+
+
+async def test_a_client_that_asks_for_an_unknown_task_gets_the_names_of_those_it_may_join(embedded: Deployment) -> None:
+    one = await embedded.client("a")
+    with pytest.raises(UnknownTask, match="there is no task named 'sentimnt'; no task can be joined now"):
+        await one.assignment("sentimnt")
+    await embedded.admin.create_task(spec(TASK))
+    with pytest.raises(UnknownTask, match=f"there is no task named 'sentimnt'; tasks that can be joined: '{TASK}'"):
+        await one.assignment("sentimnt")

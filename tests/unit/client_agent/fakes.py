@@ -16,11 +16,13 @@ from ifed.tensors.probes import Probe
 from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, digest_of
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Split
+from services.client_agent.limits import Limits
 from services.client_agent.participation import Participant
-from services.client_agent.state import AgentState, DataFileWatcher
+from services.client_agent.state import AgentState, DataFileWatcher, ReleasedTexts
 from services.client_agent.status import Status
 from testing.factories import probe
 
+LIMITS = Limits(rounds=20, steps=8, batch_size=8, labels=3, examples=1)
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 LAYOUT = Layout(layers=[0, 1], hidden_size=4, groups=2)
 SPLIT = Split(tuple(LabelledText(f"t{n}", n % 2) for n in range(6)), (LabelledText("h", 1),))
@@ -181,7 +183,16 @@ class FakeFederation:
         prepared: times that data and model were prepared.
     """
 
-    def __init__(self, folder: Path, script: Sequence[Assignment | Exception], *, client: str = "me") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        script: Sequence[Assignment | Exception],
+        *,
+        client: str = "me",
+        min_examples: int = 1,
+        limits: Limits | None = None,
+        wait_for_task: bool = False,
+    ) -> None:
         self.folder = folder
         self.aggregator, self.model, self.status = FakeAggregator(script, client=client), FakeModel(), Status()
         self.split = SPLIT
@@ -202,16 +213,20 @@ class FakeFederation:
                 self.model,  # type: ignore[arg-type]
                 self.split,
                 self.state,
+                ReleasedTexts(folder, task="sentiment", data_file=self.data_file, fewest=min_examples),
                 self.status,
                 data_file=watcher.signature(),
             )
 
+        self.prepare = prepare
         self.agent = Agent(
             self.aggregator,  # type: ignore[arg-type]
             prepare,
             self.status,
             task="sentiment",
             wait=0,
+            limits=LIMITS if limits is None else limits,
+            wait_for_task=wait_for_task,
             has_new_data=lambda _client: watcher.has_new_data(self.state),
         )
 

@@ -10,10 +10,12 @@ import structlog
 from ifed.errors import (
     BadData,
     FingerprintMismatch,
+    IFedError,
     NotJoined,
     Unauthenticated,
     Unavailable,
     UnknownTask,
+    UnreadableAnswer,
     WrongState,
 )
 from ifed.messages.bodies import ContextBody
@@ -47,9 +49,23 @@ async def test_an_agent_joins_contributes_to_each_round_and_ends_with_the_task(t
     assert [line["task"] for line in logs if "has finished" in line["event"]] == ["sentiment"]
 
 
-@pytest.mark.parametrize("error", [Unavailable("restarting", retry_after=0), UnknownTask("no task 'sentiment'")])
-async def test_an_agent_retries_while_the_aggregator_is_away_or_the_task_is_not_created(tmp_path: Path, error: Exception) -> None:
-    assert await FakeFederation(tmp_path, [error, *whole_task()]).agent.run() is TaskState.FINISHED
+SERVER_ERROR = IFedError.named("InternalError", "Internal server error", status=500, retry_after=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unavailable("restarting", retry_after=0), SERVER_ERROR, UnreadableAnswer("nested"), UnknownTask("no task 'sentiment'")],
+)
+async def test_an_agent_retries_while_the_aggregator_is_away_or_the_task_it_waits_for_is_not_created(
+    tmp_path: Path, error: Exception
+) -> None:
+    assert await FakeFederation(tmp_path, [error, *whole_task()], wait_for_task=True).agent.run() is TaskState.FINISHED
+
+
+async def test_a_task_that_does_not_exist_ends_the_agent_with_the_names_of_those_that_do(tmp_path: Path) -> None:
+    federation = FakeFederation(tmp_path, [UnknownTask("there is no task named 'sentimnt'; tasks are 'sentiment'"), *whole_task()])
+    with pytest.raises(CannotTakePart, match=r"UnknownTask: .*tasks are 'sentiment'; set TASK, or WAIT_FOR_TASK=true"):
+        await federation.agent.run()
 
 
 async def test_a_client_that_the_aggregator_does_not_know_joins_again(tmp_path: Path) -> None:
@@ -191,6 +207,33 @@ async def test_a_recreated_task_of_the_same_name_gets_all_demonstrations_again(t
     await again.agent.run()
     assert examples(again.aggregator.additions) == [6]
     assert again.state.sent_count == 6
+
+
+async def test_an_aggregator_that_asks_for_one_text_more_each_time_gets_one_vector(tmp_path: Path) -> None:
+    for most in (3, 4, 5, 6):
+        requested = [
+            assignment(kind, 1, task=brief(max_demonstrations=most)) for kind in (AssignmentKind.JOIN, AssignmentKind.CONTEXT)
+        ]
+        federation = FakeFederation(tmp_path, [*requested, DONE], client=f"renamed-{most}")
+        if most == 3:
+            await federation.agent.run()
+            assert examples([body for _, body in federation.aggregator.submissions]) == [3]
+        else:
+            with pytest.raises(CannotTakePart, match="RepeatedContext: the context vector of 3 texts was sent"):
+                await federation.agent.run()
+            assert federation.aggregator.submissions == []
+
+
+async def test_additions_wait_until_they_are_enough(tmp_path: Path) -> None:
+    await FakeFederation(tmp_path, [JOIN, CONTEXT, DONE], min_examples=2).agent.run()
+    grown = FakeFederation(tmp_path, [WAIT, WAIT, DONE], min_examples=2)
+    grown.append_to_data_file("new")
+    await grown.agent.run()
+    assert grown.aggregator.additions == []
+    grown = FakeFederation(tmp_path, [WAIT, DONE], min_examples=2)
+    grown.append_to_data_file("new", "newer")
+    await grown.agent.run()
+    assert examples(grown.aggregator.additions) == [2]
 
 
 class Interrupted(Exception):

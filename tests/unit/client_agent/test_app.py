@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import structlog
 from ifed.messages.enums import AssignmentKind
 from services.client_agent.app import create_app
 from services.client_agent.settings import Settings
-from tests.unit.client_agent.fakes import assignment
+from tests.unit.client_agent.fakes import assignment, brief
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -23,6 +24,7 @@ def settings(folder: Path, *, token: str = "token") -> Settings:
         {
             "aggregator_url": NOBODY,
             "client_token": token,
+            "model": "tiny",
             "task": "sentiment",
             "data_file": folder / "data.jsonl",
             "state_dir": folder,
@@ -76,7 +78,8 @@ async def ended(folder: Path, **changes: object) -> tuple[int, str]:
 @pytest.fixture
 async def aggregator() -> AsyncIterator[tuple[str, list[bytes]]]:
     """The URL of a server on loopback, and what it answers to every request, which a test may change."""
-    answer = [assignment(AssignmentKind.JOIN).model_copy(update={"client": "me"}).model_dump_json().encode()]
+    joining = assignment(AssignmentKind.JOIN, task=brief(max_demonstrations=300)).model_copy(update={"client": "me"})
+    answer = [joining.model_dump_json().encode()]
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -94,6 +97,16 @@ async def test_an_agent_with_a_bad_row_ends_with_code_3_before_it_loads_a_model(
     code, reason = await ended(tmp_path, aggregator_url=aggregator[0])
     assert code == 3
     assert reason.startswith("BadData: data.jsonl, line 1: the label is none of 'no', 'yes'")
+
+
+async def test_an_agent_with_few_texts_ends_with_code_3_before_it_loads_a_model(
+    tmp_path: Path, aggregator: tuple[str, list[bytes]]
+) -> None:
+    rows = [{"text": f"text {number}", "label": ("no", "yes")[number % 2]} for number in range(24)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, reason = await ended(tmp_path, aggregator_url=aggregator[0])
+    assert code == 3
+    assert reason.startswith("TooFewExamples: data.jsonl leaves 20 training examples, fewer than MIN_EXAMPLES=32")
 
 
 async def test_an_agent_names_a_file_that_it_cannot_use_and_ends_with_code_2(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ifed.errors import RepeatedContext
 from ifed.messages.texts import LabelledText
-from services.client_agent.state import AgentState, DataFileWatcher, ErrorFeedback, hash_of
+from services.client_agent.demonstrations import Split
+from services.client_agent.state import AgentState, DataFileWatcher, ErrorFeedback, ReleasedTexts, hash_of
 
 ONE, TWO = LabelledText("first text", 0), LabelledText("second text", 1)
 
@@ -174,3 +177,96 @@ def test_settling_a_contribution_settles_its_quantisation_error(tmp_path: Path) 
     state.begin(2, b"update", key="key")
     state.settle(2, b"update", received=True)
     assert names(tmp_path) == ["lost.safetensors"]
+
+
+def texts(*numbers: int) -> tuple[LabelledText[int], ...]:
+    return tuple(LabelledText(f"text {number}", number % 2) for number in numbers)
+
+
+def data(*numbers: int) -> Split:
+    """Return a data set with these training examples and one that is held out."""
+    return Split(texts(*numbers), (LabelledText("held out", 0),))
+
+
+def released_in(folder: Path, data_file: str = "data.csv") -> ReleasedTexts:
+    """Return the texts released so far, as an agent with a floor of three reads them when it starts."""
+    return ReleasedTexts(folder, task="sentiment", data_file=folder / data_file, fewest=3)
+
+
+def send(folder: Path, split: Split, *, most: int = 100) -> tuple[LabelledText[int], ...]:
+    """Choose and record the texts of a context vector, in an agent that has just started."""
+    chosen = released_in(folder).choose(split, most=most)
+    released_in(folder).record(chosen, split, most=most)
+    return tuple(chosen)
+
+
+def test_one_context_vector_over_all_texts_is_sent_again_and_no_other_subset(tmp_path: Path) -> None:
+    assert send(tmp_path, data(*range(10))) == texts(*range(10))
+    assert send(tmp_path, data(*range(10))) == texts(*range(10))
+    for most in (1, 4, 9):
+        with pytest.raises(RepeatedContext, match="10 texts was sent for this task, and now one of"):
+            send(tmp_path, data(*range(10)), most=most)
+
+
+def test_an_aggregator_that_asks_again_and_again_learns_one_sum(tmp_path: Path) -> None:
+    answered = set()
+    for most in range(3, 11):
+        with suppress(RepeatedContext):
+            answered.add(send(tmp_path, data(*range(10)), most=most))
+    assert answered == {texts(0, 1, 2)}
+
+
+def test_no_vector_is_sent_over_what_is_left_of_texts_that_were_taken_out(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(10)))
+    with pytest.raises(RepeatedContext, match=r"1 of the 10 texts .* put them back"):
+        send(tmp_path, data(*range(1, 10)))
+
+
+def test_new_texts_of_a_grown_file_are_part_of_a_repeated_vector_only_if_they_are_enough(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(10)))
+    for _ in range(2):
+        assert send(tmp_path, data(*range(12))) == texts(*range(10))
+    assert send(tmp_path, data(*range(13))) == texts(*range(13))
+    assert send(tmp_path, data(*range(13))) == texts(*range(13))
+
+
+def test_a_text_counts_as_sent_whatever_its_label_and_the_name_of_the_client(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(10)))
+    swapped = Split(tuple(LabelledText(text.text, 1 - text.label) for text in texts(*range(9))), ())
+    with pytest.raises(RepeatedContext):
+        send(tmp_path, swapped)
+
+
+def test_another_data_file_and_a_file_of_other_texts_are_free(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(10)))
+    assert released_in(tmp_path, "other.csv").choose(data(*range(5)), most=100) == list(texts(*range(5)))
+    assert send(tmp_path, data(*range(20, 25))) == texts(*range(20, 25))
+
+
+def test_what_an_agent_of_an_earlier_release_sent_is_remembered(tmp_path: Path) -> None:
+    released = released_in(tmp_path)
+    released.adopt([[hash_of(text) for text in texts(*range(5))]], data(*range(10)), most=5)
+    with pytest.raises(RepeatedContext):
+        released_in(tmp_path).choose(data(*range(10)), most=4)
+
+
+def test_the_file_of_released_texts_holds_hashes_alone(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(3)))
+    (path,) = tmp_path.iterdir()
+    assert "text " not in path.read_text()
+
+
+def add(folder: Path, split: Split, *unsent: int) -> tuple[LabelledText[int], ...]:
+    """Choose and record the texts of an addition."""
+    chosen = released_in(folder).choose_addition(split, texts(*unsent), most=100)
+    released_in(folder).record(chosen, split, most=100)
+    return tuple(chosen)
+
+
+def test_an_addition_that_was_refused_is_added_again_as_a_whole_and_with_enough_others(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(5)))
+    assert add(tmp_path, data(*range(7)), 5, 6) == ()
+    assert add(tmp_path, data(*range(8)), 5, 6, 7) == texts(5, 6, 7)
+    assert add(tmp_path, data(*range(9)), 5, 6, 7, 8) == texts(5, 6, 7)
+    assert add(tmp_path, data(*range(11)), 5, 6, 7, 8, 9, 10) == texts(5, 6, 7, 8, 9, 10)
+    assert add(tmp_path, data(*range(11)), 6, 7, 8, 9, 10) == texts(8, 9, 10), "a part of a vector is not added"
