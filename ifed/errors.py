@@ -6,6 +6,7 @@ IFedError                        500
 │   ├── NonFinite                     NaN or Inf in a tensor
 │   ├── DigestMismatch                the body is not what its Content-Digest header says
 │   ├── BadUrl                        an address that no webhook may have
+│   ├── BadArguments                  a command line with a file, an address or a token that cannot be used
 │   ├── BadTemplate                   a prompt template or label that cannot be scored
 │   └── BadData                       a private data file that cannot be used; bad rows are named by line
 │       └── TooFewExamples            fewer texts than an agent lets into a context vector
@@ -89,6 +90,9 @@ class DigestMismatch(Malformed): ...
 
 
 class BadUrl(Malformed): ...
+
+
+class BadArguments(Malformed): ...
 
 
 class BadTemplate(Malformed): ...

@@ -14,7 +14,8 @@ from typing import IO, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ifed.cli.console import DEFAULT_INFERENCE, InferenceUrl, console, error_console, run, show
+from ifed.cli.console import DEFAULT_INFERENCE, InferenceUrl, check_address, check_token, console, error_console, run, show
+from ifed.cli.files import check_readable
 from ifed.cli.tables import Column, FittedTable
 from ifed.cli.texts import count_texts, read_texts
 from ifed.clients import InferenceClient
@@ -36,7 +37,7 @@ def classify(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of standard input is one.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet file, or one per line.", exists=True, dir_okay=False),
+        typer.Option("--file", help="Texts from a .csv, .jsonl or .parquet file, or one per line."),
     ] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the file that holds the texts.")] = "text",
     encoding: Annotated[
@@ -52,6 +53,10 @@ def classify(
     """Classify texts."""
     if file is not None and texts:
         raise BadData("give texts or --file, not both")
+    check_address(inference, "--inference", DEFAULT_INFERENCE)
+    check_token(token)
+    if file is not None:
+        check_readable(file)
     source = read_texts(file, column, encoding) if file is not None else iter(texts or _standard_input())
     total = count_texts(file, column, encoding) if file is not None else len(texts) if texts else None
     with ExitStack() as parts:

@@ -19,12 +19,12 @@ from ifed.cli.console import (
     say_secret,
     show,
 )
+from ifed.cli.files import private_output, read_file
 from ifed.cli.tables import Column, FittedTable
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Unauthenticated
 from ifed.messages.clients import ClientInfo, Enrolment
 from ifed.messages.enums import Role
-from ifed.private_files import make_private_file
 
 app = typer.Typer(help="Enrol organisations and readers, rotate and revoke their tokens.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the client: lower-case letters, digits, dots, dashes.")]
@@ -37,13 +37,18 @@ def enrol(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     role: Annotated[Role, typer.Option(help="A client contributes; a reader fetches adapters.")] = Role.CLIENT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the token.")] = False,
-    file: Annotated[Path | None, typer.Option(help="Write the token to this file; a valid token that is there stays.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", "--file", help="Write the token to this file, for its owner alone; a valid token that is there stays."
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Give a client that is enrolled already a new token if the file holds no valid one.")
     ] = False,
 ) -> None:
     """Enrol a client or a reader, and print its token, or write it to a file. The token cannot be shown again."""
-    existing = file.read_text().strip() if file is not None and file.is_file() else None
+    existing = read_file(output).strip() if output is not None and output.is_file() else None
 
     async def enrol_or_rotate(service: AggregatorClient) -> Enrolment | None:
         if existing is not None and await _is_valid(service, existing, name):
@@ -55,13 +60,15 @@ def enrol(
                 raise
             return await service.rotate(name)
 
-    enrolment = call_aggregator(aggregator, token, enrol_or_rotate)
-    if file is None and enrolment is not None:
+    if output is None:
+        enrolment = call_aggregator(aggregator, token, enrol_or_rotate)
+        assert enrolment is not None, "without a file there is no token that could stay"
         _show(enrolment, quiet=quiet)
         return
-    if file is not None and enrolment is not None:
-        _write_token(file, enrolment.token)
-    say(f"the token of {name} is in {file}")
+    with private_output(output) as write:
+        if (enrolment := call_aggregator(aggregator, token, enrol_or_rotate)) is not None:
+            write(enrolment.token)
+    say(f"the token of {name} is in {output}")
 
 
 async def _is_valid(service: AggregatorClient, token: str, name: str) -> bool:
@@ -72,23 +79,23 @@ async def _is_valid(service: AggregatorClient, token: str, name: str) -> bool:
         return False
 
 
-def _write_token(file: Path, token: str) -> None:
-    """Write a token atomically to a file that only its owner can read."""
-    part = file.with_name(f".{file.name}.part")
-    make_private_file(part)
-    part.write_text(f"{token}\n")
-    part.replace(file)
-
-
 @app.command("rotate")
 def rotate(
     name: Name,
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the token.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the token to this file, for its owner alone.")
+    ] = None,
 ) -> None:
-    """Give a client or reader a new token and print it; the old token stops working at once."""
-    _show(call_aggregator(aggregator, token, lambda service: service.rotate(name)), quiet=quiet)
+    """Give a client or reader a new token and print it, or write it to a file; the old token stops working at once."""
+    if output is None:
+        _show(call_aggregator(aggregator, token, lambda service: service.rotate(name)), quiet=quiet)
+        return
+    with private_output(output) as write:
+        write(call_aggregator(aggregator, token, lambda service: service.rotate(name)).token)
+    say(f"the token of {name} is in {output}")
 
 
 @app.command("revoke")

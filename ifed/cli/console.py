@@ -8,13 +8,16 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
+import httpx
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from ifed.clients import AggregatorClient
+from ifed.errors import BadArguments
 from ifed.private_files import FILE_MODE
 
 Result = TypeVar("Result")
@@ -34,19 +37,60 @@ DEFAULT_AGGREGATOR = "http://127.0.0.1:8080"
 DEFAULT_INFERENCE = "http://127.0.0.1:8081"
 
 
+class ExitCode(IntEnum):
+    """The exit code of `ifed`."""
+
+    DONE = 0
+    REFUSED = 1
+    BAD_ARGUMENTS = 2
+    INTERRUPTED = 130
+
+
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run the coroutine of a command."""
     return asyncio.run(work)
 
 
 def call_aggregator(url: str, token: str, call: Callable[[AggregatorClient], Awaitable[Result]]) -> Result:
-    """Run `call` with a client of the aggregator, and return its result."""
+    """Run `call` with a client of the aggregator, and return its result.
+
+    Raises:
+        BadArguments: the address or the token cannot be used.
+    """
+    check_address(url, "--aggregator", DEFAULT_AGGREGATOR)
+    check_token(token)
 
     async def connected() -> Result:
         async with AggregatorClient(url, token) as client:
             return await call(client)
 
     return run(connected())
+
+
+def check_address(url: str, option: str, example: str) -> None:
+    """Check that an option is the URL of a service.
+
+    Raises:
+        BadArguments: it is not.
+    """
+    try:
+        parsed = httpx.URL(url)
+        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port is None or 0 < parsed.port < 65_536)
+    except httpx.InvalidURL:
+        usable = False
+    if not usable or ("[" in url and "]" not in url):
+        shown = "the address" if "@" in url else repr(url)  # before an @ stands a password
+        raise BadArguments(f"{option}: {shown} is no URL of a service; it begins with http:// or https://, as in {example}")
+
+
+def check_token(token: str | None) -> None:
+    """Check that a token which was given is not empty.
+
+    Raises:
+        BadArguments: it is, as by `IFED_TOKEN=$(cat FILE)` where FILE does not exist.
+    """
+    if token is not None and not token.strip():
+        raise BadArguments("--token is empty; give a token, or name a file that holds one in IFED_TOKEN_FILE")
 
 
 def say(words: str, *, verbatim: bool = False) -> None:

@@ -19,6 +19,7 @@ from ifed.cli.console import (
     say,
     show,
 )
+from ifed.cli.files import read_file
 from ifed.cli.task_tables import (
     client_evaluations_table,
     confusion_table,
@@ -32,11 +33,12 @@ from ifed.cli.task_tables import (
     tasks_table,
 )
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyExists, BadData, Conflict
+from ifed.errors import AlreadyExists, BadArguments, Conflict
 from ifed.messages.enums import RoundState, TaskState
 from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.rounds import Replay, RoundInfo, Start, TaskInfo
 from ifed.messages.tasks import TaskSpec
+from ifed.messages.validation import describe_errors
 
 app = typer.Typer(help="Define tasks, run their rounds, see how far they are.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of the task.")]
@@ -45,12 +47,7 @@ Number = Annotated[int, typer.Argument(help="Number of the round.")]
 
 @app.command("create")
 def create(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="The task as JSON: name, labels, template, model, layers, groups, policy.", exists=True, dir_okay=False
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(help="The task as JSON: name, labels, template, model, layers, groups, policy.")],
     token: Token,
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
@@ -60,9 +57,9 @@ def create(
 ) -> None:
     """Define a task from a JSON file."""
     try:
-        spec = TaskSpec.model_validate_json(file.read_text())
+        spec = TaskSpec.model_validate_json(read_file(file))
     except ValidationError as reason:
-        raise BadData(f"{file} is not a task: {reason}") from reason
+        raise BadArguments(f"{file} is not a task: {describe_errors(reason.errors())}") from reason
 
     async def work(service: AggregatorClient) -> TaskInfo:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from ifed.cli.console import (
     say_secret,
     show,
 )
+from ifed.cli.files import private_output
 from ifed.cli.tables import Column, FittedTable
 from ifed.messages.events import DeliveryInfo, EventKind, NewWebhook, WebhookInfo
 
@@ -33,9 +35,17 @@ def add(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     task: Annotated[str | None, typer.Option(help="Send only events of this task.")] = None,
     event: Annotated[list[EventKind] | None, typer.Option(help="Send only events of this kind; may be given again.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the secret to this file, for its owner alone.")
+    ] = None,
 ) -> None:
-    """Register a webhook, and print the secret that signs its deliveries. The secret cannot be shown again."""
+    """Register a webhook, and print the secret that signs its deliveries, or write it to a file. The secret cannot be shown again."""
     wanted = NewWebhook(name=name, url=url, task=task, events=event or None)
+    if output is not None:
+        with private_output(output) as write:
+            write(call_aggregator(aggregator, token, lambda service: service.register_webhook(wanted)).secret)
+        say(f"{name} is registered; its secret is in {output}")
+        return
     made = call_aggregator(aggregator, token, lambda service: service.register_webhook(wanted))
     say_secret(f"{made.name} is registered. Its secret, shown this once:\n\n    {made.secret}\n")
 

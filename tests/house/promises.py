@@ -116,6 +116,15 @@ def refusals() -> dict[str, type[IFedError]]:
     return found
 
 
+def commands_of(command: Any) -> Iterator[str]:
+    """Return the words of every command below a group."""
+    for name, inner in command.commands.items():
+        if getattr(inner, "commands", None):
+            yield from (f"{name} {words}" for words in commands_of(inner))
+        else:
+            yield name
+
+
 def command_problems(line: str, root: Any) -> Iterator[str]:
     """What is wrong with an `ifed …` line, held against the command itself."""
     words = [word for word in shlex.split(line.split("|")[0].split(" > ")[0].rstrip(")"), comments=True) if word]

@@ -71,6 +71,13 @@ def test_every_example_of_a_policy_is_accepted() -> None:
     assert {name: getattr(Policy.model_validate({name: value}), name) for name, value in examples.items()} == examples
 
 
+def test_the_command_reference_names_every_command_and_exit_code() -> None:
+    page = documents.document("docs/ref-cli.md")
+    commands = {f"ifed {name}" for name in promises.commands_of(typer.main.get_command(command_line))}
+    assert {row[0].strip("`") for row in page.rows() if row[0].startswith("`ifed ")} == commands
+    assert [row[0] for row in page.rows("Exit codes")[1:]] == [str(code.value) for code in console.ExitCode]
+
+
 def test_the_example_environment_holds_what_is_read_and_nothing_else() -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     named = {match[1] for line in lines if (match := re.match(r"(?:# )?([A-Z][A-Z_]+)=", line))}
@@ -160,7 +167,14 @@ def test_every_ifed_command_and_option_exists() -> None:
 
 
 def test_every_variable_set_in_a_shell_block_is_read_by_something() -> None:
-    options = {"IFED_TOKEN", "IFED_AGGREGATOR_URL", "IFED_INFERENCE_URL", "PYTHON", "COMPOSE_PROFILES"} | promises.setting_names()
+    options = {
+        "IFED_TOKEN",
+        "IFED_TOKEN_FILE",
+        "IFED_AGGREGATOR_URL",
+        "IFED_INFERENCE_URL",
+        "PYTHON",
+        "COMPOSE_PROFILES",
+    } | promises.setting_names()
     options |= promises.compose_variables() | documents.make_variables((ROOT / "Makefile").read_text(encoding="utf-8"))
     options |= {name for source in sources("tests", "testing") for name in re.findall(r"[\"'](TEST_[A-Z_]+)[\"']", source.text)}
 
