@@ -142,7 +142,7 @@ def test_a_terminal_shows_the_progress(running: Running, tmp_path: Path) -> None
 def test_an_unknown_column_and_the_output_of_another_task_are_refused(running: Running, tmp_path: Path) -> None:
     refused = run(running, "--file", str(written(tmp_path, "csv")), "--column", "words")
     assert refused.exit_code != 0
-    assert "has no column 'words'; it has id, review" in " ".join(f"{refused.output} {refused.exception}".split())
+    assert "no column 'words'; it has id, review" in " ".join(f"{refused.output} {refused.exception}".split())
     out = tmp_path / "labels.jsonl"
     out.write_text('{"row": 0, "task": "another"}\n')
     refused = run(running, "good", "--out", str(out))
