@@ -149,9 +149,14 @@ def limited_protocol(*, max_connections: int, body_seconds: float, head_seconds:
         body_seconds: the time in which a body must arrive.
         head_seconds: the time in which the request line and the headers must arrive.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max_connections if files == resource.RLIM_INFINITY else min(max_connections, max(1, files - OTHER_FILES))
+    possible = possible_connections(max_connections)
     if possible < max_connections:
-        log.warning("fewer connections than set", connections=possible, open_files=files)
+        log.warning("fewer connections than set, because the process may open too few files", connections=possible)
     limits = {"max_connections": possible, "body_seconds": body_seconds, "head_seconds": head_seconds}
     return type("Protocol", (LimitedProtocol,), limits)
+
+
+def possible_connections(max_connections: int) -> int:
+    """Return the number of connections, at most `max_connections`, for which the process may open files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max_connections if files == resource.RLIM_INFINITY else min(max_connections, max(1, files - OTHER_FILES))

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from ifed.clients.webhooks import WebhookCaller
 from ifed.server import logs
 from ifed.server.authentication import FailedAttempts
-from ifed.server.connections import limited_protocol
+from ifed.server.connections import limited_protocol, possible_connections
 from ifed.server.startup import settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
@@ -96,7 +96,15 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
     stack.push_async_callback(cache.close)
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
     stack.push_async_callback(caller.close)
-    long_poll = LongPoll(cache, metrics.long_polls, recheck=settings.recheck_seconds, longest=settings.max_wait_seconds)
+    long_poll = LongPoll(
+        cache,
+        metrics.long_polls,
+        recheck=settings.recheck_seconds,
+        longest=settings.max_wait_seconds,
+        most=min(settings.max_held_requests, possible_connections(settings.max_connections) * 3 // 4),
+        most_of_party=settings.max_held_requests_of_party,
+        readers=max(1, settings.database_pool_size // 2),
+    )
     dependencies = Dependencies(database, cache, metrics, long_poll, aggregation.wake)
     services = build_services(
         dependencies,

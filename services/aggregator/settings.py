@@ -65,6 +65,16 @@ class Settings(BaseSettings):
     )
     tls_key_file: Path | None = Field(None, description="private key of the certificate in PEM format")
     max_wait_seconds: float = Field(60.0, gt=0, description="longest duration of a long poll")
+    max_held_requests: int = Field(
+        2000,
+        ge=1,
+        description="long polls and event streams of a replica, at most three quarters of its connections; beyond them the oldest is answered early",
+    )
+    max_held_requests_of_party: int = Field(
+        300,
+        ge=1,
+        description="long polls or event streams of one party in a replica; an inference service has one for each task it follows",
+    )
     recheck_seconds: float = Field(
         2.0, gt=0, description="seconds after which a long poll reads the database without a notification"
     )

@@ -6,7 +6,17 @@ from fastapi import APIRouter, Response
 
 from ifed.errors import Forbidden, Malformed, NothingYet, Overloaded, Unauthenticated, Unavailable, UnknownTask, UnknownVersion
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import AdaptersDep, Anyone, ContextVersion, Follower, NamePath, PartyRoute, Version, Wait
+from services.aggregator.api.dependencies import (
+    AdaptersDep,
+    Anyone,
+    CallerDep,
+    ContextVersion,
+    Follower,
+    NamePath,
+    PartyRoute,
+    Version,
+    Wait,
+)
 from services.aggregator.api.tensor_bodies import TENSOR_RESPONSES, KnownDep, tensor_response
 
 router = APIRouter(
@@ -32,7 +42,7 @@ async def get_coefficients(task: NamePath, adapters: AdaptersDep, known: KnownDe
 
 @router.get("/adapter", dependencies=[Follower], responses=refusals(UnknownTask, NothingYet, UnknownVersion))
 async def get_adapter(
-    task: NamePath, adapters: AdaptersDep, known: KnownDep, version: Version = None, wait: Wait = 0.0
+    task: NamePath, adapters: AdaptersDep, known: KnownDep, caller: CallerDep, version: Version = None, wait: Wait = 0.0
 ) -> Response:
     """Return the adapter of `version`, by default of the version that the task serves.
 
@@ -40,4 +50,4 @@ async def get_adapter(
     with NothingYet. A caller that has an adapter is refused at once when no version is served any more. Requests that wait are counted
     apart from the caller's other requests.
     """
-    return tensor_response(await adapters.adapter(task, version, known=known, wait=wait), known)
+    return tensor_response(await adapters.adapter(task, version, known=known, wait=wait, caller=caller), known)

@@ -23,6 +23,7 @@ from services.aggregator.application.rounds import Ledger, RoundService
 from services.aggregator.application.services import Services
 from services.aggregator.application.similarity import TaskSimilarity
 from services.aggregator.application.tasks import TaskService
+from services.aggregator.runtime.long_poll import Caller
 from services.aggregator.runtime.rate_limit import RateLimiter
 
 MAX_JSON_BYTES = 256 * 1024  # of any JSON body; the largest in use, the join of a model of 100 layers, has 40 KB
@@ -80,6 +81,13 @@ async def _holder(request: Request, _credentials: Annotated[object, Depends(_bea
 
 
 HolderDep = Annotated[TokenHolder, Depends(_holder)]
+
+
+async def _caller(request: Request, holder: HolderDep) -> Caller:
+    return Caller(f"{holder.role} {holder.name}", request.is_disconnected)
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 class PublicRoute(JsonRoute):

@@ -29,6 +29,7 @@ from services.aggregator.api.dependencies import (
     AdminOnly,
     After,
     AfterNumber,
+    CallerDep,
     EventStreamDep,
     Limit,
     NamePath,
@@ -70,14 +71,16 @@ StartDep = Annotated[int, Depends(read_start)]
 
 
 @router.get("/events", response_class=EventSourceResponse, responses=STREAM)
-async def stream_events(event_stream: EventStreamDep, start: StartDep, task: TaskFilter = None) -> AsyncIterator[ServerSentEvent]:
+async def stream_events(
+    event_stream: EventStreamDep, start: StartDep, caller: CallerDep, task: TaskFilter = None
+) -> AsyncIterator[ServerSentEvent]:
     """Stream what happens to tasks and rounds as server-sent events: opened, closed, failed, cancelled, promoted, finished.
 
     The `id` of an event is its number. With `Last-Event-ID` a stream continues where it broke off, on any replica, also after a
     restart. While nothing happens a comment is sent every 15 seconds.
     """
     yield ServerSentEvent(id=str(start), comment="following")
-    async for event in event_stream.follow(start, task):
+    async for event in event_stream.follow(start, task, caller=caller):
         yield ServerSentEvent(data=event, event=event.kind.value, id=str(event.number))
 
 

@@ -28,7 +28,7 @@ from ifed.errors import (
 )
 from ifed.messages.rounds import Assignment, JoinRequest, Member, Receipt, Withdrawal
 from ifed.server.web import refusals
-from services.aggregator.api.dependencies import ClientDep, NamePath, NumberPath, ParticipationDep, PartyRoute, Wait
+from services.aggregator.api.dependencies import CallerDep, ClientDep, NamePath, NumberPath, ParticipationDep, PartyRoute, Wait
 from services.aggregator.api.tensor_bodies import TENSOR_REQUEST, BodyDep
 
 CONTRIBUTING = refusals(
@@ -77,9 +77,11 @@ async def join(task: NamePath, request: JoinRequest, client: ClientDep, particip
 
 
 @router.get("/assignment", responses=refusals(UnknownTask))
-async def get_assignment(task: NamePath, client: ClientDep, participation: ParticipationDep, wait: Wait = 0.0) -> Assignment:
+async def get_assignment(
+    task: NamePath, client: ClientDep, caller: CallerDep, participation: ParticipationDep, wait: Wait = 0.0
+) -> Assignment:
     """Return what to do next; wait up to `wait` seconds while that is nothing."""
-    return await participation.assignment(task, client, wait=wait)
+    return await participation.assignment(task, client, wait=wait, caller=caller)
 
 
 @router.put("/rounds/{number}/context", responses=CONTRIBUTING, openapi_extra=TENSOR_REQUEST)

@@ -17,6 +17,7 @@ from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.task import Task
 from services.aggregator.runtime.cache import ProcessCache
+from services.aggregator.runtime.long_poll import NOBODY, Caller
 from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
@@ -66,10 +67,13 @@ class AdapterStore:
             head = await _coefficients(work, task, task.version if version is None else version)
         return TensorResponse(await self._coefficients_body(head), head.digest)
 
-    async def adapter(self, name: str, version: int | None, *, known: frozenset[str], wait: float) -> TensorResponse:
+    async def adapter(
+        self, name: str, version: int | None, *, known: frozenset[str], wait: float, caller: Caller = NOBODY
+    ) -> TensorResponse:
         """Return the adapter of one version, by default of the one that the policy serves.
 
         Args:
+            caller: who waits.
             known: digests that the caller has; while the adapter is one of them, wait up to `wait` seconds for another.
 
         Raises:
@@ -81,7 +85,8 @@ class AdapterStore:
         def is_new(adapter: TensorResponse | None) -> bool:
             return bool(known) if adapter is None else adapter.digest not in known
 
-        adapter = await self._dependencies.long_poll.until(name, partial(self._adapter, name, version), is_new, wait=wait)
+        read = partial(self._adapter, name, version)
+        adapter = await self._dependencies.long_poll.until(name, read, is_new, wait=wait, caller=caller)
         if adapter is None:
             raise NothingYet(f"task {name!r} has no adapter to serve now; a version is served once it is evaluated")
         return adapter

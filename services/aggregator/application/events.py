@@ -16,6 +16,7 @@ from ifed.messages.rounds import Page
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
 from services.aggregator.domain.events import Delivery, DomainEvent, Webhook
+from services.aggregator.runtime.long_poll import NOBODY, Caller
 
 log = structlog.get_logger(__name__)
 EVENTS_AT_ONCE = 200
@@ -33,8 +34,8 @@ class EventStream:
         async with self._dependencies.database.read_only() as work:
             return await work.events.newest()
 
-    async def follow(self, after: int, task: str | None) -> AsyncIterator[Event]:
-        """Yield every event after the number `after`, of one task where it is named, until the process stops.
+    async def follow(self, after: int, task: str | None, *, caller: Caller = NOBODY) -> AsyncIterator[Event]:
+        """Yield every event after the number `after`, of one task where it is named, until the process stops or too many streams are open.
 
         While the database cannot be reached, wait for it.
         """
@@ -44,18 +45,19 @@ class EventStream:
                 return await work.events.page(after, EVENTS_AT_ONCE, task)
 
         long_poll = self._dependencies.long_poll
-        while True:
-            try:
-                events = await long_poll.until(ALL_EVENTS, read, bool, wait=long_poll.longest)
-            except Unavailable:
-                await asyncio.sleep(RETRY_SECONDS)
-                events = []
-            for event in events:
-                info = event_info(event)
-                yield info
-                after = info.number
-            if long_poll.closing and not events:
-                return
+        with long_poll.hold(caller) as held:
+            while True:
+                try:
+                    events = await long_poll.until_released(ALL_EVENTS, read, bool, wait=long_poll.longest, held=held)
+                except Unavailable:
+                    await asyncio.sleep(RETRY_SECONDS)
+                    events = []
+                for event in events:
+                    info = event_info(event)
+                    yield info
+                    after = info.number
+                if (long_poll.closing or held.released) and not events:
+                    return
 
 
 def event_info(event: DomainEvent) -> Event:

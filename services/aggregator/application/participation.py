@@ -37,6 +37,7 @@ from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.schedule import assigned, may_add
 from services.aggregator.domain.task import Membership, Task
 from services.aggregator.runtime.group_commit import GroupCommit
+from services.aggregator.runtime.long_poll import NOBODY, Caller
 from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
@@ -91,7 +92,7 @@ class Participation:
         await self._dependencies.publish(name, opened)
         return messages.member_info(member)
 
-    async def assignment(self, name: str, client: str, *, wait: float) -> Assignment:
+    async def assignment(self, name: str, client: str, *, wait: float, caller: Caller = NOBODY) -> Assignment:
         """Return what the client should do next; wait up to `wait` seconds while that is nothing."""
 
         async def read() -> Assignment:
@@ -101,7 +102,7 @@ class Participation:
         def is_work(assignment: Assignment) -> bool:
             return assignment.kind is not AssignmentKind.WAIT
 
-        return await self._dependencies.long_poll.until(name, read, is_work, wait=wait)
+        return await self._dependencies.long_poll.until(name, read, is_work, wait=wait, caller=caller)
 
     async def _assignment(self, work: UnitOfWork, name: str, client: str) -> Assignment:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -13,15 +14,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from ifed.clients import AggregatorClient
 from ifed.errors import Overloaded, Unauthenticated
 from ifed.messages.enums import Role
 from ifed.server.authentication import CONCURRENT_ATTEMPTS
 from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
 from services.aggregator.storage.database import connect
-from testing.factories import ADMIN_TOKEN, context_body, spec
+from testing.factories import ADMIN_TOKEN, context_body, join_request, spec
 from testing.processes import Process
-from tests.integration.aggregator.deployment import TASK, Deployment, deployed, settings
+from tests.integration.aggregator.deployment import PATIENCE, TASK, Deployment, deployed, settings
 from tests.integration.aggregator.listening import listening
 
 INVITATION = {"name": "hospital-a", "valid_seconds": 60}
@@ -232,6 +234,40 @@ async def test_held_requests_are_counted_while_they_are_held(embedded: Deploymen
     await embedded.app.state.services.dependencies.long_poll.close()
     await held
     assert "ifed_long_polls{" not in (await embedded.raw("GET", "/metrics", token=None)).text
+
+
+async def test_a_request_that_its_caller_abandons_is_not_held_any_longer(sqlite_database: str) -> None:
+    async with listening(settings(sqlite_database)) as aggregator, aggregator.admin() as admin:
+        await admin.create_task(spec(TASK))
+        token = (await admin.enrol("a")).token
+        await admin.start(TASK)
+        async with AggregatorClient(aggregator.url, token) as client, httpx.AsyncClient(base_url=aggregator.url) as http:
+            await client.join(TASK, join_request())
+            headers = {"Authorization": f"Bearer {token}"}
+            with pytest.raises(httpx.ReadTimeout):
+                await http.get(f"/v1/tasks/{TASK}/assignment?wait=60", headers=headers, timeout=1)
+            async with asyncio.timeout(10):
+                while "ifed_long_polls{" in (await http.get("/metrics")).text:
+                    await asyncio.sleep(0.05)
+
+
+async def test_an_admin_is_answered_while_requests_are_held_and_streams_beyond_the_limit_end(sqlite_database: str) -> None:
+    async with deployed(settings(sqlite_database, max_held_requests_of_party=20)) as aggregator:
+        await aggregator.started(clients_expected=5)
+        (client,) = await aggregator.clients("a")
+        held = [asyncio.create_task(client.assignment(TASK, wait=30)) for _ in range(60)]
+        streams = [asyncio.create_task(aggregator.raw("GET", "/v1/events")) for _ in range(25)]
+        ended, _ = await asyncio.wait(held, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        began = time.monotonic()
+        assert (await aggregator.raw("GET", "/v1/tasks")).status_code == 200
+        assert time.monotonic() - began < 3
+        async with asyncio.timeout(PATIENCE):
+            while sum(task.done() for task in held) < 40 or sum(task.done() for task in streams) < 5:
+                await asyncio.sleep(0.05)
+        assert ended
+        assert sum(task.done() for task in held) == 40
+        await aggregator.app.state.services.dependencies.long_poll.close()
+        await asyncio.gather(*held, *streams)
 
 
 async def test_metrics_tell_of_each_task_what_its_operators_watch(embedded: Deployment) -> None:

@@ -8,7 +8,7 @@ import time
 from prometheus_client import CollectorRegistry
 
 from services.aggregator.metrics import Metrics
-from services.aggregator.runtime.long_poll import LongPoll
+from services.aggregator.runtime.long_poll import Caller, LongPoll
 from testing.fakes import SwitchableCache
 
 LONG, SHORT = 5.0, 0.05
@@ -79,3 +79,51 @@ async def test_closing_answers_every_waiting_request() -> None:
     assert await asyncio.gather(*waiting) == [0, 0, 0]
     assert time.monotonic() - began < 1
     assert await polling.until("a", Row().read, bool, wait=LONG) == 0, "later requests do not wait"
+
+
+async def test_the_oldest_request_of_a_party_is_answered_when_it_holds_too_many() -> None:
+    polling = LongPoll(
+        SwitchableCache(), Metrics(CollectorRegistry()).long_polls, recheck=LONG, longest=LONG, most=5, most_of_party=3
+    )
+
+    def poll(party: str) -> asyncio.Task[int]:
+        return asyncio.create_task(polling.until("t", Row().read, bool, wait=LONG, caller=Caller(party)))
+
+    greedy, others = [poll("a") for _ in range(4)], [poll("b"), poll("c")]
+    await asyncio.sleep(SHORT)
+    assert [task.done() for task in greedy + others] == [True, False, False, False, False, False]
+    others.append(poll("d"))
+    await asyncio.sleep(SHORT)
+    assert [task.done() for task in greedy + others] == [True, True, False, False, False, False, False], "the oldest of all"
+    await polling.close()
+    await asyncio.gather(*greedy, *others)
+    assert not polling._held
+    assert not polling._by_party
+
+
+async def test_a_request_whose_caller_has_hung_up_is_not_held_to_its_end() -> None:
+    async def has_hung_up() -> bool:
+        return True
+
+    began = time.monotonic()
+    await long_poll(SwitchableCache()).until("t", Row().read, bool, wait=LONG, caller=Caller("a", has_hung_up))
+    assert time.monotonic() - began < 1
+
+
+async def test_waiting_requests_read_a_few_at_a_time() -> None:
+    cache, reading, most = SwitchableCache(), 0, 0
+    polling = LongPoll(cache, Metrics(CollectorRegistry()).long_polls, recheck=LONG, longest=LONG, readers=3)
+
+    async def read() -> bool:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0)
+        reading -= 1
+        return polling.closing
+
+    waiting = [asyncio.create_task(polling.until("t", read, bool, wait=LONG)) for _ in range(50)]
+    await asyncio.sleep(SHORT)
+    await polling.close()
+    await asyncio.gather(*waiting)
+    assert most == 3
