@@ -76,6 +76,8 @@ def _federate(
     _step("The outcome")
     outcome, summary = run(federation.measure())
     console.print(outcome.table())
+    for conclusion in outcome.conclusions():
+        say(conclusion)
     path = folder / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
     say(

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
 from ifed.cli.console import percent
 from ifed.cli.demo.corpora import Organisation
+from ifed.cli.demo.uncertainty import PairedComparison, wilson_interval
 from ifed.clients import InferenceClient
 from ifed.messages.enums import RoundKind, RoundState
 from ifed.messages.rounds import RoundInfo, TaskInfo
 
 BATCH = 32
+NAMES = {"zero_shot_accuracy": "base model", "federated_accuracy": "the four together", "local_accuracy": "calibrated alone"}
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Correct answers and their total, so that several organisations can be added up."""
+    """Correct answers and their total, so that several organisations can be added up.
+
+    Attributes:
+        hits: for each text in order, whether its answer was correct; empty where that is not known.
+    """
 
     correct: int
     total: int
+    hits: tuple[bool, ...] = ()
 
     @property
     def share(self) -> float:
@@ -29,20 +36,30 @@ class Accuracy:
 
     @staticmethod
     def over(parts: Sequence[Accuracy]) -> Accuracy:
-        return Accuracy(sum(part.correct for part in parts), sum(part.total for part in parts))
+        hits = tuple(hit for part in parts for hit in part.hits)
+        return Accuracy(sum(part.correct for part in parts), sum(part.total for part in parts), hits)
+
+    @staticmethod
+    def of(hits: Sequence[bool]) -> Accuracy:
+        return Accuracy(sum(hits), len(hits), tuple(hits))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share."""
+        return wilson_interval(self.correct, self.total)
 
 
 async def accuracy(
     inference: InferenceClient, model: str, organisation: Organisation, *, answered: Callable[[int], None]
 ) -> Accuracy:
     """Return the accuracy of `model` on an organisation's test texts; call `answered` with the number of texts done."""
-    correct = 0
+    hits: list[bool] = []
     for start in range(0, len(organisation.test), BATCH):
         batch = organisation.test[start : start + BATCH]
         response = await inference.classify(model, [example.text for example in batch])
-        correct += sum(result.label == example.label for result, example in zip(response.data, batch, strict=True))
+        hits += [result.label == example.label for result, example in zip(response.data, batch, strict=True)]
         answered(len(batch))
-    return Accuracy(correct, len(organisation.test))
+    return Accuracy.of(hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,7 @@ class Outcome:
         table = Table(
             title=f"Accuracy on {sum(len(organisation.test) for organisation in self.organisations)} texts that nobody trained on"
         )
-        table.add_column("organisation")
+        table.add_column("organisation", no_wrap=True)
         table.add_column("texts of its own", justify="right")
         columns = [
             ("base model", self.base),
@@ -71,17 +88,47 @@ class Outcome:
             shares = (percent(values[organisation.name].share) for _, values in columns)
             table.add_row(organisation.name, str(organisation.examples), *shares)
         table.add_section()
-        overall = (percent(Accuracy.over(list(values.values())).share) for _, values in columns)
-        table.add_row("overall", str(sum(organisation.examples for organisation in self.organisations)), *overall, style="bold")
+        overall = [Accuracy.over(list(values.values())) for _, values in columns]
+        examples = str(sum(organisation.examples for organisation in self.organisations))
+        table.add_row("overall", examples, *(percent(accuracy.share) for accuracy in overall), style="bold")
+        intervals = (f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in (accuracy.interval for accuracy in overall))
+        table.add_row("95 % interval", "", *intervals)
         return table
+
+    def conclusions(self) -> list[str]:
+        """Say of each comparison of the four together whether it is evidence of a difference."""
+        together, first = Accuracy.over(list(self.federated.values())), NAMES["federated_accuracy"]
+        return [
+            f"{first} {percent(together.share)} ({_interval(together)}), {second} {percent(other.share)} ({_interval(other)}): "
+            f"{comparison.verdict(first, second)} (exact McNemar test, p = {comparison.p_value:.2g}; of the same {comparison.texts} texts, "
+            f"{comparison.only_first} were right only with {first} and {comparison.only_second} only with {second})"
+            for second, (other, comparison) in self._comparisons().items()
+        ]
+
+    def _comparisons(self) -> dict[str, tuple[Accuracy, PairedComparison]]:
+        """Return each accuracy overall with its comparison with the four together, where both are known text by text."""
+        together = Accuracy.over(list(self.federated.values()))
+        comparisons = {}
+        for key, values in self._named().items():
+            other = Accuracy.over(list(values.values()))
+            if key != "federated_accuracy" and together.hits and other.hits:
+                comparisons[NAMES[key]] = (other, PairedComparison.of(together.hits, other.hits))
+        return comparisons
 
     def summary(self, task: TaskInfo, rounds: Sequence[RoundInfo]) -> dict[str, object]:
         """Return the figures of `summary.json`: accuracies as shares from 0 to 1, times in seconds, sizes in bytes."""
-        overall = {name: Accuracy.over(list(values.values())).share for name, values in self._named().items()}
+        totals = {name: Accuracy.over(list(values.values())) for name, values in self._named().items()}
+        overall = {name: accuracy.share for name, accuracy in totals.items()}
         closed = [round_ for round_ in rounds if round_.closed_at is not None]
         calibrations = [round_ for round_ in closed if round_.kind is RoundKind.CALIBRATION and round_.state is RoundState.CLOSED]
         return {
             **overall,
+            "intervals_95": {name: list(accuracy.interval) for name, accuracy in totals.items()},
+            "together_against": {
+                name: asdict(comparison)
+                | {"p_value": comparison.p_value, "verdict": comparison.verdict(NAMES["federated_accuracy"], name)}
+                for name, (_, comparison) in self._comparisons().items()
+            },
             "per_organisation": {
                 organisation.name: {name: values[organisation.name].share for name, values in self._named().items()}
                 | {"examples": organisation.examples}
@@ -101,6 +148,11 @@ class Outcome:
     def _named(self) -> dict[str, Mapping[str, Accuracy]]:
         named = {"zero_shot_accuracy": self.base, "federated_accuracy": self.federated}
         return named | ({"local_accuracy": self.alone} if self.alone else {})
+
+
+def _interval(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _span(closed: Sequence[RoundInfo]) -> float:
