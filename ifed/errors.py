@@ -39,6 +39,7 @@ IFedError                        500
 ├── Overloaded                   429  carries Retry-After
 ├── DownloadFailed               502  a file that could not be downloaded or is not what it should be
 └── Unavailable                  503  carries Retry-After
+    └── WrongClock                    the clock of the process and that of its database differ by minutes
     └── UnreadableAnswer              a service answered what its client cannot read, or more than it takes
 """
 
@@ -204,6 +205,9 @@ class Unavailable(IFedError):
 
 
 class UnreadableAnswer(Unavailable): ...
+
+
+class WrongClock(Unavailable): ...
 
 
 class TooManyItems(TooLarge):

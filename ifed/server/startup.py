@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -59,6 +61,33 @@ def listen_or_exit(host: str, port: int, *, service: str) -> socket.socket:
         _end(f"{service}: cannot listen on {host} port {port} ({words}); set HOST and PORT to an address that is free")
 
 
+@dataclass(frozen=True, slots=True)
+class StartFailure:
+    """Why a service could not start, in words for its operator, and the exit code that says so."""
+
+    words: str
+    code: int
+
+
+def run_or_exit(run: Callable[[], None], failure: Callable[[], StartFailure | None], *, service: str) -> None:
+    """Run a server until it is told to stop; if it could not start, exit with the reason as the last line.
+
+    Args:
+        run: runs the server; returns, or raises SystemExit, also when it could not start.
+        failure: returns why it could not start; None while it has not failed.
+        service: the name of the process in the explanation.
+    """
+    # The server logs the failure of the application in its own words, with a traceback and several lines.
+    logging.getLogger("uvicorn.error").addFilter(lambda _record: failure() is None)
+    try:
+        run()
+    except SystemExit:
+        if failure() is None:
+            raise
+    if (reason := failure()) is not None:
+        _end(f"{service}: {' '.join(reason.words.split())}", code=reason.code)
+
+
 def warn_of_readable_files(settings: BaseModel, *names: str) -> None:
     """Log a warning for each of these settings whose file holds a secret that other users of this machine can read.
 
@@ -79,6 +108,6 @@ def check_networks(networks: str) -> str:
     return networks
 
 
-def _end(words: str) -> NoReturn:
+def _end(words: str, *, code: int = 2) -> NoReturn:
     sys.stderr.write(f"{words}\n")
-    sys.exit(2)
+    sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -13,10 +14,11 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from ifed.clients.webhooks import WebhookCaller
+from ifed.errors import IFedError
 from ifed.server import logs
 from ifed.server.authentication import FailedAttempts
 from ifed.server.connections import limited_protocol, possible_connections
-from ifed.server.startup import settings_or_exit, warn_of_readable_files
+from ifed.server.startup import StartFailure, listen_or_exit, run_or_exit, settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
@@ -32,10 +34,12 @@ from services.aggregator.runtime.cache import ProcessCache, RedisCache
 from services.aggregator.runtime.long_poll import LongPoll
 from services.aggregator.runtime.rate_limit import RateLimiter
 from services.aggregator.settings import Settings
-from services.aggregator.storage.database import Database, connect, utc_now
+from services.aggregator.storage.database import Database, connect, failure_in_words, utc_now
 
 log = structlog.get_logger(__name__)
 RETENTION_SECONDS = 3600.0
+SERVICE = "the aggregator"
+UNEXPECTED, REFUSED = 1, 2  # exit codes
 SECRET_FILES = ("admin_token_file", "database_password_file", "redis_password_file", "tls_key_file")
 
 
@@ -51,7 +55,11 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await _start(settings, metrics, storage, stack)
+            try:
+                services = await _start(settings, metrics, storage, stack)
+            except Exception as reason:
+                app.state.failure = await _start_failure(reason, settings)
+                raise
             app.state.services = services
             yield
             await services.dependencies.long_poll.close()
@@ -65,6 +73,7 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
         summary="Tasks, clients, rounds and their aggregates.",
         lifespan=lifespan,
     )
+    app.state.failure = None
     app.include_router(all_routes())
     mount(
         app,
@@ -92,6 +101,7 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
     stack.push_async_callback(database.close)
     if settings.migrates:
         await migrate(database.engine)
+    await database.check_clock()
     await cache.open()
     stack.push_async_callback(cache.close)
     caller = WebhookCaller(timeout=settings.webhook_timeout_seconds, private=settings.webhook_private_addresses)
@@ -139,6 +149,16 @@ async def _start(settings: Settings, metrics: Metrics, storage: Callable[..., Da
     return services
 
 
+async def _start_failure(reason: Exception, settings: Settings) -> StartFailure:
+    """Return why the service cannot start; an error that nobody expected is in the log."""
+    if isinstance(reason, IFedError):
+        return StartFailure(reason.detail, REFUSED)
+    if (words := failure_in_words(reason, settings.database_url)) is not None:
+        return StartFailure(words, REFUSED)
+    await log.aexception("cannot start")
+    return StartFailure(f"unexpected error ({type(reason).__name__}); the log says where", UNEXPECTED)
+
+
 def _cache(settings: Settings, metrics: Metrics) -> ProcessCache | RedisCache:
     if settings.redis_url is None:
         return ProcessCache(max_bytes=settings.cache_bytes)
@@ -157,6 +177,11 @@ class Server(uvicorn.Server):
         services: Services = self._app.state.services
         await services.dependencies.long_poll.close()
         await super().shutdown(sockets)
+
+    def start_failure(self) -> StartFailure | None:
+        """Return why the service could not start; None if it has."""
+        failure: StartFailure | None = self._app.state.failure
+        return failure
 
 
 def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> Server:
@@ -181,10 +206,19 @@ def serve(settings: Settings, *, storage: Callable[..., Database] = connect) -> 
 
 def main() -> None:
     """Serve until the process gets a signal to stop."""
-    settings = settings_or_exit(Settings, service="the aggregator")
+    settings = settings_or_exit(Settings, service=SERVICE, secrets=_check_files)
     logs.configure(settings.log_level, json_lines=settings.log_json)
     warn_of_readable_files(settings, *SECRET_FILES)
-    serve(settings).run()
+    listener = listen_or_exit(settings.host, settings.port, service=SERVICE)
+    log.info("listening", address=listener.getsockname()[0], port=listener.getsockname()[1])
+    server = serve(settings)
+    run_or_exit(lambda: server.run(sockets=[listener]), server.start_failure, service=SERVICE)
+
+
+def _check_files(settings: Settings) -> None:
+    """Read the files that only a server reads, so that a wrong one is reported at the start."""
+    if settings.tls_certificate_file is not None and settings.tls_key_file is not None:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ifed.server import logs
+from ifed.server.startup import settings_or_exit
 from services.aggregator.settings import Settings
-from services.aggregator.storage.database import connect
+from services.aggregator.storage.database import connect, failure_in_words
 
 log = structlog.get_logger(__name__)
+SERVICE = "the migration"
 ADVISORY_LOCK = 0x1FED1C1
 POLL_SECONDS = 1.0
 
@@ -94,10 +96,16 @@ def main() -> None:
         "--wait", type=float, metavar="SECONDS", help="change nothing; wait so long until another process has done it"
     )
     options = parser.parse_args()
-    settings = Settings()
+    settings = settings_or_exit(Settings, service=SERVICE)
     logs.configure(settings.log_level, json_lines=settings.log_json)
     if options.wait is None:
-        asyncio.run(_run(settings))
+        try:
+            asyncio.run(_run(settings))
+        except Exception as reason:
+            if (words := failure_in_words(reason, settings.database_url)) is None:
+                raise
+            sys.stderr.write(f"{SERVICE}: {words}\n")
+            sys.exit(2)
     elif not asyncio.run(_waited(settings, options.wait)):
         sys.exit(f"the schema was not up to date after {options.wait:.0f} s; run python -m services.aggregator.migrate")
 

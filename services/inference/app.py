@@ -20,7 +20,7 @@ from ifed.errors import IFedError
 from ifed.server.authentication import FailedAttempts
 from ifed.server.connections import limited_protocol
 from ifed.server.logs import configure
-from ifed.server.startup import settings_or_exit, warn_of_readable_files
+from ifed.server.startup import StartFailure, listen_or_exit, run_or_exit, settings_or_exit, warn_of_readable_files
 from ifed.server.web import describe, mount
 from services.inference.adapter_folder import AdapterFolder
 from services.inference.adapters import AdapterCache
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from services.inference.model import Item, Scorer
 
 log = structlog.get_logger(__name__)
+SERVICE = "the inference service"
 TOKEN_CHECK_SECONDS = 5.0
 EXAMPLES = {"Readiness": {"ready": True, "checks": {"model": "ok", "adapters": "ok"}}}
 METRICS_EXAMPLE = 'ifed_inference_requests_total{outcome="ok",task="sentiment"} 12.0\n'
@@ -51,7 +52,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.authenticator = await _authenticator(settings, stack, metrics)
+            try:
+                app.state.authenticator = await _authenticator(settings, stack, metrics)
+            except Exception as reason:
+                await log.aexception("cannot start")
+                app.state.failure = StartFailure(f"unexpected error ({type(reason).__name__}); the log says where", 1)
+                raise
             loading = asyncio.create_task(_load(app, settings, stack, metrics))
             yield
             loading.cancel()
@@ -67,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.classifier, app.state.adapters, app.state.engine = None, None, None
+    app.state.failure = None
     app.state.loading_status = "loading the model"
 
     async def readiness() -> dict[str, str]:
@@ -94,13 +101,14 @@ def create_app(settings: Settings) -> FastAPI:
 
 def main() -> None:
     """Run `python -m services.inference.app`."""
-    settings = settings_or_exit(Settings, service="the inference service", secrets=_check_files)
+    settings = settings_or_exit(Settings, service=SERVICE, secrets=_check_files)
     configure(settings.log_level)
     warn_of_readable_files(settings, "reader_token_file", "key_file")
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
+    listener = listen_or_exit(settings.host, settings.port, service=SERVICE)
+    log.info("listening", address=listener.getsockname()[0], port=listener.getsockname()[1])
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         log_config=None,
         access_log=False,
         ws="none",
@@ -109,6 +117,7 @@ def main() -> None:
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
+    run_or_exit(lambda: uvicorn.Server(config).run(sockets=[listener]), lambda: app.state.failure, service=SERVICE)
 
 
 def _check_files(settings: Settings) -> None:
@@ -155,6 +164,11 @@ async def _load(app: FastAPI, settings: Settings, stack: AsyncExitStack, metrics
     except IFedError as refusal:
         log.error("model not loaded", detail=refusal.detail)
         app.state.loading_status = refusal.detail
+        return
+    except OSError as reason:
+        # such as a full disk, or a cache that is read-only
+        app.state.loading_status = f"{reason.strerror or reason}: {reason.filename or ''}; MODEL and MODEL_CACHE name the files"
+        log.error("model not loaded", detail=app.state.loading_status)
         return
     except Exception:
         log.exception("model not loaded")

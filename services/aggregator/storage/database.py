@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import structlog
-from sqlalchemy import event, text
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy import event, func, select, text
+from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ifed.errors import Unavailable
+from ifed.errors import Unavailable, WrongClock
 from ifed.private_files import close_to_others, make_private_file
 from services.aggregator.domain.events import DomainEvent
 from services.aggregator.server_urls import PostgresAddress, postgres_address
@@ -25,15 +25,23 @@ from services.aggregator.storage.aggregates import AggregateRepository, SketchRe
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.events import EventRepository, WebhookRepository
 from services.aggregator.storage.rounds import ContextPartRepository, RoundRepository
+from services.aggregator.storage.tables import events
 from services.aggregator.storage.tasks import MembershipRepository, TaskRepository
 
 log = structlog.get_logger(__name__)
 IN_TRANSACTIONS = "ifed_reads_in_transactions"
 BUSY_MILLISECONDS = 10_000
 # SQLite reports these without a code that the driver passes on.
-SQLITE_UNAVAILABLE = ("database is locked", "unable to open database file", "disk I/O error")
-# Classes of SQLSTATE: 08 connection, 53 resources, 57 shut down, 40 rolled back by the server.
-POSTGRES_UNAVAILABLE = {"08", "53", "57", "40"}
+SQLITE_UNAVAILABLE = (
+    "database is locked",
+    "unable to open database file",
+    "disk I/O error",
+    "database or disk is full",
+    "attempt to write a readonly database",
+)
+# Classes of SQLSTATE: 08 connection, 28 user or password, 3D no such database, 53 resources, 57 shut down, 40 rolled back by the server.
+POSTGRES_UNAVAILABLE = {"08", "28", "3D", "53", "57", "40"}
+LARGEST_CLOCK_DIFFERENCE = timedelta(minutes=5)
 
 Clock = Callable[[], datetime]
 Listener = Callable[[Sequence[DomainEvent]], Awaitable[None]]
@@ -133,7 +141,7 @@ class Database:
         except (DBAPIError, PoolTimeout, OSError) as reason:
             if not _is_unavailable(reason):
                 raise
-            await log.awarning("database unavailable", reason=type(reason).__name__)
+            await log.awarning("database unavailable", reason=type(reason).__name__, detail=_first_line(reason))
             raise Unavailable("the database cannot be reached now; nothing was changed, try again") from reason
 
     def _begin(self, connection: AsyncConnection) -> UnitOfWork:
@@ -150,6 +158,35 @@ class Database:
             return "has no tables; run python -m services.aggregator.migrate"
         return "ok"
 
+    async def check_clock(self) -> None:
+        """Compare the clock with that of Postgres, or with the newest event in a SQLite file, which may only be earlier.
+
+        A difference from an event is logged, because the earlier clock may have been the wrong one. A database that cannot be reached is
+        not asked.
+
+        Raises:
+            WrongClock: the clocks differ by more than `LARGEST_CLOCK_DIFFERENCE`, so that deadlines would not be what they say.
+        """
+        sqlite = self.engine.dialect.name == "sqlite"
+        query = select(func.max(events.c.at)) if sqlite else select(func.clock_timestamp())
+        try:
+            async with self.read_only() as work:
+                theirs = (await work.connection.execute(query)).scalar_one()
+        except (Unavailable, DBAPIError):
+            return
+        ours = self._clock()
+        if theirs is None or (ours - theirs if sqlite else -abs(ours - theirs)) >= -LARGEST_CLOCK_DIFFERENCE:
+            return
+        if sqlite:
+            await log.awarning(
+                "the clock of this machine is behind the newest event", clock=ours.isoformat(), event=theirs.isoformat()
+            )
+            return
+        raise WrongClock(
+            f"the clock of this machine says {ours:%Y-%m-%d %H:%M:%S} UTC and that of the database {theirs:%Y-%m-%d %H:%M:%S} UTC; "
+            "set both from one time source"
+        )
+
     async def close(self) -> None:
         """Close all connections."""
         await self.engine.dispose()
@@ -163,6 +200,23 @@ def _is_unavailable(reason: Exception) -> bool:
     return (
         reason.connection_invalidated or any(sign in message for sign in SQLITE_UNAVAILABLE) or sqlstate[:2] in POSTGRES_UNAVAILABLE
     )
+
+
+def failure_in_words(reason: Exception, url: str) -> str | None:
+    """Return why the database of `url` cannot be used, for an operator; None when the database is not at fault."""
+    if isinstance(reason, PoolTimeout | OSError):
+        return f"the database cannot be reached ({_first_line(reason)}); DATABASE_URL names it"
+    if not isinstance(reason, DBAPIError) or not _is_unavailable(reason):
+        return None
+    if url.startswith("sqlite"):
+        return f"the database file {sqlite_file(make_url(url))} cannot be used: {_first_line(reason)}; DATABASE_URL names it"
+    return f"the database refuses: {_first_line(reason)}; DATABASE_URL names it"
+
+
+def _first_line(reason: Exception) -> str:
+    """Return what the driver says, which contains no parameters."""
+    words = str(reason.orig if isinstance(reason, DBAPIError) else reason).splitlines() or [type(reason).__name__]
+    return words[0].rpartition(">: ")[2]
 
 
 def connect(url: str, *, pool_size: int = 20, clock: Clock = utc_now, listener: Listener | None = None) -> Database:
