@@ -177,16 +177,6 @@ async def withdraw(settings: Settings) -> None:
     log.info("withdrawn", task=withdrawal.task, client=withdrawal.client, at=withdrawal.withdrawn_at.isoformat())
 
 
-async def _withdraw_or_log(settings: Settings) -> ExitCode:
-    """Withdraw, and return the exit code."""
-    try:
-        await withdraw(settings)
-    except IFedError as refusal:
-        log.error("cannot withdraw", error=type(refusal).__name__, detail=refusal.detail)
-        return ExitCode.REFUSED
-    return ExitCode.DONE
-
-
 def _load(settings: Settings, model: str) -> LocalModel:
     from services.client_agent.model import LocalModel  # imports torch, which takes seconds
 
@@ -231,7 +221,11 @@ def main() -> None:
     configure(settings.log_level)
     warn_of_readable_files(settings, "client_token_file")
     if sys.argv[1:] == ["withdraw"]:
-        sys.exit(asyncio.run(_withdraw_or_log(settings)))
+        try:
+            asyncio.run(withdraw(settings))
+        except IFedError as refusal:
+            _end(ExitCode.REFUSED, f"{type(refusal).__name__}: {refusal.detail}")
+        sys.exit(ExitCode.DONE)
     if sys.argv[1:]:
         _end(ExitCode.SETTINGS, f"unknown command {sys.argv[1]!r}; use `withdraw`, or no command to take part")
     try:

@@ -123,10 +123,22 @@ def main() -> None:
 def _check_files(settings: Settings) -> None:
     """Read the files and folders that the settings name, so that a wrong one is reported at the start."""
     settings.check_folders()
-    if (token := settings.token()) is not None:
+    if settings.aggregator_url is not None:
+        _aggregator(settings, settings.token())
+    elif (token := settings.token()) is not None:
         check_token(token)
     if settings.key_file is not None:
         read_keys(settings.key_file.read_text(encoding="utf-8"))
+
+
+def _aggregator(settings: Settings, token: str | None = None, *, timeout: float = 60.0) -> AggregatorClient:
+    """Return a client of the aggregator.
+
+    Raises:
+        Malformed: the token, the CA file or a proxy cannot be used.
+    """
+    url = str(settings.aggregator_url)
+    return AggregatorClient(url, token, timeout=timeout, ca_file=settings.ca_file, proxy=settings.proxy())
 
 
 async def _authenticator(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> Authenticator:
@@ -140,10 +152,7 @@ async def _authenticator(settings: Settings, stack: AsyncExitStack, metrics: Met
     failed_attempts = FailedAttempts(settings.failed_attempts_per_minute, metrics.failed_attempts)
     if settings.key_file is not None:
         return ApiKeys(read_keys(await asyncio.to_thread(settings.key_file.read_text)), failed_attempts)
-    client = AggregatorClient(
-        str(settings.aggregator_url), timeout=TOKEN_CHECK_SECONDS, ca_file=settings.ca_file, proxy=settings.proxy()
-    )
-    aggregator = await stack.enter_async_context(client)
+    aggregator = await stack.enter_async_context(_aggregator(settings, timeout=TOKEN_CHECK_SECONDS))
 
     async def look_up(token: str) -> str:
         return (await aggregator.whose(token)).name
@@ -229,9 +238,7 @@ async def _adapters(
 ) -> AdapterCache:
     source: AggregatorClient | AdapterFolder
     if settings.adapter_folder is None:
-        source = await stack.enter_async_context(
-            AggregatorClient(str(settings.aggregator_url), settings.token(), ca_file=settings.ca_file, proxy=settings.proxy())
-        )
+        source = await stack.enter_async_context(_aggregator(settings, settings.token()))
     else:
         source = AdapterFolder(settings.adapter_folder)
     adapters = AdapterCache(

@@ -35,7 +35,7 @@ class DemonstrationFile:
             BadData: the file is not UTF-8, or a line is not an object with a text and one of `labels`.
         """
         try:
-            lines = self.content.decode().split("\n")
+            lines = self.content.decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as reason:
             raise BadData(f"the demonstrations of task {self.task!r} are not UTF-8") from reason
         numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 import structlog
 
 from ifed.messages.enums import AssignmentKind
-from services.client_agent.app import create_app
+from services.client_agent.app import create_app, main
 from services.client_agent.settings import Settings
 from tests.unit.client_agent.fakes import assignment, brief
 
@@ -124,3 +125,55 @@ async def test_an_unexpected_error_shows_no_message(tmp_path: Path, aggregator: 
     assert (code, reason) == (1, "unexpected error (JSONDecodeError); the log says where")
     assert any("state.py" in place for place in logs[-1]["where"])
     assert "JANE" not in str(logs)
+
+
+@pytest.fixture
+def _logging_is_restored() -> Iterator[None]:
+    """Undo what a process does to the logging of its own."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str, **environment: str
+) -> tuple[object, str]:
+    """Run an agent's process function that must end by itself; return its exit code and the last line on standard error."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    given = {"AGGREGATOR_URL": NOBODY, "CLIENT_TOKEN": "token", "TASK": "sentiment", "DATA_FILE": "none.csv", "MODEL": "tiny"}
+    for name, value in (given | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["agent", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("_logging_is_restored")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "words"),
+    [
+        ((), {"MODEL": ""}, 2, "MODEL is not set"),
+        ((), {"CLIENT_TOKEN": "to…ken"}, 2, "this token holds a character"),
+        ((), {"AGGREGATOR_URL": "https://aggregator", "ALL_PROXY": "foo://a:b"}, 2, "a proxy cannot be used"),
+        ((), {"DATA_ENCODING": "none"}, 2, "'none' is no encoding"),
+        ((), {}, 3, "the client agent: BadData: none.csv is not a file"),
+        (("join",), {}, 2, "unknown command 'join'"),
+        (("withdraw",), {}, 1, "the client agent: Unavailable: http://127.0.0.1:1"),
+    ],
+)
+def test_a_process_that_cannot_start_ends_with_its_code_and_the_reason_as_the_last_line(
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended, line = start(monkeypatch, capsys, *arguments, **environment)
+    assert ended == code
+    assert words in line

@@ -50,6 +50,11 @@ async def test_a_few_shot_prompt_is_built_once_for_each_content_of_the_file(
     assert len(scorer.few_shot_prompts) == 2, "the first prompt is found again by the digest of the file"
 
 
+async def test_a_file_with_a_byte_order_mark_is_read(preprocessor: Preprocessor, tmp_path: Path) -> None:
+    (tmp_path / "sentiment.jsonl").write_text('{"text": "one", "label": "yes"}\n', encoding="utf-8-sig")
+    assert await preprocessor.few_shot(ADAPTER, 1) == "one"
+
+
 async def test_a_missing_short_or_malformed_file_is_refused(preprocessor: Preprocessor, tmp_path: Path) -> None:
     with pytest.raises(NoDemonstrations, match="has no demonstrations"):
         await preprocessor.few_shot(ADAPTER, 1)

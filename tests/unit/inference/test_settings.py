@@ -86,6 +86,22 @@ def test_contradicting_settings_are_reported_in_a_sentence(
     assert "READER_TOKEN and READER_TOKEN_FILE are both set; unset one" in start(monkeypatch, capsys, **tokens)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HTTPS_PROXY", "foo://a:secret@b", "a proxy cannot be used"),
+        ("CA_FILE", "none.pem", "none.pem cannot be read as certificates"),
+    ],
+)
+def test_a_proxy_or_ca_file_that_cannot_be_used_ends_the_service_at_once_in_a_sentence(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = start(monkeypatch, capsys, READER_TOKEN="token", AGGREGATOR_URL="https://aggregator", **{name: value})
+    assert words in error
+    assert "secret" not in error
+    assert len(error.splitlines()) == 1
+
+
 def test_a_truncated_token_ends_the_service_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     error = start(monkeypatch, capsys, READER_TOKEN="ifed_…", AGGREGATOR_URL="http://127.0.0.1:1")
     assert "copy the whole of it" in error
