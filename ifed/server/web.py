@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -10,14 +11,14 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
-from ifed.errors import IFedError, Malformed, Unauthenticated
+from ifed.errors import IFedError, Malformed, Unauthenticated, Unavailable
 from ifed.messages.rounds import ErrorBody
 from ifed.messages.validation import describe_errors, shorten
 from ifed.server import openapi
@@ -44,6 +45,7 @@ def mount(
     registry: CollectorRegistry,
     max_body_bytes: int | None = None,
     body_seconds: float = BODY_SECONDS,
+    shows_metrics: bool = True,
 ) -> None:
     """Add to `app` what all applications share.
 
@@ -53,6 +55,7 @@ def mount(
         registry: the metrics of /metrics; one per application, so that two in one process do not collide.
         max_body_bytes: a larger request body is refused with TooLarge while it streams in; no limit if None.
         body_seconds: a request body that takes longer is refused with BodyTimeout.
+        shows_metrics: whether /metrics is a route of the application; otherwise see `metrics_on_port`.
     """
     app.add_exception_handler(IFedError, _refusal)
     app.add_exception_handler(RequestValidationError, _malformed)
@@ -62,10 +65,41 @@ def mount(
         app.add_middleware(BodyLimit, max_bytes=max_body_bytes, seconds=body_seconds)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-ID")
-    Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/health", "/metrics"]).instrument(app).expose(
-        app, endpoint="/metrics", tags=["health"], response_class=PlainTextResponse
+    instrumentator = Instrumentator(registry=registry, excluded_handlers=["/livez", "/readyz", "/health", "/metrics"]).instrument(
+        app
     )
+    if shows_metrics:
+        instrumentator.expose(app, endpoint="/metrics", tags=["health"], response_class=PlainTextResponse)
     app.include_router(_health(readiness))
+
+
+@contextmanager
+def metrics_on_port(host: str, port: int | None, registry: CollectorRegistry) -> Iterator[None]:
+    """Serve the metrics on a port of their own within the block, which a network can keep callers from; do nothing without a port.
+
+    Raises:
+        Unavailable: the port is in use or not allowed.
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as reason:
+        raise Unavailable(
+            f"cannot listen on {host} port {port} for metrics ({reason.strerror}); set METRICS_PORT to one that is free"
+        ) from reason
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def documentation(*, shown: bool) -> dict[str, Any]:
+    """Return the arguments of `FastAPI` that turn /docs, /redoc and /openapi.json on or off."""
+    return {} if shown else {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 class HeadAsGet:

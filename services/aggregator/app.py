@@ -19,7 +19,7 @@ from ifed.server import logs
 from ifed.server.authentication import FailedAttempts
 from ifed.server.connections import limited_protocol, possible_connections
 from ifed.server.startup import StartFailure, listen_or_exit, run_or_exit, settings_or_exit, warn_of_readable_files
-from ifed.server.web import describe, mount
+from ifed.server.web import describe, documentation, metrics_on_port, mount
 from services.aggregator.api import all_routes
 from services.aggregator.api.examples import EXAMPLES
 from services.aggregator.application.dependencies import ALL_EVENTS, Dependencies
@@ -56,6 +56,7 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             try:
+                stack.enter_context(metrics_on_port(settings.host, settings.metrics_port, metrics.registry))
                 services = await _start(settings, metrics, storage, stack)
             except Exception as reason:
                 app.state.failure = await _start_failure(reason, settings)
@@ -72,6 +73,7 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
         title="IFed-ICL aggregator",
         summary="Tasks, clients, rounds and their aggregates.",
         lifespan=lifespan,
+        **documentation(shown=settings.docs),
     )
     app.state.failure = None
     app.include_router(all_routes())
@@ -81,6 +83,7 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
         registry=metrics.registry,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
+        shows_metrics=settings.metrics_port is None,
     )
     describe(app, EXAMPLES)
     return app

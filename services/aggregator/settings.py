@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         "",
         description="addresses or networks of proxies, comma-separated, whose X-Forwarded-For names the caller; without them the connection does",
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port that serves /metrics, instead of PORT, for a network that callers do not reach"
+    )
+    docs: bool = Field(True, description="serve /docs, /redoc and /openapi.json, which describe every route to anybody")
     body_seconds: float = Field(60.0, gt=0, description="seconds that a request body may take to arrive")
     max_connections: int = Field(
         4096,

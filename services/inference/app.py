@@ -21,7 +21,7 @@ from ifed.server.authentication import FailedAttempts
 from ifed.server.connections import limited_protocol
 from ifed.server.logs import configure
 from ifed.server.startup import StartFailure, listen_or_exit, run_or_exit, settings_or_exit, warn_of_readable_files
-from ifed.server.web import describe, mount
+from ifed.server.web import describe, documentation, metrics_on_port, mount
 from services.inference.adapter_folder import AdapterFolder
 from services.inference.adapters import AdapterCache
 from services.inference.api import all_routes
@@ -53,7 +53,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             try:
+                stack.enter_context(metrics_on_port(settings.host, settings.metrics_port, metrics.registry))
                 app.state.authenticator = await _authenticator(settings, stack, metrics)
+            except IFedError as refusal:
+                app.state.failure = StartFailure(refusal.detail, 2)
+                raise
             except Exception as reason:
                 await log.aexception("cannot start")
                 app.state.failure = StartFailure(f"unexpected error ({type(reason).__name__}); the log says where", 1)
@@ -69,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="Classifications from one frozen language model with the adapters that organisations calibrated together.",
         lifespan=lifespan,
+        **documentation(shown=settings.docs),
         # The OTEL_ variables say where spans go. Logs are not exported: a refused body could appear in one.
         telemetry={"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False},
     )
@@ -93,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry=metrics.registry,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
+        shows_metrics=settings.metrics_port is None,
     )
     app.include_router(all_routes())
     describe(app, EXAMPLES, metrics=METRICS_EXAMPLE)

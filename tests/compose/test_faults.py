@@ -94,7 +94,7 @@ def test_inference_is_scaled_to_two(system: System) -> None:
 
 
 def _has_answered(system: System, container: str) -> bool:
-    program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8081/metrics').read().decode())"
+    program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
     lines = system.stack.python(container, program).splitlines()
     return any(line.startswith("ifed_inference_requests_total{") and 'outcome="ok"' in line for line in lines)
 

@@ -260,8 +260,16 @@ def test_prometheus_asks_services_where_they_listen() -> None:
     for job in jobs:
         (found,) = job["dns_sd_configs"]
         assert found["names"] == [job["job_name"]]
-        assert found["port"] == promises.settings_class(job["job_name"]).model_fields["port"].default
+        assert found["port"] == int(services()[job["job_name"]]["environment"]["METRICS_PORT"])
         assert networks_of("prometheus") & networks_of(job["job_name"])
+
+
+def test_metrics_have_a_port_that_no_proxy_leads_to_and_the_description_is_off() -> None:
+    for name in ("aggregator", "inference", "inference-gpu"):
+        environment = services()[name]["environment"]
+        assert environment["DOCS"] == "false"
+        ports = {services()[proxy]["environment"]["REPLICAS_PORT"] for proxy in ("proxy", "inference-proxy")}
+        assert environment["METRICS_PORT"] not in ports
 
 
 def test_the_table_of_faults_is_that_of_the_kept_figures() -> None:

@@ -23,6 +23,7 @@ from services.aggregator.settings import Settings
 from services.aggregator.storage.database import connect
 from testing.factories import ADMIN_TOKEN, context_body, join_request, spec
 from testing.processes import Process
+from testing.servers import free_port
 from tests.integration.aggregator.deployment import PATIENCE, TASK, Deployment, deployed, settings
 from tests.integration.aggregator.listening import listening
 
@@ -268,6 +269,15 @@ async def test_an_admin_is_answered_while_requests_are_held_and_streams_beyond_t
         assert sum(task.done() for task in held) == 40
         await aggregator.app.state.services.dependencies.long_poll.close()
         await asyncio.gather(*held, *streams)
+
+
+async def test_metrics_have_a_port_of_their_own_and_the_description_is_off_where_settings_say_so(sqlite_database: str) -> None:
+    given = settings(sqlite_database, metrics_port=free_port(), docs=False)
+    async with deployed(given) as aggregator, httpx.AsyncClient() as http:
+        for path in ("/metrics", "/docs", "/redoc", "/openapi.json"):
+            assert (await aggregator.raw("GET", path)).status_code == 404
+        shown = await http.get(f"http://127.0.0.1:{given.metrics_port}/metrics")
+    assert "ifed_failed_authentications" in shown.text
 
 
 async def test_metrics_tell_of_each_task_what_its_operators_watch(embedded: Deployment) -> None:

@@ -183,8 +183,8 @@ def test_the_model_job_reaches_the_internet_but_no_private_network() -> None:
 def test_the_services_accept_the_ingress_monitoring_and_each_other(production: Manifests) -> None:
     ingress = {pod.owner: network_policies.ingress_of(pod, production) for pod in pods(production)}
     assert ingress == {
-        "Deployment aggregator": {("namespace traefik", 8080), ("namespace monitoring", 8080), ("Deployment inference", 8080)},
-        "Deployment inference": {("namespace traefik", 8081), ("namespace monitoring", 8081)},
+        "Deployment aggregator": {("namespace traefik", 8080), ("namespace monitoring", 9100), ("Deployment inference", 8080)},
+        "Deployment inference": {("namespace traefik", 8081), ("namespace monitoring", 9100)},
         "Job migrate": set(),
         "Job fetch-model": set(),
     }
