@@ -125,14 +125,14 @@ async def take_part(settings: Settings, status: Status) -> None:
         async def prepare(task: TaskBrief, client: str) -> Participant:
             state, signature = state_of(client), watcher.signature()
             # The data is read first: an operator learns of a bad row before a model is downloaded.
-            data = await asyncio.to_thread(_read, settings, status, task, state)
+            released = ReleasedTexts(
+                settings.state_dir, task=settings.task, data_file=settings.data_file, fewest=settings.min_examples
+            )
+            data = await asyncio.to_thread(_read, settings, status, task, state, released)
             model = settings.model or check_model_name(task.model)
             if model not in models:
                 status.begin(Activity.LOADING)
                 models[model] = await asyncio.to_thread(_load, settings, model)
-            released = ReleasedTexts(
-                settings.state_dir, task=settings.task, data_file=settings.data_file, fewest=settings.min_examples
-            )
             return Participant(aggregator, models[model], data, state, released, status, data_file=signature)
 
         agent = Agent(
@@ -192,7 +192,7 @@ def _load(settings: Settings, model: str) -> LocalModel:
     )
 
 
-def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState) -> Split:
+def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState, released: ReleasedTexts) -> Split:
     status.begin(Activity.READING)
     sent = state.sent_hashes
     examples = read_data_file(settings.data_file, task.labels, _columns(settings))
@@ -200,7 +200,7 @@ def _read(settings: Settings, status: Status, task: TaskBrief, state: AgentState
         examples,
         holdout=task.policy.holdout,
         max_holdout=task.policy.max_holdout,
-        learned=lambda example: hash_of(example) in sent,
+        learned=lambda example: hash_of(example) in sent or released.holds(example),
     )
     if len(data.training) < settings.min_examples:
         raise TooFewExamples(

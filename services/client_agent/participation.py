@@ -110,6 +110,7 @@ class Participant:
         """
         if await self._send_unanswered(task.name) or self._state.awaits_answer:
             return
+        self._released.adopt(self._state.sent_blocks, self._split, most=task.policy.max_demonstrations)
         if first:
             new = list(self._demonstrations(task))
             self._state.forget_context()

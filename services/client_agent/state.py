@@ -212,9 +212,15 @@ class ReleasedTexts:
         self._fewest = fewest
         self._blocks: list[list[str]] = []
         self._data_set, self._most = "", 0
+        self._sets: list[frozenset[str]] = []
         if self._path.is_file():
             stored = json.loads(self._path.read_text())
             self._blocks, self._data_set, self._most = stored["blocks"], stored["data_set"], stored["most"]
+            self._sets = [frozenset(block) for block in self._blocks]
+
+    def holds(self, example: LabelledText[int]) -> bool:
+        """Return whether a text is in a context vector that was sent, so that it must not be held out later."""
+        return any(_text_hash(example) in block for block in self._sets)
 
     def choose(self, split: Split, *, most: int) -> list[LabelledText[int]]:
         """Return the training examples of a context vector that replaces all earlier ones, `most` at the most.
@@ -296,6 +302,7 @@ class ReleasedTexts:
         if not new:
             return
         self._blocks.append(new)
+        self._sets.append(frozenset(new))
         self._data_set, self._most = _data_set(split), most
         stored = {"data_set": self._data_set, "most": most, "blocks": self._blocks}
         write_atomically(self._path, json.dumps(stored).encode())

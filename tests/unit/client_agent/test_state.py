@@ -270,3 +270,8 @@ def test_an_addition_that_was_refused_is_added_again_as_a_whole_and_with_enough_
     assert add(tmp_path, data(*range(9)), 5, 6, 7, 8) == texts(5, 6, 7)
     assert add(tmp_path, data(*range(11)), 5, 6, 7, 8, 9, 10) == texts(5, 6, 7, 8, 9, 10)
     assert add(tmp_path, data(*range(11)), 6, 7, 8, 9, 10) == texts(8, 9, 10), "a part of a vector is not added"
+
+
+def test_a_text_that_was_sent_is_known_after_a_restart(tmp_path: Path) -> None:
+    send(tmp_path, data(*range(3)))
+    assert [released_in(tmp_path).holds(text) for text in texts(2, 3)] == [True, False]
