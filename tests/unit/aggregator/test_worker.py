@@ -15,6 +15,7 @@ from sqlalchemy import update
 from ifed.errors import NothingYet, Unavailable, WrongState
 from ifed.messages.bodies import AdapterBody, read_context
 from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.server.authentication import FailedAttempts
 from ifed.tensors.values import TensorBody
 from services.aggregator.aggregation.accumulators import ContextAccumulator
 from services.aggregator.aggregation.rules import Reducer
@@ -57,7 +58,12 @@ class World:
         long_poll = LongPoll(self.cache, metrics.long_polls, recheck=1.0, longest=5.0)
         dependencies = Dependencies(self.database, self.cache, metrics, long_poll, lambda: None, self.clock)
         return build_services(
-            dependencies, RateLimiter(None, None, "ifed"), admin_token=ADMIN_TOKEN, claim_seconds=CLAIM_SECONDS, max_additions=10
+            dependencies,
+            RateLimiter(None, None, "ifed"),
+            admin_token=ADMIN_TOKEN,
+            failed_attempts=FailedAttempts(1000, metrics.failed_attempts),
+            claim_seconds=CLAIM_SECONDS,
+            max_additions=10,
         )
 
     async def enrol(self, client: str) -> None:
