@@ -161,15 +161,21 @@ def delete(
 
 
 @app.command("close-round")
-def close_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def close_round(
+    name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False
+) -> None:
     """Close an open round now, with the contributions it has."""
-    show(rounds_table([call_aggregator(aggregator, token, lambda service: service.close_round(name, number))]))
+    round_ = call_aggregator(aggregator, token, lambda service: service.close_round(name, number))
+    print_json(round_) if as_json else show(rounds_table([round_]))
 
 
 @app.command("cancel-round")
-def cancel_round(name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR) -> None:
+def cancel_round(
+    name: Name, number: Number, token: Token, aggregator: AggregatorUrl = DEFAULT_AGGREGATOR, as_json: AsJson = False
+) -> None:
     """Cancel an open round; the task pauses."""
-    show(rounds_table([call_aggregator(aggregator, token, lambda service: service.cancel_round(name, number))]))
+    round_ = call_aggregator(aggregator, token, lambda service: service.cancel_round(name, number))
+    print_json(round_) if as_json else show(rounds_table([round_]))
 
 
 @app.command("extend-round")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, Conflict, NothingYet
 from ifed.messages.clients import AuditLine, ClientInfo
-from ifed.messages.enums import AssignmentKind
+from ifed.messages.enums import AssignmentKind, RoundState
 from ifed.messages.evaluations import EvaluationDetails
 from ifed.messages.events import WebhookInfo
 from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo
@@ -36,6 +36,11 @@ async def command(ifed: CommandLine) -> Command:
         async with SimulatedClient(ifed.server._app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
             await one.run()
     return partial(ifed, "task")
+
+
+def json_lines(output: str) -> list[str]:
+    """Return the lines of JSON, without the log of the server, which runs in this process."""
+    return [line for line in output.splitlines() if line.startswith("{")]
 
 
 async def test_the_way_back_is_one_command(command: Command) -> None:
@@ -62,7 +67,7 @@ async def test_a_proof_that_fails_ends_with_a_refusal(command: Command, ifed: Co
 
 
 async def test_json_has_every_field_of_what_the_tables_show(command: Command, ifed: CommandLine) -> None:
-    shown = json.loads(await command("show", TASK, "--json"))
+    (shown,) = map(json.loads, json_lines(await command("show", TASK, "--json")))
     assert TaskInfo.model_validate(shown["task"]).spec.name == TASK
     assert [RoundInfo.model_validate(round_).number for round_ in shown["rounds"]] == [1, 2, 3]
     kinds: list[tuple[type[BaseModel], int, tuple[str, ...]]] = [
@@ -74,12 +79,12 @@ async def test_json_has_every_field_of_what_the_tables_show(command: Command, if
         (WebhookInfo, 0, ("webhook", "list")),
     ]
     for kind, count, words in kinds:
-        lines = (await ifed(*words, "--json")).splitlines()
+        lines = json_lines(await ifed(*words, "--json"))
         assert len([kind.model_validate_json(line) for line in lines]) == count
 
 
 async def test_details_are_precision_and_recall_confusions_and_each_clients_accuracy(command: Command, ifed: CommandLine) -> None:
-    report = json.loads(await command("show", TASK, "--details", "--json"))
+    (report,) = map(json.loads, json_lines(await command("show", TASK, "--details", "--json")))
     details = [EvaluationDetails.model_validate(evaluation) for evaluation in report["evaluations"]]
     assert [(one.version, one.round, one.accuracy, one.confusion) for one in details] == [
         (0, 2, 0.75, [[3, 1], [1, 3]]),
@@ -97,7 +102,7 @@ async def test_details_are_precision_and_recall_confusions_and_each_clients_accu
 
 
 async def test_the_audit_lists_what_admins_requested_from_a_line_on(command: Command, ifed: CommandLine) -> None:
-    lines = [AuditLine.model_validate_json(line) for line in (await ifed("audit", "--json")).splitlines()]
+    lines = [AuditLine.model_validate_json(line) for line in json_lines(await ifed("audit", "--json"))]
     assert [line.action for line in lines] == ["POST /v1/tasks", "POST /v1/tasks/{task}/start", "POST /v1/clients"]
     rest = await ifed("audit", "--after", str(lines[1].number))
     assert "POST /v1/clients" in rest
@@ -144,7 +149,8 @@ async def test_every_way_out_of_a_stuck_round_works_as_the_page_says(command: Co
             await north.contribute(await north.assignment("stuck", wait=5), "stuck")
             assert "1/2" in await command("show", "stuck")
             assert "takes contributions until" in await command("extend-round", "stuck", "1", "3600")
-            await command("cancel-round", "stuck", "1")
+            (cancelled,) = json_lines(await command("cancel-round", "stuck", "1", "--json"))
+            assert RoundInfo.model_validate_json(cancelled).state is RoundState.CANCELLED
             assert "stuck is paused" in await command("show", "stuck")
             assert "stuck is running" in await command("resume", "stuck")
             await north.contribute(await north.assignment("stuck", wait=5), "stuck")

@@ -139,6 +139,17 @@ def test_the_display_shows_every_client_and_round() -> None:
         assert words in shown
 
 
+def test_the_display_fits_80_columns_and_cuts_no_name() -> None:
+    rounds = [round_of(1, RoundKind.CONTEXT, seconds=2), round_of(12, RoundKind.CALIBRATION, seconds=1234.5, version=0, sent=10**6)]
+    agents = {name: AgentView("loading the model", 3, 12, 400, 15_000_000, 40_000_000) for name in corpora.SOURCES}
+    screen = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
+    screen.print(draw(Snapshot(task_of(rounds), rounds, agents, time.monotonic())))
+    shown = screen.export_text()
+    assert all(name in shown for name in corpora.SOURCES)
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def outcome() -> Outcome:
     people = [Organisation(name, Path(name), 10, (LabelledText("a", "negative"),)) for name in ("tweets", "editorials")]
     return Outcome(
