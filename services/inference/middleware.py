@@ -12,7 +12,7 @@ import structlog
 
 log = structlog.get_logger("access")
 CLIENT_CLOSED_REQUEST = 499
-UNLOGGED_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+UNLOGGED_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"})
 LOGGED_HEADERS = ("x-task", "x-adapter-version", "x-queue-time", "x-inference-time")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -84,7 +84,7 @@ class AccessLog:
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 fields["status"] = message["status"]
-                headers = {name.decode().lower(): value.decode() for name, value in message.get("headers", ())}
+                headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message.get("headers", ())}
                 fields.update(
                     {name.removeprefix("x-").replace("-", "_"): headers[name] for name in LOGGED_HEADERS if name in headers}
                 )

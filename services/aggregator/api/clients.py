@@ -37,6 +37,7 @@ from services.aggregator.api.dependencies import (
     AdminOnly,
     After,
     AfterNumber,
+    Anyone,
     AuditLogDep,
     HolderDep,
     Limit,
@@ -121,7 +122,7 @@ async def read_audit(audit_log: AuditLogDep, after: AfterNumber = 0, limit: Limi
     return await audit_log.page(after, limit)
 
 
-@others.get("/token", tags=["access"], responses=refusals(Unauthenticated, Overloaded, Unavailable))
+@others.get("/token", tags=["access"], dependencies=[Anyone], responses=refusals(Unauthenticated, Overloaded, Unavailable))
 async def get_token(holder: HolderDep) -> TokenHolder:
     """Return name and role of the party that holds the bearer token of this request."""
     return holder
