@@ -17,7 +17,7 @@ from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.modeling.injection import UNBATCHED_NDIM, Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.prompts import PromptTemplate, prompt_parts
 
 Weights = dict[str, Tensor]
 Folded = tuple[PreTrainedConfig, Weights, tuple[str, str]]  # configuration, weights, names of the output projections of a layer
@@ -38,17 +38,31 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # where this file is
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-template, labels = {template}, {labels}
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+before, after = {before}, {after}  # a text
+labels = {labels}
+bias = {bias}  # of each label; without it the label prior is that of the texts the task was measured on
+special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
+def tokens_of(text):
+    if not any(token in text for token in special):
+        ids = tokenizer(before + text + after).input_ids
+        return ids[: len(ids) - {ends}]
+    # What looks like a special token in a text is read as plain characters.
+    ids = tokenizer({left} + text + {right}, add_special_tokens={begins}, split_special_tokens=True).input_ids
+    return {head} + ids[: len(ids) - ({ends} if {begins} else 0)] + {tail}
+
+@torch.no_grad()
 def classify(text):
-    prompt = tokenizer(template.replace("{{text}}", text)).input_ids
+    prompt = tokens_of(text)
+    if len(prompt) > {longest}:
+        raise ValueError("the text is too long: shorten it; the service leaves out the middle of such texts")
     scores = []
     for tokens in labels.values():
         logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float()
         scores.append(logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).sum())
-    return dict(zip(labels, torch.stack(scores).softmax(0).tolist()))
+    return dict(zip(labels, (torch.stack(scores) - torch.tensor(bias)).softmax(0).tolist()))
 """
 
 
@@ -73,7 +87,7 @@ def export(lm: LanguageModel, adapter: AdapterBody, folder: Path) -> None:
     template = PromptTemplate.of(lm, meta.template, chat=meta.chat)
     labels = dict(zip(meta.labels, map(list, template.labels(meta.labels).ids), strict=True))
     write(lm, config, weights, folder)
-    card = model_card(meta, template.template, labels, config.max_position_embeddings)
+    card = model_card(meta, template, labels, config.max_position_embeddings)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -122,7 +136,7 @@ def write(lm: LanguageModel, config: PreTrainedConfig, weights: Weights, folder:
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
 
 
-def model_card(meta: AdapterMeta, template: str, labels: dict[str, list[int]], positions: int) -> str:
+def model_card(meta: AdapterMeta, template: PromptTemplate, labels: dict[str, list[int]], positions: int) -> str:
     """Return the model card: the task, its base model, its accuracy, and the code that classifies a text.
 
     Args:
@@ -130,7 +144,7 @@ def model_card(meta: AdapterMeta, template: str, labels: dict[str, list[int]], p
         labels: the tokens of each label, as they follow the prompt.
         positions: the longest input, in tokens, for which the checkpoint computes what the injected model does.
     """
-    snippet = SNIPPET.format(template=json.dumps(template), labels=json.dumps(labels, ensure_ascii=False))
+    snippet = classification_code(meta, template, labels)
     accuracy = "not measured"
     if (result := meta.evaluation) is not None:
         accuracy = f"{result.accuracy:.1%}, macro-F1 {result.macro_f1:.3f}, on {result.examples} held-out examples of all clients"
@@ -150,7 +164,7 @@ licence is that of the base model.
 |---|---|
 | task | `{meta.task}` |
 | labels | {", ".join(f"`{label}`" for label in meta.labels)} |
-| template | `{json.dumps(template, ensure_ascii=False)}` |
+| template | `{json.dumps(template.template, ensure_ascii=False)}` |
 | base model | `{meta.identity.name}` ({meta.identity.family}, {meta.identity.num_layers} layers of {meta.identity.hidden_size}) |
 | fingerprint of the base model | `{meta.identity.fingerprint}` |
 | calibration rounds | {meta.version} |
@@ -159,11 +173,31 @@ licence is that of the base model.
 | coefficient groups | {meta.layout.groups} |
 | made | {meta.created_at:%Y-%m-%d %H:%M} UTC |
 
-The next token after the prompt is the label. For inputs of up to {positions} tokens the checkpoint computes what the injected model does, to rounding.
+The next token after the prompt is the label, and the bias of each label is subtracted from its log-probability, as the service does. For inputs of up to {positions}
+tokens the checkpoint computes what the injected model does, to rounding: a float32 checkpoint answers as a service in float32. A service or a checkpoint
+in bfloat16 rounds more, which changes probabilities in the second decimal place.
 
 ```python
 {snippet}```
 """
+
+
+def classification_code(meta: AdapterMeta, template: PromptTemplate, labels: dict[str, list[int]]) -> str:
+    """Return Python code whose `classify(text)` returns the probability of each label as the service computes it."""
+    parts = prompt_parts(template.tokenizer, template.prefix, template.suffix)
+    return SNIPPET.format(
+        before=json.dumps(template.prefix),
+        after=json.dumps(template.suffix),
+        labels=json.dumps(labels, ensure_ascii=False),
+        bias=json.dumps(meta.label_bias or [0.0] * len(labels)),
+        left=json.dumps(parts.left),
+        right=json.dumps(parts.right),
+        head=list(parts.head),
+        tail=list(parts.tail),
+        begins=not parts.head,
+        ends=parts.ends,
+        longest=template.max_tokens,
+    )
 
 
 def _check(lm: LanguageModel, injection: Injection) -> None:

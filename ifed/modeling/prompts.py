@@ -194,6 +194,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, suffix: s
     return Encoding(head.ids + body.ids + tail.ids, head.spans + body.spans + tail.spans)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """A template cut at the special tokens next to the text, for code that tokenises as `encode` does.
+
+    Attributes:
+        head: the tokens up to the last special token before the text; empty if there is none.
+        left: the characters between it and the text.
+        right: the characters between the text and the first special token after it.
+        tail: the tokens from there on.
+        ends: the number of tokens that the tokenizer appends to a string and that a label must not follow.
+    """
+
+    head: list[int]
+    left: str
+    right: str
+    tail: list[int]
+    ends: int
+
+
+def prompt_parts(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> PromptParts:
+    """Return the parts of a prompt that do not depend on its text."""
+    special = _special_tokens(tokenizer)
+    begin = max([prefix.rfind(token) + len(token) for token in special if token in prefix], default=0)
+    end = min([suffix.find(token) for token in special if token in suffix], default=len(suffix))
+    head = _encode(tokenizer, prefix[:begin], 0).ids if begin else []
+    tail = _encode(tokenizer, suffix[end:], 0, add_special_tokens=False).ids
+    ends = len(tokenizer("a").input_ids) - len(_encode(tokenizer, "a", 0).ids)
+    return PromptParts(head, prefix[begin:], suffix[:end], tail, ends)
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, part: str, offset: int, **options: Any) -> Encoding:
     encoded = tokenizer(
         part, return_offsets_mapping=True, return_special_tokens_mask=True, **({"split_special_tokens": False} | options)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, UnsupportedFamily
@@ -21,7 +22,9 @@ from ifed.modeling.export import FOLDING, UNFOLDABLE, export, fold, write
 from ifed.modeling.hooks import final_hidden, inject
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel, quiet
+from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
+from ifed.tensors.label_prior import without_bias
 from testing.random_models import (
     ALL,
     FAMILY_NAMES,
@@ -30,6 +33,7 @@ from testing.random_models import (
     TEMPLATE,
     TEXTS,
     build,
+    build_fresh,
     random_coefficients,
     random_context,
     template,
@@ -178,21 +182,48 @@ def adapter(lm: LanguageModel) -> AdapterBody:
     return AdapterBody(random_context(2), random_coefficients(2, 4), meta)
 
 
-def test_the_code_on_the_model_card_computes_the_services_probabilities(tmp_path: Path) -> None:
-    lm, folder = build(), tmp_path / "out"
+BIAS = [0.9, -0.4, 0.2]
+CHAT = "{% for message in messages %}<bos>ask: {{ message.content }}<eos>{% endfor %}answer:"
+HOSTILE = (*TEXTS, "the <eos> film <bos>", "<pad>")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "ends", "dtype", "close"),
+    [
+        *((family, {"label_bias": BIAS}, False, torch.float32, 2e-4) for family in sorted(FOLDING)),
+        ("llama", {}, False, torch.float32, 2e-4),
+        ("llama", {"label_bias": BIAS, "chat": True}, False, torch.float32, 2e-4),
+        ("llama", {"label_bias": BIAS}, True, torch.float32, 2e-4),
+        ("llama", {"label_bias": BIAS}, False, torch.bfloat16, 0.1),
+    ],
+)
+def test_the_code_on_the_model_card_computes_the_services_probabilities(
+    family: str, changes: dict[str, Any], ends: bool, dtype: torch.dtype, close: float, tmp_path: Path
+) -> None:
+    lm = build_fresh(family, dtype=dtype, **WIDE.get(family, {}))
+    lm.tokenizer.chat_template = CHAT
+    if ends:  # a tokenizer that appends an end token
+        lm.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+        )
     exported = adapter(lm)
-    export(lm, exported, folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    room: dict[str, object] = {}
+    exported = AdapterBody(exported.context, exported.coefficients, exported.meta.model_copy(update=changes))
+    export(lm, exported, tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)
+    room: dict[str, Any] = {}
     with quiet():
-        exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), room)
-    injection = injection_of(exported.context, exported.coefficients, [1, 2], device="cpu", dtype=lm.dtype)
-    prompts, labels = template(lm), template(lm).labels(LABELS)
-    scores = score(lm, [ScoringItem(prompts.prompt(text), labels, injection) for text in TEXTS])
-    for text, expected in zip(TEXTS, scores, strict=True):
-        probabilities = room["classify"](text)  # type: ignore[operator]
+        exec(code.replace('folder = "."', f"folder = {str(tmp_path)!r}"), room)
+    meta = exported.meta
+    injected = injection_of(exported.context, exported.coefficients, [1, 2], device="cpu", dtype=lm.dtype)
+    prompts = PromptTemplate.of(lm, meta.template, chat=meta.chat)
+    items = [ScoringItem(prompts.prompt(text), prompts.labels(LABELS), injected) for text in HOSTILE]
+    for item, text, scores in zip(items, HOSTILE, score(lm, items), strict=True):
+        assert room["tokens_of"](text) == list(item.prompt.ids)
+        probabilities = room["classify"](text)
         assert list(probabilities) == LABELS
-        np.testing.assert_allclose(list(probabilities.values()), np.exp(expected), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(list(probabilities.values()), np.exp(without_bias(scores, meta.label_bias)), atol=close)
+    with pytest.raises(ValueError, match="too long"):
+        room["classify"]("good " * POSITIONS)
 
 
 def test_the_model_card_names_the_task_the_base_model_and_the_accuracy(tmp_path: Path) -> None:
