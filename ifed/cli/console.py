@@ -11,12 +11,12 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
-import httpx
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from ifed.clients import AggregatorClient
+from ifed.clients.transport import is_service_url
 from ifed.errors import BadArguments
 from ifed.private_files import FILE_MODE
 
@@ -73,12 +73,7 @@ def check_address(url: str, option: str, example: str) -> None:
     Raises:
         BadArguments: it is not.
     """
-    try:
-        parsed = httpx.URL(url)
-        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port is None or 0 < parsed.port < 65_536)
-    except httpx.InvalidURL:
-        usable = False
-    if not usable or ("[" in url and "]" not in url):
+    if not is_service_url(url):
         shown = "the address" if "@" in url else repr(url)  # before an @ stands a password
         raise BadArguments(f"{option}: {shown} is no URL of a service; it begins with http:// or https://, as in {example}")
 

@@ -34,6 +34,16 @@ def retry_after_seconds(value: str | None) -> float | None:
     return min(float(value), LONGEST_RETRY_AFTER)
 
 
+def is_service_url(url: str) -> bool:
+    """Return whether a string is the URL of a service: http or https, with a host and, if any, a valid port."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    whole = "[" not in url or "]" in url
+    return whole and parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port is None or 0 < parsed.port < 65_536)
+
+
 def raise_refusal(response: httpx.Response) -> None:
     """Raise the exception that an error response names; return if it is no error.
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ifed.modeling.language_model import quiet
-from ifed.modeling.loading import LOCAL, require_all_tensors
+from ifed.modeling.weight_files import LOCAL, require_all_tensors
 
 
 def convert(gguf: Path, folder: Path) -> None:

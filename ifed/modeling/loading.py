@@ -16,12 +16,11 @@ from ifed.modeling.families import family_of, require_known_family
 from ifed.modeling.fingerprint import fingerprint_of_folder
 from ifed.modeling.language_model import LanguageModel, Options, quiet, wrap
 from ifed.modeling.optimizations import apply_options
-from ifed.modeling.weight_files import some_of, weight_files
+from ifed.modeling.weight_files import LOCAL, require_all_tensors, weight_files
 
 __all__ = ["LanguageModel", "Options", "load", "wrap"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # never run code that comes with a model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,27 +82,6 @@ def load(
     _require_finite(model, folder)
     apply_options(options, model.requires_grad_(False), family_of(model))
     return wrap(model, tokenizer, name=name, fingerprint=fingerprint, options=options)
-
-
-def require_all_tensors(source: Path, info: dict[str, Any]) -> None:
-    """Refuse a model of which a tensor was not in its files, since it would be random, or that has not used one of them.
-
-    Args:
-        info: what `from_pretrained(…, output_loading_info=True)` returns beside the model.
-
-    Raises:
-        UnknownModel: names the first of the tensors.
-    """
-    if missing := [str(name) for name in info["missing_keys"]]:
-        raise UnknownModel(
-            f"{source} lacks {len(missing)} of the model's tensors, which would be random: {some_of(missing)}; "
-            "take a checkpoint of the whole causal language model"
-        )
-    if unexpected := [str(name) for name in info["unexpected_keys"]]:
-        raise UnknownModel(
-            f"{source} holds {len(unexpected)} tensors that the model does not use: {some_of(unexpected)}; "
-            "take a checkpoint of the causal language model alone"
-        )
 
 
 def _require_finite(model: PreTrainedModel, folder: Path) -> None:

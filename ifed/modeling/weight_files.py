@@ -16,6 +16,7 @@ from ifed.errors import UnknownModel
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 LENGTH_BYTES = 8  # of a safetensors file, in front of its header
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # never run code that comes with a model
 NAMED = 3  # tensors or files that a refusal names
 
 
@@ -68,6 +69,27 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 raise UnknownModel(f"{path.name} and {tensors[name].path.name} in {folder} both hold the tensor {name}; remove one")
             tensors[name] = tensor
     return tensors
+
+
+def require_all_tensors(source: Path, info: dict[str, Any]) -> None:
+    """Refuse a model of which a tensor was not in its files, since it would be random, or that has not used one of them.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True)` returns beside the model.
+
+    Raises:
+        UnknownModel: names the first of the tensors.
+    """
+    if missing := [str(name) for name in info["missing_keys"]]:
+        raise UnknownModel(
+            f"{source} lacks {len(missing)} of the model's tensors, which would be random: {some_of(missing)}; "
+            "take a checkpoint of the whole causal language model"
+        )
+    if unexpected := [str(name) for name in info["unexpected_keys"]]:
+        raise UnknownModel(
+            f"{source} holds {len(unexpected)} tensors that the model does not use: {some_of(unexpected)}; "
+            "take a checkpoint of the causal language model alone"
+        )
 
 
 def some_of(names: list[str]) -> str:
