@@ -12,7 +12,15 @@ from httpx_sse import SSEError, aconnect_sse
 
 from ifed.clients.transport import ServiceClient, check_content_encoding, parsed, raise_refusal
 from ifed.errors import Malformed, Unavailable, UnreadableAnswer
-from ifed.messages.bodies import TENSORS, AdapterBody, read_coefficients, read_context
+from ifed.messages.bodies import (
+    TENSORS,
+    AdapterBody,
+    HeadQuery,
+    read_coefficients,
+    read_context,
+    read_head,
+    read_standardization,
+)
 from ifed.messages.clients import AuditLine, ClientInfo, Enrolment, NewClient, TokenHolder
 from ifed.messages.enums import Role
 from ifed.messages.evaluations import EvaluationDetails
@@ -37,9 +45,10 @@ from ifed.messages.rounds import (
     Withdrawal,
 )
 from ifed.messages.tasks import TaskSpec
+from ifed.tensors.regression import LabelHead, Standardization
 from ifed.tensors.values import Coefficients, ContextVector, TensorBody, check_content_digest, content_digest
 
-Tensors = TypeVar("Tensors", ContextVector, Coefficients, AdapterBody)
+Tensors = TypeVar("Tensors")
 LONG_POLL_SLACK = 15.0
 REPLAY_SECONDS = 600.0
 SILENCE_SECONDS = 60.0  # a stream sends something every 15 seconds
@@ -194,6 +203,14 @@ class AggregatorClient(ServiceClient):
         """Contribute the bytes of an `UpdateBody`; sending the same bytes again gives the same receipt."""
         return await self._contribute(f"/v1/tasks/{task}/rounds/{number}/update", body)
 
+    async def submit_head(self, task: str, number: int, body: bytes) -> Receipt:
+        """Contribute the bytes of a `HeadBody`; sending the same bytes again gives the same receipt."""
+        return await self._contribute(f"/v1/tasks/{task}/rounds/{number}/head", body)
+
+    async def query(self, task: str, number: int) -> HeadQuery:
+        """Return what a head round asks."""
+        return _read_tensors(await self._send("GET", f"/v1/tasks/{task}/rounds/{number}/query"), HeadQuery.from_bytes)
+
     async def add_context(self, task: str, body: bytes) -> Receipt:
         """Add the bytes of a `ContextBody` to the context vector after its round; the same bytes again give the same receipt."""
         return await self._contribute(f"/v1/tasks/{task}/context", body, method="POST")
@@ -211,6 +228,18 @@ class AggregatorClient(ServiceClient):
         params: Mapping[str, int] = {} if version is None else {"version": version}
         response = await self._send("GET", f"/v1/tasks/{task}/context", params=params)
         return _read_tensors(response, lambda body: read_context(TensorBody.from_bytes(body)))
+
+    async def standardization(self, task: str, *, version: int | None = None) -> Standardization | None:
+        """Return the statistics of the final state that come with a context vector; None for a task without a label head."""
+        params: Mapping[str, int] = {} if version is None else {"version": version}
+        response = await self._send("GET", f"/v1/tasks/{task}/context", params=params)
+        return _read_tensors(response, lambda body: read_standardization(TensorBody.from_bytes(body)))
+
+    async def version(self, task: str, version: int) -> tuple[Coefficients, LabelHead | None]:
+        """Return a version's coefficients, and its label head if it has one."""
+        response = await self._send("GET", f"/v1/tasks/{task}/coefficients", params={"version": version})
+        body = _read_tensors(response, TensorBody.from_bytes)
+        return _read_tensors(response, lambda _: (read_coefficients(body), read_head(body)))
 
     async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
         """Return a version of the task's coefficients, shape (layer, site, coefficient, group); by default the newest."""

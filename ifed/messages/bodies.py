@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -9,11 +11,13 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
-from ifed.messages.rounds import AdapterMeta, ContributionMeta
+from ifed.messages.rounds import AdapterMeta, ContributionMeta, Reading
 from ifed.messages.tasks import Message
 from ifed.messages.validation import describe_errors
+from ifed.tensors.quantization import QuantizedRows
+from ifed.tensors.regression import LabelHead, Standardization
 from ifed.tensors.updates import UPDATE_TENSORS, Update, read_update, update_tensors
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Int64, TensorBody
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, Int64, TensorBody
 
 TENSORS = "application/vnd.safetensors"
 SUM_TOLERANCE = 1e-3
@@ -22,18 +26,143 @@ Meta = TypeVar("Meta", bound=Message)
 
 
 class ContextBody:
-    """The body of `PUT …/context`: tensor `context`, float16 or float32, shape (layer, site, d)."""
+    """The body of `PUT …/context`: tensor `context`, float16 or float32, shape (layer, site, d).
 
-    def __init__(self, vector: ContextVector, meta: ContributionMeta) -> None:
-        self.vector, self.meta = vector, meta
+    For a task with a label head it carries `state_mean` and `state_deviation` too, float32, (d,): the statistics of the final state over
+    public texts, by which its states are standardised.
+    """
+
+    def __init__(self, vector: ContextVector, meta: ContributionMeta, standardization: Standardization | None = None) -> None:
+        self.vector, self.meta, self.standardization = vector, meta, standardization
 
     def to_bytes(self) -> bytes:
-        return TensorBody({"context": self.vector.wire()}, self.meta.model_dump(exclude_none=True)).to_bytes()
+        tensors = {"context": self.vector.wire()} | standardization_tensors(self.standardization)
+        return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        parsed = _only(TensorBody.from_bytes(body), "context")
-        return cls(read_context(parsed), _meta(ContributionMeta, parsed))
+        parsed = _only(TensorBody.from_bytes(body), "context", *STANDARDIZATION_TENSORS)
+        return cls(read_context(parsed), _meta(ContributionMeta, parsed), read_standardization(parsed))
+
+
+class HeadBody:
+    """The body of `PUT …/head`: a client's answer to the question of a head round.
+
+    Tensors: `answer`, rows of d numbers in float32, float16, or int8 with `scales`, one a row: TᵀZ / n, or ZᵀZ / n times each direction of
+    the query; for the question `sums` the upper triangle of ZᵀZ / n as `gram` besides; for `likelihood`, `log_likelihoods`, float64,
+    (candidate, temperature), sums over the held-out examples, whose number is `examples` of the metadata. See `ifed.tensors.regression`.
+    """
+
+    def __init__(
+        self,
+        meta: ContributionMeta,
+        answer: QuantizedRows | None = None,
+        *,
+        gram: npt.NDArray[np.floating] | None = None,
+        log_likelihoods: Float64 | None = None,
+    ) -> None:
+        self.meta, self.answer, self.gram, self.log_likelihoods = meta, answer, gram, log_likelihoods
+
+    def to_bytes(self) -> bytes:
+        tensors: dict[str, npt.NDArray[Any]] = {} if self.answer is None else self.answer.tensors("answer")
+        if self.gram is not None:
+            tensors["gram"] = self.gram
+        if self.log_likelihoods is not None:
+            tensors["log_likelihoods"] = self.log_likelihoods
+        return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Self:
+        parsed = _only(TensorBody.from_bytes(body), "answer", "scales", "gram", "log_likelihoods")
+        gram = parsed.tensor("gram", np.float16, np.float32, np.float64) if "gram" in parsed.tensors else None
+        sums = parsed.tensor("log_likelihoods", np.float64) if "log_likelihoods" in parsed.tensors else None
+        for name, values in (("gram", gram), ("log_likelihoods", sums)):
+            if values is not None and not np.isfinite(values).all():
+                raise NonFinite(f"{name} holds values that are NaN or infinite; send finite numbers")
+        if sums is not None and (sums > 0).any():
+            raise Malformed("log-likelihoods are logarithms of probabilities: 0 at the most")
+        answer = QuantizedRows.read(parsed, "answer") if "answer" in parsed.tensors else None
+        return cls(_meta(ContributionMeta, parsed), answer, gram=gram, log_likelihoods=sums)
+
+
+class HeadQuery:
+    """The body of `GET …/rounds/{number}/query`: what a head round asks.
+
+    Tensors: `shares`, float64, (C,), of the labels among all examples; for the question `product`, `directions`, float16, (m, d); for
+    `likelihood`, `candidates`, float32, (candidate, C - 1, d), and `temperatures`, float64.
+    """
+
+    def __init__(
+        self,
+        shares: Float64,
+        *,
+        directions: npt.NDArray[np.float16] | None = None,
+        candidates: Float32 | None = None,
+        temperatures: Float64 | None = None,
+    ) -> None:
+        self.shares, self.directions, self.candidates, self.temperatures = shares, directions, candidates, temperatures
+
+    def to_bytes(self) -> bytes:
+        named = {"directions": self.directions, "candidates": self.candidates, "temperatures": self.temperatures}
+        tensors: dict[str, npt.NDArray[Any]] = {name: values for name, values in named.items() if values is not None}
+        return TensorBody({"shares": self.shares} | tensors, {}).to_bytes()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Self:
+        parsed = TensorBody.from_bytes(body)
+        return cls(
+            parsed.tensor("shares", np.float64),
+            directions=parsed.tensor("directions", np.float16) if "directions" in parsed.tensors else None,
+            candidates=parsed.tensor("candidates", np.float32) if "candidates" in parsed.tensors else None,
+            temperatures=parsed.tensor("temperatures", np.float64) if "temperatures" in parsed.tensors else None,
+        )
+
+
+HELD_OUT_TENSORS = ("confusion", "label_probabilities", "log_likelihood")
+OTHER_READINGS: tuple[Reading, ...] = ("words", "both")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutCounts:
+    """What a client reports of a version on its held-out examples.
+
+    Attributes:
+        confusion: int64, (truth, prediction).
+        label_probabilities: mean probability of each label, float32, (labels,).
+        log_likelihood: sum of the log-probabilities of the true labels, 0 at the most.
+    """
+
+    confusion: Int64
+    label_probabilities: Float32 | None = None
+    log_likelihood: float | None = None
+
+    def tensors(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+        """Return the tensors that a body carries, by name."""
+        tensors: dict[str, npt.NDArray[Any]] = {f"{prefix}confusion": self.confusion}
+        if self.label_probabilities is not None:
+            tensors[f"{prefix}label_probabilities"] = self.label_probabilities
+        if self.log_likelihood is not None:
+            tensors[f"{prefix}log_likelihood"] = np.array([self.log_likelihood], dtype=np.float64)
+        return tensors
+
+    @classmethod
+    def read(cls, body: TensorBody, prefix: str = "") -> Self:
+        """Read the tensors whose names begin with `prefix`.
+
+        Raises:
+            LayoutMismatch: the confusion counts are missing, or a tensor has another dtype or shape.
+            NonFinite: a value is NaN or infinite.
+            Malformed: the label probabilities or the log-likelihood cannot be what they are said to be.
+        """
+        confusion = body.tensor(f"{prefix}confusion", np.int64)
+        if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
+            raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
+        probabilities = f"{prefix}label_probabilities"
+        return cls(
+            confusion,
+            read_label_probabilities(body, probabilities) if probabilities in body.tensors else None,
+            _read_log_likelihood(body, f"{prefix}log_likelihood") if f"{prefix}log_likelihood" in body.tensors else None,
+        )
 
 
 class UpdateBody:
@@ -41,48 +170,127 @@ class UpdateBody:
 
     Tensors: `confusion`, int64, (truth, prediction); the update as `coefficients` or `gradient`, float32, (layer, site, coefficient,
     group), or as `change` in float16 or int8, the latter with `scales`; and where the policy asks for them `label_probabilities`, float32,
-    (labels,): the mean probability of each label on the held-out texts under the round's version.
+    (labels,): the mean probability of each label on the held-out texts under the round's version; and `log_likelihood`, float64, (1,), the
+    sum of the log-probabilities of their true labels. In an evaluation round of a task with head `auto`, these are of the label head, and
+    `words_…` and `both_…` are those of the two other ways of reading the labels.
     """
 
     def __init__(
-        self, update: Update | None, confusion: Int64, meta: ContributionMeta, *, label_probabilities: Float32 | None = None
+        self,
+        update: Update | None,
+        confusion: Int64,
+        meta: ContributionMeta,
+        *,
+        label_probabilities: Float32 | None = None,
+        log_likelihood: float | None = None,
+        others: Mapping[Reading, HeldOutCounts] | None = None,
     ) -> None:
         self.update, self.confusion, self.meta, self.label_probabilities = update, confusion, meta, label_probabilities
+        self.log_likelihood, self.others = log_likelihood, others or {}
+
+    @classmethod
+    def of(
+        cls,
+        held_out: HeldOutCounts,
+        meta: ContributionMeta,
+        update: Update | None = None,
+        *,
+        others: Mapping[Reading, HeldOutCounts] | None = None,
+    ) -> Self:
+        """Return the body of what a client reports of the round's version, and of its update."""
+        return cls(
+            update,
+            held_out.confusion,
+            meta,
+            label_probabilities=held_out.label_probabilities,
+            log_likelihood=held_out.log_likelihood,
+            others=others,
+        )
 
     def to_bytes(self) -> bytes:
         tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion} | update_tensors(self.update)
         if self.label_probabilities is not None:
             tensors["label_probabilities"] = self.label_probabilities
+        if self.log_likelihood is not None:
+            tensors["log_likelihood"] = np.array([self.log_likelihood], dtype=np.float64)
+        for reading, counts in self.others.items():
+            tensors |= counts.tensors(f"{reading}_")
         return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        parsed = _only(TensorBody.from_bytes(body), "confusion", "label_probabilities", *UPDATE_TENSORS)
-        confusion = parsed.tensor("confusion", np.int64)
-        if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
-            raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
+        others = [f"{reading}_{name}" for reading in OTHER_READINGS for name in HELD_OUT_TENSORS]
+        parsed = _only(TensorBody.from_bytes(body), *HELD_OUT_TENSORS, *others, *UPDATE_TENSORS)
+        counts = HeldOutCounts.read(parsed)
         return cls(
             read_update(parsed),
-            confusion,
+            counts.confusion,
             _meta(ContributionMeta, parsed),
-            label_probabilities=read_label_probabilities(parsed) if "label_probabilities" in parsed.tensors else None,
+            label_probabilities=counts.label_probabilities,
+            log_likelihood=counts.log_likelihood,
+            others={
+                reading: HeldOutCounts.read(parsed, f"{reading}_")
+                for reading in OTHER_READINGS
+                if f"{reading}_confusion" in parsed.tensors
+            },
         )
 
 
 class AdapterBody:
-    """The body of `GET …/adapter`: `context` and `coefficients`, all that a model needs to serve one task."""
+    """The body of `GET …/adapter`: `context`, `coefficients` and, if the labels are read by it, the head: all that a model needs to serve one task."""
 
-    def __init__(self, context: ContextVector, coefficients: Coefficients, meta: AdapterMeta) -> None:
-        self.context, self.coefficients, self.meta = context, coefficients, meta
+    def __init__(
+        self, context: ContextVector, coefficients: Coefficients, meta: AdapterMeta, *, head: LabelHead | None = None
+    ) -> None:
+        self.context, self.coefficients, self.meta, self.head = context, coefficients, meta, head
 
     def to_bytes(self) -> bytes:
-        tensors = {"context": self.context.wire(), "coefficients": self.coefficients.values}
+        tensors = {"context": self.context.wire(), "coefficients": self.coefficients.values} | head_tensors(self.head)
         return TensorBody(tensors, self.meta.model_dump(mode="json", exclude_none=True)).to_bytes()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
         parsed = TensorBody.from_bytes(body, largest_header=LARGEST_ADAPTER_HEADER)
-        return cls(read_context(parsed), read_coefficients(parsed), _meta(AdapterMeta, parsed))
+        return cls(read_context(parsed), read_coefficients(parsed), _meta(AdapterMeta, parsed), head=read_head(parsed))
+
+
+STANDARDIZATION_TENSORS = ("state_mean", "state_deviation")
+
+
+def standardization_tensors(standardization: Standardization | None) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a body that carry a standardisation, by name; none for None."""
+    if standardization is None:
+        return {}
+    return {"state_mean": standardization.mean, "state_deviation": standardization.deviation}
+
+
+def read_standardization(body: TensorBody) -> Standardization | None:
+    """Read `state_mean` and `state_deviation`, float32, (d,); None when the body has neither.
+
+    Raises:
+        LayoutMismatch: one of them is missing, or has another dtype.
+        NonFinite: a value is NaN or infinite.
+    """
+    if not set(STANDARDIZATION_TENSORS) & set(body.tensors):
+        return None
+    return Standardization(*(body.tensor(name, np.float32) for name in STANDARDIZATION_TENSORS))
+
+
+def head_tensors(head: LabelHead | None) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a body that carry a label head, by name; none for None."""
+    return {} if head is None else {"head_weight": head.weight, "head_bias": head.bias}
+
+
+def read_head(body: TensorBody) -> LabelHead | None:
+    """Read `head_weight`, float32, (C, d), and `head_bias`, float32, (C,); None when the body has neither.
+
+    Raises:
+        LayoutMismatch: one of them is missing, or has another dtype or shape.
+        NonFinite: a value is NaN or infinite.
+    """
+    if "head_weight" not in body.tensors and "head_bias" not in body.tensors:
+        return None
+    return LabelHead(body.tensor("head_weight", np.float32), body.tensor("head_bias", np.float32))
 
 
 def read_context(body: TensorBody) -> ContextVector:
@@ -111,15 +319,26 @@ def _only(body: TensorBody, *names: str) -> TensorBody:
     return body
 
 
-def read_label_probabilities(body: TensorBody) -> Float32:
-    """Read the tensor `label_probabilities` of a body, float32, shape (labels,): non-negative numbers whose sum is 1.
+def _read_log_likelihood(body: TensorBody, name: str) -> float:
+    values = body.tensor(name, np.float64)
+    if values.shape != (1,):
+        raise LayoutMismatch(f"a log-likelihood is one number, got shape {values.shape}")
+    if not np.isfinite(values[0]):
+        raise NonFinite("a log-likelihood that is NaN or infinite says nothing; send a finite number")
+    if values[0] > 0:
+        raise Malformed("a log-likelihood is the logarithm of a probability: 0 at the most")
+    return float(values[0])
+
+
+def read_label_probabilities(body: TensorBody, name: str = "label_probabilities") -> Float32:
+    """Read the label probabilities of a body, float32, shape (labels,): non-negative numbers whose sum is 1.
 
     Raises:
         LayoutMismatch: it is not there, or of another dtype or number of axes.
         NonFinite: it holds NaN or Inf.
         Malformed: a number below 0, or a sum that is not 1.
     """
-    means = body.tensor("label_probabilities", np.float32)
+    means = body.tensor(name, np.float32)
     if means.ndim != 1:
         raise LayoutMismatch(f"label probabilities have one axis, the labels, got shape {means.shape}")
     if not np.isfinite(means).all():

@@ -24,11 +24,29 @@ class TaskState(StrEnum):
 
 
 class RoundKind(StrEnum):
-    """What clients contribute in a round: context vectors, updates, or evaluations only."""
+    """What clients contribute in a round: context vectors, answers for the label head, updates, or evaluations only."""
 
     CONTEXT = "context"
+    HEAD = "head"
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
+
+
+class HeadQuestion(StrEnum):
+    """What a head round asks of each client's examples."""
+
+    SUMS = "sums"
+    MOMENT = "moment"
+    PRODUCT = "product"
+    LIKELIHOOD = "likelihood"
+
+
+class HeadState(StrEnum):
+    """The label head of a version: none, taken over from the version before, or solved on this version's own states."""
+
+    NONE = "none"
+    CARRIED = "carried"
+    SOLVED = "solved"
 
 
 class RoundState(StrEnum):
@@ -47,6 +65,7 @@ class AssignmentKind(StrEnum):
     JOIN = "join"
     WAIT = "wait"
     CONTEXT = "context"
+    HEAD = "head"
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
     ADDITION = "addition"

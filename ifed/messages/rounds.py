@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
-from ifed.messages.tasks import Label, LayerChoice, Layout, Message, Mode, ModelIdentity, Name, Policy, TaskSpec
+from ifed.messages.enums import AssignmentKind, HeadQuestion, HeadState, RoundKind, RoundState, TaskState
+from ifed.messages.tasks import (
+    HeadChoice,
+    InjectionPosition,
+    Label,
+    LayerChoice,
+    Layout,
+    Message,
+    Mode,
+    ModelIdentity,
+    Name,
+    Policy,
+    TaskSpec,
+)
 from ifed.tensors.probes import Probe
 
 Item = TypeVar("Item")
@@ -31,7 +43,21 @@ class TaskChanges(Message):
     model: str | None = None
     layers: LayerChoice | None = None
     groups: int | None = None
+    head: HeadChoice | None = None
+    injection: InjectionPosition | None = None
     policy: Policy | None = None
+
+
+Reading = Literal["words", "head", "both"]
+
+
+class ReadingResult(Message):
+    """One way of reading the labels of a version, evaluated on the held-out examples of all clients."""
+
+    reading: Reading
+    accuracy: float
+    macro_f1: float
+    log_likelihood: float = Field(description="mean log-probability of the true label")
 
 
 class Evaluation(Message):
@@ -41,6 +67,9 @@ class Evaluation(Message):
     accuracy: float
     macro_f1: float
     examples: int
+    log_likelihood: float | None = Field(None, description="mean log-probability of the true label")
+    reading: Reading | None = Field(None, description="what was read: the label words, the label head, or the mean of both")
+    readings: list[ReadingResult] = Field([], description="of a task with head `auto`: each way of reading the labels")
 
 
 class ClientProgress(Message):
@@ -71,6 +100,7 @@ class RoundInfo(Message):
     version: int | None = Field(None, description="the coefficients this round started from")
     context: int | None = Field(None, description="the context vector this round works with")
     produced: int | None = Field(None, description="the coefficients this round made")
+    question: HeadQuestion | None = Field(None, description="of a head round: what it asks")
     loss: float | None = None
     evaluation: Evaluation | None = None
     reason: str | None = Field(None, description="why it failed or was cancelled")
@@ -140,6 +170,8 @@ class TaskBrief(Message):
     layout: Layout | None
     layers: LayerChoice
     groups: int
+    head: HeadChoice = "words"
+    injection: InjectionPosition = "all_tokens"
     policy: Policy
 
 
@@ -167,6 +199,9 @@ class Assignment(Message):
     context_version: int | None = Field(None, description="the context vector to work with: the one of the round")
     context_digest: str | None = Field(None, description="sha256 of the body of GET …/context?version=")
     work: LocalWork | None = None
+    question: HeadQuestion | None = Field(
+        None, description="of a head round: what to answer; GET …/rounds/{number}/query has its tensors"
+    )
     client: Name | None = Field(None, description="the client this is for")
     state: TaskState
     reason: str | None = None
@@ -211,6 +246,9 @@ class AdapterMeta(Message):
     identity: ModelIdentity
     layout: Layout
     evaluation: Evaluation | None = None
+    injection: InjectionPosition = "all_tokens"
+    reading: Reading = Field("words", description="what to read: the label words, the label head in the body, or the mean of both")
+    head: HeadState = HeadState.NONE
     label_bias: list[float] | None = Field(
         None, description="log of each label's mean probability over that of its share, to be subtracted from a text's log-scores"
     )

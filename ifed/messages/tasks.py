@@ -13,6 +13,9 @@ from ifed.tensors.quantization import UpdateDType
 
 Mode = Literal["coefficients", "gradient"]
 AggregationRule = Literal["weighted_mean", "median", "trimmed_mean", "multi_krum", "geometric_median"]
+InjectionPosition = Literal["all_tokens", "last_token"]
+HeadChoice = Literal["words", "regression", "auto"]
+Solver = Literal["sums", "conjugate_gradient"]
 OptimizerName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -164,8 +167,17 @@ class Policy(AggregationPolicy, Message):
     logit_adjustment: float = Field(1.0, ge=0, le=10, description="weight of the client's log label prior in training; 0 is off")
     initial_context_weight: float = Field(0.0, ge=-10, le=10, description="λ before the first round; 0 starts from the base model")
     patience: int | None = Field(
-        None, ge=1, le=10_000, examples=[2], description="stop when the accuracy has not risen for so many rounds"
+        None,
+        ge=1,
+        le=10_000,
+        examples=[2],
+        description="stop calibrating when so many rounds have not improved the held-out likelihood, or the accuracy where it is unknown",
     )
+    solver: Solver = Field(
+        "conjugate_gradient",
+        description="how the label head is solved: in rounds of a few products each, or from full sums in one round, d (d + 1) / 2 numbers",
+    )
+    head_rounds: int = Field(8, ge=1, le=1000, description="rounds of products at the most for one solution by conjugate gradients")
     serve: Literal["best", "latest"] = Field("best", description="which evaluated version the adapter endpoint gives")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of its examples a client keeps for evaluation")
     max_holdout: int = Field(100, ge=1, le=1_000_000, description="held-out examples a client scores in a round at the most")
@@ -250,6 +262,14 @@ class TaskSpec(Message):
     )
     layers: LayerChoice = Field("upper_half", description="where is injected: a part of the layers, or a list of them from 0")
     groups: int = Field(64, ge=1, le=100_000, description="coefficient groups; must divide the hidden size")
+    head: HeadChoice = Field(
+        "words",
+        description="how a text's labels are read: by the label words, by a label head solved by ridge regression, or by whichever of the "
+        "two and their mean has the highest held-out likelihood",
+    )
+    injection: InjectionPosition = Field(
+        "all_tokens", description="the tokens that the injection acts on: all, as published, or the last of the prompt alone"
+    )
     policy: Policy = Field(Policy(), description="how the rounds run, see [policy](#policy)")
 
     @field_validator("labels")
@@ -267,6 +287,14 @@ class TaskSpec(Message):
         except BadTemplate as refusal:
             raise ValueError(refusal.detail) from refusal
         return template
+
+    @model_validator(mode="after")
+    def _sums_are_averaged(self) -> Self:
+        if self.head != "words" and self.policy.solver == "sums" and self.policy.aggregation != "weighted_mean":
+            raise ValueError(
+                f"aggregation {self.policy.aggregation!r} does not apply to solver 'sums'; use solver 'conjugate_gradient', whose rounds it aggregates"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layout_fits(self) -> Self:

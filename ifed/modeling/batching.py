@@ -42,6 +42,11 @@ class Row:
         """Return a row whose only output position is the last token."""
         return cls(ids, (len(ids) - 1,))
 
+    @property
+    def prompt_end(self) -> int:
+        """The position of the last token of the prompt, which is the first output position; 0 for a row without any."""
+        return self.output_positions[0] if self.output_positions else 0
+
     def after(self, prefix: KVCache) -> Row:
         """Return this row without its prefix, whose keys and values are in `prefix`."""
         positions = tuple(position - self.prefix_length for position in self.output_positions)
@@ -58,6 +63,7 @@ class Batch:
         attention_mask: int64, (B, W), 1 on real tokens; None if packed.
         row_of: int64, (B, W), the row of each token; the last row for the tokens that fill up a packed batch.
         output_indices: int64, (n,), the output positions of all rows in the flattened B·W, row after row.
+        after_prompt: bool, (B, W), true from the first output position of each row on, where an injection at the last token acts.
         lengths: the tokens of each row.
         kv_caches: the KV cache that each row follows, or None.
     """
@@ -67,6 +73,7 @@ class Batch:
     attention_mask: Tensor | None
     row_of: Tensor
     output_indices: Tensor
+    after_prompt: Tensor
     lengths: tuple[int, ...]
     kv_caches: tuple[KVCache | None, ...]
 
@@ -86,18 +93,21 @@ class Batch:
             rows = [*rows, Row((pad,) * missing, ())]
         lengths = tuple(len(row.ids) for row in rows)
         ids = [torch.tensor(row.ids) for row in rows]
+        after = [torch.arange(len(row.ids)) >= row.prompt_end for row in rows]
         kv_caches = tuple(row.kv_cache for row in rows)
         offsets = [kv_cache.length if kv_cache else 0 for kv_cache in kv_caches]
         positions = [torch.arange(length) + offset for length, offset in zip(lengths, offsets, strict=True)]
         if layout == "packed":
             starts = [sum(lengths[:index]) for index in range(len(rows))]
             input_ids, position_ids, mask = torch.cat(ids)[None], torch.cat(positions)[None], None
+            after_prompt = torch.cat(after)[None]
             row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))[None].clamp(max=row_count - 1)
         else:
             starts = [index * max(lengths) for index in range(len(rows))]
             input_ids, mask = pad_sequence(ids, True, pad), pad_sequence([torch.ones_like(row) for row in ids], True, 0)
             position_ids = torch.arange(max(lengths)).expand_as(input_ids)
             row_of = torch.arange(len(rows))[:, None].expand_as(input_ids)
+            after_prompt = pad_sequence(after, True, True)
         outputs = [start + position for start, row in zip(starts, rows, strict=True) for position in row.output_positions]
         return cls(
             input_ids=input_ids.to(device),
@@ -105,6 +115,7 @@ class Batch:
             attention_mask=mask.to(device) if mask is not None else None,
             row_of=row_of.to(device),
             output_indices=torch.tensor(outputs, dtype=torch.long).to(device),
+            after_prompt=after_prompt.to(device),
             lengths=lengths,
             kv_caches=kv_caches,
         )

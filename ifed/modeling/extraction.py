@@ -20,7 +20,7 @@ from ifed.tensors.values import SITES, ContextVector
 def context_vector(
     lm: LanguageModel,
     template: PromptTemplate,
-    labels: LabelTokens,
+    labels: LabelTokens | None,
     examples: Sequence[LabelledText[int]],
     *,
     layers: Sequence[int],
@@ -32,6 +32,8 @@ def context_vector(
     The forward pass ends at the last of `layers`. The mean is taken in float64.
 
     Args:
+        labels: the label words, which follow each text as published; with None the vector is of the last token of the prompt, where an
+            injection at the last token acts.
         token_budget: tokens of one forward pass; the model's own by default.
         progress: called after each batch with the examples done and the examples in all.
 
@@ -45,7 +47,8 @@ def context_vector(
     if not examples:
         raise Malformed("a context vector is a mean over demonstrations; there are none")
     prompts = [template.prompt(example.text) for example in examples]
-    ids = [prompt.ids + labels.ids[example.label] for prompt, example in zip(prompts, examples, strict=True)]
+    ends = [() if labels is None else labels.ids[example.label] for example in examples]
+    ids = [prompt.ids + end for prompt, end in zip(prompts, ends, strict=True)]
     rows = [Row(tokens, (len(tokens) - 1,), prompt.prefix_length) for tokens, prompt in zip(ids, prompts, strict=True)]
     layout = layout_for(lm)
     sums: dict[tuple[int, ...], torch.Tensor] = {}

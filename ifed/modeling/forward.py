@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
+from ifed.modeling.batching import Batch, BatchLayout, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.hooks import inject, layer_input, output_states, replay
 from ifed.modeling.injection import Injection, batch_injections
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
+from ifed.modeling.prompt_cache import PromptCache
 
 # Packed batches have a multiple of this number of tokens. oneDNN builds a kernel for each number of tokens of each product, which takes time
 # once and memory from then on; AMX always multiplies 16 tokens at once.
@@ -76,7 +77,7 @@ def run_rows(
     injections: Sequence[Injection | None],
     *,
     token_budget: int | None = None,
-    activations: ActivationCache | None = None,
+    activations: ActivationCache | PromptCache | None = None,
     prefixes: PrefixSharing | None = None,
 ) -> list[Tensor]:
     """Return the final hidden states of each row at its output positions; rows with different injections share batches.
@@ -84,38 +85,51 @@ def run_rows(
     Args:
         injections: one per row; the same object for rows of one task.
         token_budget: tokens of one forward pass; the model's own by default.
-        activations: the cache of these rows, if no injection reaches below its first layer.
+        activations: the cache of these rows, if no injection reaches below its first layer; a `PromptCache` takes injections at the last
+            token alone.
         prefixes: keeps the KV caches of prefixes from call to call; by default they last for this call. Not used with `activations`.
 
     Returns:
         One (output positions, d) per row, in the order of the rows, on the device of the model.
     """
-    layout = layout_for(lm)
+    prompts = activations if isinstance(activations, PromptCache) and activations.enabled else None
+    layout: BatchLayout = "packed" if prompts is not None else layout_for(lm)
     multiple = TOKEN_MULTIPLE if lm.row_attention and activations is None else 1
     hidden: dict[int, Tensor] = {}
 
     def run(group: list[int]) -> None:
         batch = Batch.of([rows_to_run[index] for index in group], layout=layout, device=lm.device, multiple=multiple)
         replayed = contextlib.nullcontext() if activations is None else activations.replayed(batch, group)
-        with replayed, _inject_by_row(lm, batch, [injections[index] for index in group]):
+        with replayed, inject_by_row(lm, batch, [injections[index] for index in group]):
             states = output_states(lm, batch)
         hidden.update(zip(group, states.split([len(rows[index].output_positions) for index in group]), strict=True))
 
     with torch.inference_mode():
         needs_full_rows = layout == "padded" or (activations is not None and activations.enabled)
-        rows_to_run = list(rows) if needs_full_rows else (prefixes or PrefixSharing(lm)).apply(rows, injections)
+        if prompts is not None:
+            rows_to_run = [prompts.row(index) for index in range(len(rows))]
+        else:
+            rows_to_run = list(rows) if needs_full_rows else (prefixes or PrefixSharing(lm)).apply(rows, injections)
         for group in group_by_budget([len(row.ids) for row in rows_to_run], token_budget or lm.token_budget, layout):
             run_with_halving(group, run)
     return [hidden[index] for index in range(len(rows))]
 
 
-def _inject_by_row(
+def inject_by_row(
     lm: LanguageModel, batch: Batch, injections: Sequence[Injection | None]
 ) -> contextlib.AbstractContextManager[None]:
-    """Inject `injections[i]` into row i of the batch."""
+    """Inject `injections[i]` into row i of the batch, at the tokens that its position names."""
     distinct = list({id(injection): injection for injection in injections}.values())
+    leaves_prompt = any(injection is not None and injection.position == "last_token" for injection in distinct)
+    if leaves_prompt and not bool(batch.after_prompt.all()) and None not in distinct:
+        distinct.append(None)
     if len(distinct) == 1:
         return inject(lm, distinct[0])
     places = {id(injection): place for place, injection in enumerate(distinct)}
     place_of_row = torch.tensor([places[id(injection)] for injection in injections], device=lm.device)
-    return inject(lm, batch_injections(distinct), rows=place_of_row[batch.row_of])
+    places_by_token = place_of_row[batch.row_of]
+    if leaves_prompt:
+        last = [injection is not None and injection.position == "last_token" for injection in distinct]
+        spared = torch.tensor(last, device=lm.device)[places_by_token] & ~batch.after_prompt
+        places_by_token = torch.where(spared, places.get(id(None), 0), places_by_token)
+    return inject(lm, batch_injections(distinct), rows=places_by_token)

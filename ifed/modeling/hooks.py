@@ -62,6 +62,28 @@ def final_hidden(lm: LanguageModel, batch: Batch, *, fill: KVCache | None = None
     return hidden
 
 
+def layer_inputs_and_kv(lm: LanguageModel, layer: int, batch: Batch) -> tuple[Tensor, KVCache]:
+    """Return the hidden states that enter `layer`, (B, W, d), and the keys and values of that layer and those above for the whole batch.
+
+    One forward pass of the base model; the batch must be packed and the model use row attention.
+    """
+    inputs: list[Tensor] = []
+    kv_cache = KVCache(batch.input_ids.shape[1], {}, {})
+
+    def keep(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs.append(arguments[0] if arguments else keywords["hidden_states"])
+
+    hook = lm.family.layers(lm.model)[layer].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with mlp_at_outputs(lm, batch, lm.num_layers - 1):
+            final_hidden(lm, batch, fill=kv_cache)
+    finally:
+        hook.remove()
+    for below in range(layer):
+        kv_cache.keys.pop(below), kv_cache.values.pop(below)
+    return inputs[0], kv_cache
+
+
 def output_states(lm: LanguageModel, batch: Batch) -> Tensor:
     """Return the final hidden states at the output positions, (n, d); the last MLP runs at these alone if that is faster."""
     with mlp_at_outputs(lm, batch, lm.num_layers - 1):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ifed.errors import LayoutMismatch
+from ifed.messages.tasks import InjectionPosition
 from ifed.tensors.values import ACTIVATION, CONTEXT, SITES, Coefficients, ContextVector
 
 UNBATCHED_NDIM = 3  # axes of a scale that all rows share: layer, site, channel
@@ -27,6 +28,8 @@ class Injection:
         layers: the injected layers, lowest first.
         scale: at least float32, (layer, site, d) for a whole batch, or (row, layer, site, d) if rows differ.
         shift: likewise.
+        position: `all_tokens` as published; `last_token` for the last token of the prompt and the label tokens after it alone, so that the
+            keys and values of the prompt are those of the base model.
 
     Raises:
         LayoutMismatch: the shapes differ from each other or do not fit the layers, or the layers are not in strictly rising order.
@@ -35,6 +38,7 @@ class Injection:
     layers: tuple[int, ...]
     scale: Tensor
     shift: Tensor
+    position: InjectionPosition = "all_tokens"
 
     def __post_init__(self) -> None:
         if self.scale.shape != self.shift.shape or self.scale.shape[-3:-1] != (len(self.layers), len(SITES)):
@@ -225,12 +229,19 @@ def scale_and_shift(coefficients: Tensor, context: Tensor) -> tuple[Tensor, Tens
 
 
 def injection_of(
-    context: ContextVector, coefficients: Coefficients, layers: Sequence[int], *, device: torch.device | str, dtype: torch.dtype
+    context: ContextVector,
+    coefficients: Coefficients,
+    layers: Sequence[int],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    position: InjectionPosition = "all_tokens",
 ) -> Injection:
     """Return the injection of one task (arXiv 2511.06757, with coefficient groups).
 
     Args:
         dtype: of the forward pass; scale and shift have at least float32, and only their result is rounded to it.
+        position: the tokens it acts on.
 
     Raises:
         LayoutMismatch: context vector, coefficients and layers do not fit each other, or G does not divide d.
@@ -241,7 +252,7 @@ def injection_of(
     scale, shift = scale_and_shift(torch.tensor(coefficients.values, dtype=dtype), torch.tensor(context.values, dtype=dtype))
     # x + (-0.0) is x for every x, while -0.0 + 0.0 is not -0.0: with this, λ=0 and β=1 return x bit for bit.
     shift = torch.where(shift == 0, -0.0, shift)
-    return Injection(tuple(layers), scale.to(device).contiguous(), shift.to(device).contiguous())
+    return Injection(tuple(layers), scale.to(device).contiguous(), shift.to(device).contiguous(), position)
 
 
 def batch_injections(injections: Sequence[Injection | None]) -> InjectionBatch | None:

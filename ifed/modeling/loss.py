@@ -12,6 +12,7 @@ from torch import Tensor
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.logits import softcap
+from ifed.tensors.regression import LabelHead
 
 LOGITS_AT_ONCE = 1 << 22
 SMOOTHING = 1.0  # added to the count of each label, so that no prior is zero
@@ -66,6 +67,31 @@ class Objective:
         tokens = torch.tensor([token for _, token, _ in entries], device=hidden.device)
         priors = hidden.new_tensor([prior for _, _, prior in entries], dtype=torch.promote_types(hidden.dtype, torch.float32))
         return LogitAdjustments(rows, tokens, self._tau * priors)
+
+
+class HeadObjective:
+    """Cross-entropy of the label under a fixed label head, with the same logit adjustment as `Objective`; no product with the vocabulary.
+
+    Args:
+        counts: the client's training examples per label.
+        tau: strength of the adjustment; 0 turns it off.
+    """
+
+    def __init__(self, lm: LanguageModel, head: LabelHead, counts: Sequence[int], tau: float) -> None:
+        smoothed = torch.tensor([count + SMOOTHING for count in counts], dtype=lm.injection_dtype)
+        prior = torch.log(smoothed / smoothed.sum())
+        self._weight = torch.tensor(head.weight, dtype=lm.injection_dtype, device=lm.device)
+        self._bias = (torch.tensor(head.bias, dtype=lm.injection_dtype) + tau * prior).to(lm.device)
+
+    def total(self, hidden: Tensor, true_labels: Sequence[int]) -> Tensor:
+        """Return the sum over a batch, a scalar in at least float32.
+
+        Args:
+            hidden: (n, d), the final hidden state at the last token of each prompt.
+            true_labels: the label of each example.
+        """
+        logits = torch.nn.functional.linear(hidden.to(self._weight.dtype), self._weight, self._bias)
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(true_labels, device=hidden.device), reduction="sum")
 
 
 def cross_entropy(

@@ -105,9 +105,15 @@ class PrefixSharing:
         return len(row.ids) - (row.prefix_length if replaced else 0)
 
     def apply(self, rows: Sequence[Row], injections: Sequence[Injection | None]) -> list[Row]:
-        """Return the rows, those with a KV cache without their prefix. Call it, and use the result, in inference mode."""
+        """Return the rows, those with a KV cache without their prefix. Call it, and use the result, in inference mode.
+
+        Under an injection at the last token a prefix is that of the base model, so tasks share it.
+        """
         if not self.enabled:
             return list(rows)
+        injections = [
+            None if injection is not None and injection.position == "last_token" else injection for injection in injections
+        ]
         keys = [(id(injection), row.ids[: row.prefix_length]) for row, injection in zip(rows, injections, strict=True)]
         count, current, result = Counter(keys), dict[tuple[int, Tokens], KVCache](), []
         for key, row, injection in zip(keys, rows, injections, strict=True):

@@ -18,8 +18,8 @@ from ifed.tensors.probes import TEXTS, Probe
 LONG_TEXT = "word " * 2000  # its tokens show where a long text is truncated
 
 
-def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -> Probe:
-    """Return the probe of a model under the template and labels of a task; texts of different lengths share one batch, as in every other pass.
+def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens | None) -> Probe:
+    """Return the probe of a model under the template and the label words of a task, if it reads any; texts of different lengths share one batch, as in every other pass.
 
     Raises:
         ProbeMismatch: an activation or a logit is not finite.
@@ -33,7 +33,7 @@ def probe_of(lm: LanguageModel, template: PromptTemplate, labels: LabelTokens) -
     return Probe.of(tokens_digest(template, labels), activations, logits)
 
 
-def tokens_digest(template: PromptTemplate, labels: LabelTokens) -> str:
+def tokens_digest(template: PromptTemplate, labels: LabelTokens | None) -> str:
     """Return the sha256, in hexadecimal, of the tokens of the probe texts, of an empty and a truncated text, and of the labels."""
     prompts = [template.prompt(text).ids for text in (*TEXTS, "", LONG_TEXT)]
-    return hashlib.sha256(json.dumps([prompts, labels.ids]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([prompts, () if labels is None else labels.ids]).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.logits import label_scores
 from ifed.modeling.prefix_cache import PrefixSharing
+from ifed.modeling.prompt_cache import PromptCache
 from ifed.modeling.prompts import Prompt, PromptTemplate
+from ifed.tensors.regression import LabelHead, log_softmax
 from ifed.tensors.values import Float32, Int64
 
 
@@ -27,13 +29,16 @@ class ScoringItem:
 
     Attributes:
         prompt: the text in its template, as tokens.
-        labels: the labels to choose from.
+        labels: the label words to score; None for a task whose head alone is read.
         injection: None scores the base model. Items of one task should share the object.
+        head: the label head to read; None for label words. With both, their log-probabilities are averaged. Items of one task should share
+            the object.
     """
 
     prompt: Prompt
-    labels: LabelTokens
+    labels: LabelTokens | None
     injection: Injection | None
+    head: LabelHead | None = None
 
 
 def score(
@@ -58,7 +63,13 @@ def score(
     injections = [item.injection for item, item_rows in zip(items, rows_by_item, strict=True) for _ in item_rows]
     hidden = iter(run_rows(lm, rows, injections, token_budget=token_budget, prefixes=prefixes))
     states = [torch.cat([next(hidden) for _ in item_rows]) for item_rows in rows_by_item]
-    return _label_scores(lm, [item.labels for item in items], states)
+    with_words = [index for index, item in enumerate(items) if item.labels is not None]
+    word_scores = _label_scores(
+        lm, [label_set for item in items if (label_set := item.labels)], [states[index] for index in with_words]
+    )
+    by_words = dict(zip(with_words, word_scores, strict=True))
+    by_head = _head_scores([item.head for item in items], states)
+    return [_combined(by_words.get(index), by_head.get(index)) for index in range(len(items))]
 
 
 def evaluate(
@@ -80,12 +91,38 @@ def evaluate(
     return confusion_counts([example.label for example in examples], scores, len(labels.names))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """The evaluation of one version on held-out examples.
+
+    Attributes:
+        confusion: int64, (C, C), true labels in rows, predicted ones in columns.
+        label_probabilities: the mean probability of each label, float32, (C,); None without examples.
+        log_likelihood: the sum of the log-probabilities of the true labels.
+    """
+
+    confusion: Int64
+    label_probabilities: Float32 | None
+    log_likelihood: float
+
+    @classmethod
+    def of(cls, true_labels: Sequence[int], scores: Float32) -> Measurement:
+        """Return the measurement of log-probabilities, (n, C)."""
+        confusion = confusion_counts(true_labels, list(scores), scores.shape[1])
+        if not len(scores):
+            return cls(confusion, None, 0.0)
+        means = np.asarray(np.exp(scores, dtype=np.float64).mean(axis=0), dtype=np.float32)
+        of_truth = scores[np.arange(len(scores)), np.asarray(true_labels)]
+        return cls(confusion, means, float(of_truth.sum(dtype=np.float64)))
+
+
 class HeldOut:
-    """Held-out examples that are scored repeatedly as the coefficients change; the activations of the lower layers are cached.
+    """Held-out examples that are scored repeatedly as the coefficients change; what no coefficient changes is cached.
 
     Args:
-        first_layer: the lowest layer that will be injected into.
-        cache_bytes: the largest size of the cache.
+        labels: the label words; None for a task whose head alone is read.
+        classes: the number of labels, C.
+        cache: from rows to their cache: of the lower layers, or of the prompts for an injection at the last token.
         token_budget: tokens of one forward pass; the model's own by default.
     """
 
@@ -93,43 +130,57 @@ class HeldOut:
         self,
         lm: LanguageModel,
         template: PromptTemplate,
-        labels: LabelTokens,
+        labels: LabelTokens | None,
         examples: Sequence[LabelledText[int]],
         *,
-        first_layer: int,
-        cache_bytes: int,
+        classes: int,
+        cache: Callable[[Sequence[Row]], ActivationCache | PromptCache],
         token_budget: int | None = None,
     ) -> None:
-        self._lm, self._labels, self._token_budget = lm, labels, token_budget
-        self._true_labels = [example.label for example in examples]
+        self._lm, self._labels, self._classes, self._token_budget = lm, labels, classes, token_budget
+        self.true_labels = [example.label for example in examples]
         self._rows = [row for example in examples for row in scoring_rows(template.prompt(example.text), labels)]
-        self._activations = ActivationCache(lm, first_layer, self._rows, max_bytes=cache_bytes, token_budget=token_budget)
+        self._activations = cache(self._rows)
 
-    def confusion(self, injection: Injection) -> Int64:
-        """Return confusion counts as `evaluate` does; `injection` must not reach below the first layer."""
-        return self.measure(injection)[0]
+    def scores(self, injection: Injection | None, *, words: bool = True, head: LabelHead | None = None) -> Float32:
+        """Return the log-probabilities of the labels of each example, normalised over the labels: float32, (n, C).
 
-    def measure(self, injection: Injection) -> tuple[Int64, Float32 | None]:
-        """Return the confusion counts and the mean probability of each label, float32, (C,); None without examples."""
-        scores = self.scores(injection)
-        counts = confusion_counts(self._true_labels, list(scores), len(self._labels.names))
-        if not self._true_labels:
-            return counts, None
-        return counts, np.asarray(np.exp(scores, dtype=np.float64).mean(axis=0), dtype=np.float32)
+        Args:
+            injection: must not reach below the first layer of the cache.
+            words: whether the label words are read.
+            head: the label head to read; with the words, the log-probabilities of the two are averaged.
+        """
+        if not self.true_labels:
+            return np.zeros((0, self._classes), dtype=np.float32)
+        states = self._states(injection)
+        count = len(self.true_labels)
+        by_words: Sequence[Float32 | None] = [None] * count
+        if words and self._labels is not None:
+            by_words = _label_scores(self._lm, [self._labels] * count, list(states))
+        by_head = _head_scores([head] * count, list(states))
+        return np.stack([_combined(by_words[index], by_head.get(index)) for index in range(count)])
 
-    def scores(self, injection: Injection) -> Float32:
-        """Return the log-probabilities of the labels of each example, normalised over the labels: float32, (n, C)."""
-        if not self._true_labels:
-            return np.zeros((0, len(self._labels.names)), dtype=np.float32)
+    def final_states(self, injection: Injection | None) -> Float32:
+        """Return the final hidden state at the last token of each prompt, float32, (n, d)."""
+        if not self.true_labels:
+            return np.zeros((0, self._lm.hidden_size), dtype=np.float32)
+        return self._states(injection)[:, 0].float().cpu().numpy()
+
+    def _states(self, injection: Injection | None) -> Tensor:
         injections = [injection] * len(self._rows)
         hidden = run_rows(self._lm, self._rows, injections, token_budget=self._token_budget, activations=self._activations)
-        states = torch.cat(hidden).unflatten(0, (len(self._true_labels), -1))
-        return np.stack(_label_scores(self._lm, [self._labels] * len(self._true_labels), list(states)))
+        states: Tensor = torch.cat(hidden).unflatten(0, (len(self.true_labels), -1))
+        return states
 
 
-def scoring_rows(prompt: Prompt, labels: LabelTokens) -> list[Row]:
-    """Return the rows that score a prompt: the prompt followed by each of the fewest label prefixes that reach every inner node."""
+def scoring_rows(prompt: Prompt, labels: LabelTokens | None) -> list[Row]:
+    """Return the rows that score a prompt: the prompt followed by each of the fewest label prefixes that reach every inner node.
+
+    The first output position of the first row is the last token of the prompt, which a label head reads; without label words it is the only one.
+    """
     last = len(prompt.ids) - 1
+    if labels is None:
+        return [Row(prompt.ids, (last,), prompt.prefix_length)]
     return [
         Row(prompt.ids + extension, tuple(last + len(node) for node in nodes), prompt.prefix_length)
         for extension, nodes in zip(labels.extensions, labels.nodes_by_extension, strict=True)
@@ -157,3 +208,24 @@ def _label_scores(lm: LanguageModel, labels: Sequence[LabelTokens], states: Sequ
             scores = label_scores(lm, label_set, torch.stack([states[index] for index in indices])).cpu().numpy()
         scores_by_item.update(zip(indices, scores, strict=True))
     return [scores_by_item[index] for index in range(len(labels))]
+
+
+def _head_scores(heads: Sequence[LabelHead | None], states: Sequence[Tensor]) -> dict[int, Float32]:
+    """Return the scores of each item that has a head, by index: the rows of one head in one product, from the first state of each item."""
+    scores: dict[int, Float32] = {}
+    for head in {id(head): head for head in heads}.values():
+        if head is None:
+            continue
+        indices = [index for index, other in enumerate(heads) if other is head]
+        first_states = torch.stack([states[index][0] for index in indices]).float().cpu().numpy()
+        scores.update(zip(indices, head.log_probabilities(first_states), strict=True))
+    return scores
+
+
+def _combined(by_words: Float32 | None, by_head: Float32 | None) -> Float32:
+    """Return the scores of the words, of the head, or of both: the mean of their log-probabilities, normalised again."""
+    if by_words is None or by_head is None:
+        scores = by_head if by_words is None else by_words
+        assert scores is not None, "an item has label words, a head, or both"
+        return scores
+    return np.asarray(log_softmax((by_words.astype(np.float64) + by_head) / 2), dtype=np.float32)

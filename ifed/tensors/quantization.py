@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ifed.errors import LayoutMismatch, NonFinite
-from ifed.tensors.values import Coefficients, Float32, TensorBody
+from ifed.tensors.values import Coefficients, Float32, Float64, TensorBody
 
 UpdateDType = Literal["float32", "float16", "int8"]
 LEVELS = 127  # int8 from -127 to 127, so that a change and its opposite are coded alike
@@ -46,9 +46,7 @@ class QuantizedUpdate:
         """Round a float32 change to the nearest representable values; values too large for float16 are clipped."""
         if dtype == "float16":
             return cls(np.clip(change, -LARGEST_HALF, LARGEST_HALF).astype(np.float16))
-        scales = (np.abs(change).max(axis=-1) / LEVELS).astype(np.float32)
-        steps = np.divide(change, scales[..., None], out=np.zeros_like(change), where=scales[..., None] > 0)
-        return cls(np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), scales)
+        return cls(*_to_int8(change))
 
     @classmethod
     def read(cls, body: TensorBody) -> Self:
@@ -73,6 +71,66 @@ class QuantizedUpdate:
         """Return the dequantised change, float32."""
         with np.errstate(over="ignore"):
             return self.values.astype(np.float32) * (1 if self.scales is None else self.scales[..., None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedRows:
+    """Rows of numbers for an upload: as they are, or each in eight bits with a scale of its own.
+
+    Attributes:
+        values: float32, float64, float16 or int8, (m, d).
+        scales: of int8 values, float32, (m,). None for the others.
+
+    Raises:
+        LayoutMismatch: not two axes, or scales are missing, superfluous or of another shape.
+        NonFinite: NaN or Inf among values or scales.
+    """
+
+    values: npt.NDArray[Any]
+    scales: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        expected = self.values.shape[:1] if self.values.dtype == np.int8 else None
+        if self.values.ndim != 2 or (None if self.scales is None else self.scales.shape) != expected:
+            raise LayoutMismatch("rows have two axes; those in int8 come with a scale each, others without")
+        if not np.isfinite(self.restored()).all():
+            raise NonFinite("rows hold values that are NaN or infinite; send finite numbers")
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.floating], dtype: UpdateDType) -> Self:
+        """Round rows to the nearest representable values; values too large for float16 are clipped."""
+        if dtype == "int8":
+            return cls(*_to_int8(rows.astype(np.float32)))
+        if dtype == "float16":
+            return cls(np.clip(rows, -LARGEST_HALF, LARGEST_HALF).astype(np.float16))
+        return cls(rows.astype(np.float32))
+
+    @classmethod
+    def read(cls, body: TensorBody, name: str) -> Self:
+        """Read the tensor `name` of a body and, for int8, `scales`."""
+        scales = body.tensor("scales", np.float32) if "scales" in body.tensors else None
+        return cls(body.tensor(name, np.float16, np.float32, np.int8), scales)
+
+    @property
+    def dtype(self) -> str:
+        """`float32`, `float16` or `int8`."""
+        return str(self.values.dtype)
+
+    def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the tensors that a body carries, by name."""
+        return {name: self.values} | ({} if self.scales is None else {"scales": self.scales})
+
+    def restored(self) -> Float64:
+        """Return the numbers, float64."""
+        with np.errstate(over="ignore"):
+            return self.values.astype(np.float64) * (1 if self.scales is None else self.scales.astype(np.float64)[:, None])
+
+
+def _to_int8(values: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
+    """Return the values in eight bits and the scale of each row along the last axis."""
+    scales = (np.abs(values).max(axis=-1) / LEVELS).astype(np.float32)
+    steps = np.divide(values, scales[..., None], out=np.zeros_like(values), where=scales[..., None] > 0)
+    return np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), scales
 
 
 def with_feedback(change: Float32, lost: Float32 | None, dtype: UpdateDType) -> tuple[QuantizedUpdate, Float32]:

@@ -72,6 +72,8 @@ class Limits:
                 identity=task.identity,
                 layers=task.layers,
                 groups=task.groups,
+                head=task.head,
+                injection=task.injection,
                 policy=policy,
             )
         except ValidationError as reason:

@@ -6,18 +6,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from ifed.downloads import cache_folder
-from ifed.messages.rounds import Assignment, LocalWork, TaskBrief
+from ifed.errors import BadTemplate
+from ifed.messages.bodies import HeadBody, HeadQuery, HeldOutCounts
+from ifed.messages.enums import HeadQuestion
+from ifed.messages.rounds import Assignment, ContributionMeta, LocalWork, Reading, TaskBrief
 from ifed.messages.tasks import ModelIdentity, resolve_layers
 from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import Calibrator, LocalPlan
 from ifed.modeling.extraction import context_vector
+from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.probing import probe_of
 from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.scoring import Measurement
+from ifed.modeling.standardization import public_standardization
 from ifed.tensors.probes import Probe
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64
+from ifed.tensors.quantization import QuantizedRows
+from ifed.tensors.regression import LabelHead, RegressionData, Standardization, log_likelihoods
+from ifed.tensors.values import Coefficients, ContextVector, Float64, Gradient
 from services.client_agent.demonstrations import Split
 
 Progress = Callable[[int, int], None]
@@ -36,6 +46,7 @@ class LocalModel:
     def __init__(self, model: LanguageModel, *, token_budget: int | None = None) -> None:
         self._model, self._token_budget = model, token_budget
         self._calibrator: Calibrator | None = None
+        self._states: tuple[Float64, Float64] | None = None
 
     @classmethod
     def load(
@@ -76,7 +87,11 @@ class LocalModel:
             ProbeMismatch: an activation is not finite.
         """
         template = PromptTemplate.of(self._model, task.template, chat=task.chat)
-        return probe_of(self._model, template, template.labels(task.labels))
+        return probe_of(self._model, template, self._words(task, template))
+
+    def standardization(self, task: TaskBrief) -> Standardization:
+        """Return the statistics of the final state over public texts in the task's template, with the base model."""
+        return public_standardization(self._model, PromptTemplate.of(self._model, task.template, chat=task.chat))
 
     def condense(self, task: TaskBrief, examples: Sequence[LabelledText[int]], progress: Progress) -> ContextVector:
         """Return this client's context vector, the mean of the demonstrations' activations, shape (layer, site, d).
@@ -88,7 +103,7 @@ class LocalModel:
         return context_vector(
             self._model,
             template,
-            template.labels(task.labels),
+            None if task.injection == "last_token" else self._words(task, template),
             examples,
             layers=self._layers(task),
             token_budget=self._token_budget,
@@ -101,19 +116,22 @@ class LocalModel:
         self._calibrator = Calibrator(
             self._model,
             template,
-            template.labels(task.labels),
+            self._words(task, template),
             split.training,
             context,
             self._layers(task),
             held_out=split.holdout,
+            classes=len(task.labels),
+            position=task.injection,
+            through_head=task.head != "words",
             expected_draws=policy.rounds * (policy.local_steps if policy.mode == "coefficients" else 1) * policy.batch_size,
             token_budget=self._token_budget,
         )
 
     def calibrate(
-        self, assignment: Assignment, coefficients: Coefficients, seed: int, progress: Progress
+        self, assignment: Assignment, coefficients: Coefficients, head: LabelHead | None, seed: int, progress: Progress
     ) -> tuple[Coefficients | Gradient, float]:
-        """Return this client's update of a round and its mean training loss.
+        """Return this client's update of a round and its mean training loss, read by the label words or, if the task has one, by `head`.
 
         The update is Λ after the round's local steps from `coefficients`, or in gradient mode the mean gradient of the loss there; both
         have the shape of `coefficients`.
@@ -121,7 +139,7 @@ class LocalModel:
         assert assignment.work is not None
         work = assignment.work
         if work.mode == "gradient":
-            return self._gradient(work, coefficients, seed)
+            return self._gradient(work, coefficients, head, seed)
         plan = LocalPlan(
             steps=work.steps,
             batch_size=work.batch_size,
@@ -132,23 +150,78 @@ class LocalModel:
             seed=seed,
         )
         progress(0, work.steps)
-        result = self._prepared().run(coefficients, plan, progress=progress)
+        result = self._prepared().run(coefficients, plan, head=head, progress=progress)
         return result.coefficients, result.loss
 
-    def _gradient(self, work: LocalWork, coefficients: Coefficients, seed: int) -> tuple[Gradient, float]:
+    def _gradient(self, work: LocalWork, coefficients: Coefficients, head: LabelHead | None, seed: int) -> tuple[Gradient, float]:
         gradient = self._prepared().mean_gradient(
-            coefficients, batch_size=work.batch_size, seed=seed, logit_adjustment=work.logit_adjustment
+            coefficients, batch_size=work.batch_size, seed=seed, logit_adjustment=work.logit_adjustment, head=head
         )
         return Gradient(gradient.values), gradient.loss
 
-    def evaluate(self, coefficients: Coefficients, progress: Progress) -> tuple[Int64, Float32 | None]:
-        """Evaluate coefficients on the held-out examples.
+    def evaluate(
+        self, coefficients: Coefficients, head: LabelHead | None, progress: Progress, *, every_reading: bool = False
+    ) -> tuple[HeldOutCounts, dict[Reading, HeldOutCounts]]:
+        """Evaluate a version on the held-out examples, read by the label words or, if the task has one, by `head`.
+
+        Args:
+            every_reading: evaluate the words, and the mean of words and head, too.
 
         Returns:
-            the confusion counts, int64, shape (truth, prediction), and the mean probability of each label, float32, shape (labels,).
+            the counts, and those of the other ways of reading the labels.
         """
         progress(0, 0)
-        return self._prepared().measure(coefficients)
+        calibrator = self._prepared()
+        own = _counts(calibrator.measure(coefficients, words=head is None, head=head), with_likelihood=head is not None)
+        if not every_reading or not calibrator.has_words:
+            return own, {}
+        words = _counts(calibrator.measure(coefficients), with_likelihood=True)
+        both = _counts(calibrator.measure(coefficients, head=head), with_likelihood=True)
+        return own, {"words": words, "both": both}
+
+    def compute_states(self, coefficients: Coefficients, standardization: Standardization) -> None:
+        """Compute the standardised final states of the training and held-out examples under a version, for `answer`."""
+        calibrator = self._prepared()
+        self._states = (
+            standardization.apply(calibrator.final_states(coefficients)),
+            standardization.apply(calibrator.held_out.final_states(calibrator.injection(coefficients))),
+        )
+
+    def answer(self, assignment: Assignment, query: HeadQuery, meta: ContributionMeta) -> HeadBody:
+        """Return this client's answer to the question of a head round. `compute_states` comes before."""
+        assert self._states is not None, "compute_states() comes before the first answer"
+        calibrator, (training, held_out) = self._prepared(), self._states
+        dtype = assignment.task.policy.update_dtype
+        if assignment.question is HeadQuestion.LIKELIHOOD:
+            assert query.candidates is not None
+            assert query.temperatures is not None
+            sums = log_likelihoods(
+                held_out, calibrator.held_out.true_labels, query.candidates, query.shares, query.temperatures.tolist()
+            )
+            return HeadBody(meta, log_likelihoods=sums)
+        data = RegressionData(training, calibrator.true_labels, query.shares)
+        if assignment.question is HeadQuestion.SUMS:
+            gram_dtype = np.float32 if dtype == "float32" else np.float16
+            return HeadBody(meta, QuantizedRows.of(data.moment, "float32"), gram=data.gram().astype(gram_dtype))
+        if assignment.question is HeadQuestion.MOMENT:
+            return HeadBody(meta, QuantizedRows.of(data.moment, dtype))
+        assert query.directions is not None
+        return HeadBody(meta, QuantizedRows.of(data.product(query.directions), dtype))
+
+    def _words(self, task: TaskBrief, template: PromptTemplate) -> LabelTokens | None:
+        """Return the label words; None where a task reads its labels by a head alone, or where they cannot be scored and it may.
+
+        Raises:
+            BadTemplate: the task reads label words, and they cannot be scored with this tokenizer.
+        """
+        if task.head == "regression":
+            return None
+        try:
+            return template.labels(task.labels)
+        except BadTemplate:
+            if task.head == "words":
+                raise
+            return None
 
     def _layers(self, task: TaskBrief) -> tuple[int, ...]:
         return resolve_layers(task.layers, self._model.num_layers)
@@ -156,3 +229,8 @@ class LocalModel:
     def _prepared(self) -> Calibrator:
         assert self._calibrator is not None, "adopt() comes before the first round"
         return self._calibrator
+
+
+def _counts(measured: Measurement, *, with_likelihood: bool) -> HeldOutCounts:
+    likelihood = measured.log_likelihood if with_likelihood else None
+    return HeldOutCounts(measured.confusion, measured.label_probabilities, likelihood)

@@ -6,17 +6,20 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 
 from ifed.clients import AggregatorClient
-from ifed.errors import AlreadyContributed, QuotaExceeded, RoundClosed, StaleUpdate, UnreadableAnswer, WrongState
-from ifed.messages.bodies import ContextBody, UpdateBody
-from ifed.messages.enums import AssignmentKind
+from ifed.errors import AlreadyContributed, Malformed, QuotaExceeded, RoundClosed, StaleUpdate, UnreadableAnswer, WrongState
+from ifed.messages.bodies import ContextBody, HeadQuery, UpdateBody
+from ifed.messages.enums import AssignmentKind, HeadQuestion
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, TaskBrief
 from ifed.messages.tasks import resolve_layers
 from ifed.messages.texts import LabelledText
+from ifed.tensors.regression import LabelHead, Standardization
 from ifed.tensors.updates import Update
 from ifed.tensors.values import Float32, Gradient
 from services.client_agent.demonstrations import Split
@@ -27,6 +30,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; bad settings and bad data ar
     from services.client_agent.model import LocalModel
 
 log = structlog.get_logger(__name__)
+MOST_CANDIDATES = 100  # ridges, and temperatures, that one question may compare
 
 
 class Participant:
@@ -58,6 +62,8 @@ class Participant:
         self._released = released
         self._client = ""
         self._context_digest: str | None = None
+        self._standardization: Standardization | None = None
+        self._states_of: tuple[int | None, str | None] | None = None
 
     async def join(self, task: TaskBrief) -> None:
         """Join the task with the model's identity and probe and the number of examples of each label; no text is sent."""
@@ -130,7 +136,8 @@ class Participant:
             fingerprint=self._model.identity.fingerprint, examples=len(new), seconds=round(time.monotonic() - began, 3)
         )
         self._released.record(new, self._split, most=task.policy.max_demonstrations)
-        self._state.begin(None, ContextBody(vector, meta).to_bytes(), demonstrations=new)
+        body = ContextBody(vector, meta, await self._public_statistics(task)).to_bytes()
+        self._state.begin(None, body, demonstrations=new)
         await self._send_unanswered(task.name)
 
     async def _send_unanswered(self, task: str) -> int:
@@ -173,6 +180,8 @@ class Participant:
         match assignment.kind:
             case AssignmentKind.CONTEXT:
                 body = await self._context(assignment, began)
+            case AssignmentKind.HEAD:
+                body = await self._head_answer(assignment, began)
             case AssignmentKind.CALIBRATION | AssignmentKind.EVALUATION:
                 body = await self._update(assignment, began)
             case other:
@@ -190,36 +199,76 @@ class Participant:
         demonstrations = self._demonstrations(assignment.task)
         self._status.begin(Activity.CONDENSING, round_=assignment.round)
         vector = await asyncio.to_thread(self._model.condense, assignment.task, demonstrations, self._status.progress)
-        return ContextBody(vector, self._meta(assignment, began, examples=len(demonstrations))).to_bytes()
+        meta = self._meta(assignment, began, examples=len(demonstrations))
+        return ContextBody(vector, meta, await self._public_statistics(assignment.task)).to_bytes()
+
+    async def _public_statistics(self, task: TaskBrief) -> Standardization | None:
+        """Return the statistics of the final state over public texts, which a task with a label head needs."""
+        return None if task.head == "words" else await asyncio.to_thread(self._model.standardization, task)
+
+    async def _adopt(self, assignment: Assignment) -> None:
+        """Prepare for rounds with the context vector of the assignment."""
+        if assignment.context_digest == self._context_digest:
+            return
+        task, version = assignment.task, assignment.context_version
+        context = await self._aggregator.context(task.name, version=version)
+        self._check_shape(task, context.values, "the context vector")
+        if task.head != "words":
+            self._standardization = await self._aggregator.standardization(task.name, version=version)
+        await asyncio.to_thread(self._model.adopt, task, context, self._split)
+        self._context_digest = assignment.context_digest
+
+    async def _head_answer(self, assignment: Assignment, began: float) -> bytes:
+        """Answer the question of a head round from the final states of this organisation's texts, computed once for a version."""
+        assert assignment.round is not None
+        assert assignment.version is not None
+        assert assignment.question is not None
+        task = assignment.task
+        await self._adopt(assignment)
+        if self._standardization is None:
+            raise Malformed(
+                f"the context vector of task {task.name!r} carries no statistics of the final state; its head cannot be solved"
+            )
+        query = await self._aggregator.query(task.name, assignment.round)
+        self._check_query(task, query)
+        if self._states_of != (assignment.version, assignment.context_digest):
+            self._status.begin(Activity.EVALUATING, round_=assignment.round)
+            start, _ = await self._aggregator.version(task.name, assignment.version)
+            await asyncio.to_thread(self._model.compute_states, start, self._standardization)
+            self._states_of = (assignment.version, assignment.context_digest)
+        held_out = assignment.question is HeadQuestion.LIKELIHOOD
+        examples = len(self._split.holdout) if held_out else len(self._split.training)
+        return await asyncio.to_thread(
+            lambda: self._model.answer(assignment, query, self._meta(assignment, began, examples=examples)).to_bytes()
+        )
 
     async def _update(self, assignment: Assignment, began: float) -> bytes:
         assert assignment.round is not None
         assert assignment.version is not None
         task = assignment.task
-        if assignment.context_digest != self._context_digest:
-            context = await self._aggregator.context(task.name, version=assignment.context_version)
-            self._check_shape(task, context.values, "the context vector")
-            await asyncio.to_thread(self._model.adopt, task, context, self._split)
-            self._context_digest = assignment.context_digest
-        start = await self._aggregator.coefficients(task.name, version=assignment.version)
+        await self._adopt(assignment)
+        start, head = await self._aggregator.version(task.name, assignment.version)
         self._check_shape(task, start.values, "the coefficients")
+        self._check_head(task, head)
         self._status.begin(Activity.EVALUATING, round_=assignment.round)
-        confusion, label_probabilities = await asyncio.to_thread(self._model.evaluate, start, self._status.progress)
+        every = assignment.kind is AssignmentKind.EVALUATION and task.head == "auto"
+        held_out, others = await asyncio.to_thread(self._model.evaluate, start, head, self._status.progress, every_reading=every)
         if not task.policy.label_bias:
-            label_probabilities = None
+            held_out = replace(held_out, label_probabilities=None)
+            others = {reading: replace(counts, label_probabilities=None) for reading, counts in others.items()}
         if assignment.kind is AssignmentKind.EVALUATION:
             meta = self._meta(assignment, began, examples=len(self._split.holdout))
-            return UpdateBody(None, confusion, meta, label_probabilities=label_probabilities).to_bytes()
+            return UpdateBody.of(held_out, meta, others=others).to_bytes()
         self._status.begin(Activity.CALIBRATING, round_=assignment.round)
         seed = self._seed(assignment)
-        result, loss = await asyncio.to_thread(self._model.calibrate, assignment, start, seed, self._status.progress)
+        result, loss = await asyncio.to_thread(self._model.calibrate, assignment, start, head, seed, self._status.progress)
         update: Update = result
         if not isinstance(result, Gradient) and (dtype := task.policy.update_dtype) != "float32":
             update = self._state.error_feedback.quantize(
                 result.values - start.values, dtype, round_=assignment.round, version=assignment.version
             )
         meta = self._meta(assignment, began, examples=len(self._split.training), loss=loss)
-        return UpdateBody(update, confusion, meta, label_probabilities=label_probabilities).to_bytes()
+        return UpdateBody.of(held_out, meta, update).to_bytes()
 
     def _check_shape(self, task: TaskBrief, values: Float32, what: str) -> None:
         """Check what the aggregator sent against the model before it is used.
@@ -232,6 +281,39 @@ class Participant:
         expected = (*sites, identity.hidden_size) if values.ndim == 3 else (*sites, 2, task.groups)
         if values.shape != expected:
             raise UnreadableAnswer(f"the aggregator sent {what} in shape {values.shape}; on this model the task takes {expected}")
+
+    def _check_head(self, task: TaskBrief, head: LabelHead | None) -> None:
+        """Check the label head of a version.
+
+        Raises:
+            UnreadableAnswer: the task reads its labels by a head, and the version has none, or one of another shape.
+        """
+        expected = (len(task.labels), self._model.identity.hidden_size)
+        if task.head != "words" and (head is None or head.weight.shape != expected):
+            sent = "none" if head is None else f"one of shape {head.weight.shape}"
+            raise UnreadableAnswer(
+                f"the aggregator sent no label head that fits: the task takes {expected}, the version has {sent}"
+            )
+
+    def _check_query(self, task: TaskBrief, query: HeadQuery) -> None:
+        """Check what a head round asks before anything is computed for it.
+
+        Raises:
+            UnreadableAnswer: it is of another shape than the task on this model, holds numbers that are not finite, or asks for too much.
+        """
+        labels, channels = len(task.labels), self._model.identity.hidden_size
+        shapes = {
+            "shares": (query.shares, (labels,)),
+            "directions": (query.directions, (labels - 1, channels)),
+            "candidates": (query.candidates, (MOST_CANDIDATES, labels - 1, channels)),
+            "temperatures": (query.temperatures, (MOST_CANDIDATES,)),
+        }
+        for name, (values, most) in shapes.items():
+            if values is None:
+                continue
+            fits = values.ndim == len(most) and values.shape[0] <= most[0] and values.shape[1:] == most[1:]
+            if not fits or (name == "shares" and values.shape != most) or not np.isfinite(values).all():
+                raise UnreadableAnswer(f"the aggregator asks with {name} of shape {values.shape}; the task takes at most {most}")
 
     def _seed(self, assignment: Assignment) -> int:
         """Return the round's seed with this client's name mixed in, so that clients draw different batches."""
@@ -249,7 +331,11 @@ class Participant:
 
     async def _send(self, assignment: Assignment, round_: int, body: bytes) -> None:
         self._status.begin(Activity.SENDING, round_=round_)
-        submit = self._aggregator.submit_context if assignment.kind is AssignmentKind.CONTEXT else self._aggregator.submit_update
+        submit = self._aggregator.submit_update
+        if assignment.kind is AssignmentKind.CONTEXT:
+            submit = self._aggregator.submit_context
+        elif assignment.kind is AssignmentKind.HEAD:
+            submit = self._aggregator.submit_head
         receipt = await submit(assignment.task.name, round_, body)
         self._status.contributions += 1
         log.info("received", round=round_, digest=receipt.digest, bytes=len(body))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from ifed.downloads import cache_folder
-from ifed.errors import EmptyText, IFedError, TextTooLong, UnknownModel
+from ifed.errors import EmptyText, IFedError, LayoutMismatch, TextTooLong, UnknownModel
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.tasks import TEXT_SLOT, ModelIdentity
 from ifed.messages.texts import LabelledText
@@ -25,6 +25,7 @@ from ifed.modeling.prompts import PromptTemplate, longest_prompt
 from ifed.modeling.replicas import divide_threads, replicate
 from ifed.modeling.scoring import ScoringItem, score, scoring_rows
 from ifed.tensors.probes import TEXTS
+from ifed.tensors.regression import LabelHead
 from ifed.tensors.values import Float32
 
 Item = ScoringItem
@@ -40,13 +41,16 @@ class LoadedAdapter:
 
     Attributes:
         template: the prompt around a text.
-        labels: of the task, as tokens.
+        labels: the label words, as tokens; None where they are not read.
         injection: None for the base model.
+        head: the label head; None where it is not read.
     """
 
     template: PromptTemplate
-    labels: LabelTokens
+    labels: LabelTokens | None
     injection: Injection | None
+    head: LabelHead | None = None
+    label_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +162,34 @@ class Scorer:
         """
         template = PromptTemplate.of(self._model, body.meta.template, chat=body.meta.chat, max_tokens=self._max_tokens)
         injection = injection_of(
-            body.context, body.coefficients, body.meta.layout.layers, device=self._model.device, dtype=self._model.dtype
+            body.context,
+            body.coefficients,
+            body.meta.layout.layers,
+            device=self._model.device,
+            dtype=self._model.dtype,
+            position=body.meta.injection,
         )
-        return LoadedAdapter(template, template.labels(body.meta.labels), injection)
+        names = tuple(body.meta.labels)
+        if body.meta.reading == "words":
+            return LoadedAdapter(template, template.labels(names), injection, label_names=names)
+        if body.head is None or body.head.weight.shape != (len(names), self._model.hidden_size):
+            raise LayoutMismatch(
+                f"the adapter reads {len(names)} labels by a head of {self._model.hidden_size} channels; it carries "
+                f"{'none' if body.head is None else body.head.weight.shape}"
+            )
+        labels = template.labels(names) if body.meta.reading == "both" else None
+        return LoadedAdapter(template, labels, injection, body.head, names)
 
     def base(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        """Return the adapter's template and labels without its injection."""
-        return replace(adapter, injection=None)
+        """Return the adapter's template and label words without its injection and its head.
+
+        Raises:
+            BadTemplate: the labels cannot be read by their words with this tokenizer.
+        """
+        return LoadedAdapter(adapter.template, self._words(adapter), None, label_names=adapter.label_names)
+
+    def _words(self, adapter: LoadedAdapter) -> LabelTokens:
+        return adapter.labels or adapter.template.labels(adapter.label_names)
 
     def few_shot(self, adapter: LoadedAdapter, demonstrations: Sequence[LabelledText[str]]) -> LoadedAdapter:
         """Return the base model with demonstrations in front of every prompt.
@@ -178,7 +203,7 @@ class Scorer:
         shots = "".join(f"{template.replace(TEXT_SLOT, shot.text)}{space}{shot.label}\n\n" for shot in demonstrations)
         max_tokens = longest_prompt(self._model, self._model.max_tokens)
         prompt = replace(adapter.template, template=shots + template, max_tokens=max_tokens)  # includes a chat template already
-        return LoadedAdapter(prompt, adapter.labels, None)
+        return LoadedAdapter(prompt, self._words(adapter), None, label_names=adapter.label_names)
 
     def prepare(self, adapter: LoadedAdapter, text: str, *, truncate: bool) -> PreparedText | IFedError:
         """Return a text in the adapter's template as tokens, or the refusal of a text that cannot be scored."""
@@ -189,7 +214,8 @@ class Scorer:
             return TextTooLong(
                 f"this text is longer than {adapter.template.max_tokens} tokens with its template; shorten it or allow truncation"
             )
-        return PreparedText(ScoringItem(prompt, adapter.labels, adapter.injection), len(prompt.ids), prompt.truncated)
+        item = ScoringItem(prompt, adapter.labels, adapter.injection, adapter.head)
+        return PreparedText(item, len(prompt.ids), prompt.truncated)
 
     def tokens(self, item: Item) -> int:
         """Return the tokens that a pass runs for an item once its prefix is cached; labels of several tokens need several rows."""

@@ -106,7 +106,7 @@ class RoundsContract:
             await work.commit()
         async with database.read_only() as work:
             found = [item async for item in work.rounds.bodies("sentiment", 1)]
-        assert found == [(sent[client].entry.weight, sent[client].body) for client in clients]
+        assert found == [(client, sent[client].entry.weight, sent[client].body) for client in clients]
 
     async def test_names_sort_by_their_bytes_on_every_database(self, database: Database) -> None:
         names = ["a-z", "a.z", "a1", "a_z", "aa", "b"]
@@ -117,7 +117,7 @@ class RoundsContract:
                 await work.rounds.record(round_(), context_contribution(name, examples=names.index(name) + 1))
             await work.commit()
         async with database.read_only() as work:
-            assert [weight async for weight, _ in work.rounds.bodies("sentiment", 1)] == [1, 2, 3, 4, 5, 6]
+            assert [weight async for _, weight, _ in work.rounds.bodies("sentiment", 1)] == [1, 2, 3, 4, 5, 6]
             assert [member.client for member in await work.memberships.of_task("sentiment")] == names
 
     async def test_only_open_rounds_past_their_deadline_are_due(self, database: Database) -> None:

@@ -7,6 +7,7 @@ import pytest
 from services.aggregator.storage.database import Database
 from tests.contract.context_parts_contract import PartsContract
 from tests.contract.events_contract import EventsContract
+from tests.contract.heads_contract import HeadsContract
 from tests.contract.records_contract import RecordsContract
 from tests.contract.rounds_contract import RoundsContract
 
@@ -45,3 +46,9 @@ class TestSqliteParts(Sqlite, PartsContract): ...
 
 
 class TestPostgresParts(Postgres, PartsContract): ...
+
+
+class TestSqliteHeads(Sqlite, HeadsContract): ...
+
+
+class TestPostgresHeads(Postgres, HeadsContract): ...

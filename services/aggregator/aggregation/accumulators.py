@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ifed.messages.bodies import read_coefficients, read_context, read_label_probabilities
-from ifed.messages.enums import RoundKind
+from ifed.messages.bodies import (
+    OTHER_READINGS,
+    HeldOutCounts,
+    head_tensors,
+    read_coefficients,
+    read_context,
+    read_head,
+    read_standardization,
+    standardization_tensors,
+)
+from ifed.messages.enums import HeadQuestion, RoundKind
+from ifed.messages.rounds import Reading, ReadingResult
 from ifed.messages.tasks import Policy
 from ifed.tensors.label_prior import bias_of
+from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import apply_update, read_update
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, Int64, TensorBody
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, TensorBody
+from services.aggregator.aggregation.robust import coordinate_median
 from services.aggregator.aggregation.rules import Reducer, WeightedMean
 from services.aggregator.aggregation.server_optimizers import Moments, ServerOptimizer
 from services.aggregator.aggregation.sketch import sketch
@@ -46,6 +59,7 @@ class AggregationResult:
         moments: the body of the moments of the server optimiser for the next round.
         sketch: of a context vector.
         changes: the number of additions and withdrawals that a context vector reflects.
+        next_question: of a head round that did not end its solution: what is asked next, and its query.
     """
 
     body: bytes | None
@@ -54,6 +68,7 @@ class AggregationResult:
     moments: bytes | None = None
     sketch: tuple[float, ...] | None = None
     changes: int = 0
+    next_question: tuple[HeadQuestion, bytes] | None = None
 
 
 class ContextAccumulator:
@@ -69,13 +84,17 @@ class ContextAccumulator:
         self._reducer = Reducer(policy)
         self._client: str | None = None
         self._parts: list[tuple[Float32, int]] = []
+        self._standardizations: list[Standardization] = []
 
     def add(self, client: str, weight: int, body: bytes) -> None:
         """Add one part."""
         if client != self._client:
             self._add_client()
         self._client = client
-        self._parts.append((read_context(TensorBody.from_bytes(body)).values, weight))
+        parsed = TensorBody.from_bytes(body)
+        if (standardization := read_standardization(parsed)) is not None:
+            self._standardizations.append(standardization)
+        self._parts.append((read_context(parsed).values, weight))
 
     def _add_client(self) -> None:
         if len(self._parts) == 1:
@@ -95,8 +114,42 @@ class ContextAccumulator:
         """
         self._add_client()
         value, examples = self._reducer.value(), self._reducer.examples
-        body = context_body(value, {"task": self._task, "round": self._number, "examples": examples})
+        metadata = {"task": self._task, "round": self._number, "examples": examples}
+        body = context_body(value, metadata, median_standardization(self._standardizations))
         return AggregationResult(body, examples, None, sketch=tuple(float(number) for number in sketch(value)))
+
+
+class EvaluationAccumulator:
+    """Accumulates what clients report of one version and one way of reading its labels on their held-out examples."""
+
+    def __init__(self, labels: int) -> None:
+        self._confusion = ConfusionMatrix(labels)
+        # Of the clients that sent label probabilities alone.
+        self._label_confusion, self._label_probabilities = ConfusionMatrix(labels), WeightedMean()
+        self._log_likelihood, self._with_likelihood = 0.0, 0
+
+    def add(self, counts: HeldOutCounts) -> None:
+        """Add the report of one client."""
+        self._confusion.add(counts.confusion)
+        examples = int(counts.confusion.sum())
+        if counts.label_probabilities is not None:
+            self._label_confusion.add(counts.confusion)
+            self._label_probabilities.add(counts.label_probabilities, examples)
+        if counts.log_likelihood is not None:
+            self._log_likelihood += counts.log_likelihood
+            self._with_likelihood += examples
+
+    def result(self) -> EvaluationResult | None:
+        """Return the evaluation, with a likelihood if every client sent one; None without held-out examples."""
+        evaluation = self._confusion.measure()
+        if evaluation is None:
+            return None
+        if self._with_likelihood == evaluation.examples:
+            evaluation = replace(evaluation, log_likelihood=self._log_likelihood / self._with_likelihood)
+        if self._label_probabilities.weight == 0:
+            return evaluation
+        bias = bias_of(self._label_probabilities.value(), self._label_confusion.counts.sum(axis=1))
+        return replace(evaluation, label_bias=bias)
 
 
 class RoundAccumulator:
@@ -104,9 +157,8 @@ class RoundAccumulator:
 
     def __init__(self, round_: Round, labels: int, policy: Policy, start: StartingVersion | None = None) -> None:
         self._round, self._policy, self._start = round_, policy, start
-        self._confusion = ConfusionMatrix(labels)
-        # Of the clients that sent label probabilities alone.
-        self._label_confusion, self._label_probabilities = ConfusionMatrix(labels), WeightedMean()
+        self._evaluation = EvaluationAccumulator(labels)
+        self._others = {reading: EvaluationAccumulator(labels) for reading in OTHER_READINGS}
         self._start_values = None if start is None else _values(start.coefficients)
         self._reducer = Reducer(policy, self._origin())
 
@@ -119,11 +171,10 @@ class RoundAccumulator:
     def add(self, weight: int, body: bytes) -> None:
         """Add one contribution with its number of examples."""
         parsed = TensorBody.from_bytes(body)
-        counts: Int64 = parsed.tensors["confusion"]
-        self._confusion.add(counts)
-        if "label_probabilities" in parsed.tensors:
-            self._label_confusion.add(counts)
-            self._label_probabilities.add(read_label_probabilities(parsed), int(counts.sum()))
+        self._evaluation.add(HeldOutCounts.read(parsed))
+        for reading, evaluation in self._others.items():
+            if f"{reading}_confusion" in parsed.tensors:
+                evaluation.add(HeldOutCounts.read(parsed, f"{reading}_"))
         if self._round.kind is RoundKind.CALIBRATION:
             self._reducer.add(self._update(parsed), weight)
 
@@ -140,12 +191,14 @@ class RoundAccumulator:
         Raises:
             WrongState: there are too few contributions for the rule, or none that carries weight.
         """
-        evaluation = self._evaluation()
+        evaluation = self._best_reading()
         if self._round.kind is RoundKind.EVALUATION:
             return AggregationResult(None, 0, evaluation)
         values, moments = self._step()
         metadata = {"task": self._round.task, "round": self._round.number, "examples": self._reducer.examples}
-        body = TensorBody({"coefficients": Coefficients(values.astype(np.float32)).values}, metadata).to_bytes()
+        head = None if self._start is None else read_head(TensorBody.from_bytes(self._start.coefficients))
+        tensors = {"coefficients": Coefficients(values.astype(np.float32)).values} | head_tensors(head)
+        body = TensorBody(tensors, metadata).to_bytes()
         return AggregationResult(body, self._reducer.examples, evaluation, None if moments is None else _moments_body(moments))
 
     def _step(self) -> tuple[Float64, Moments | None]:
@@ -168,17 +221,42 @@ class RoundAccumulator:
             adaptivity=policy.server_adaptivity,
         )
 
-    def _evaluation(self) -> EvaluationResult | None:
-        evaluation = self._confusion.measure()
-        if evaluation is None or self._label_probabilities.weight == 0:
-            return evaluation
-        bias = bias_of(self._label_probabilities.value(), self._label_confusion.counts.sum(axis=1))
-        return replace(evaluation, label_bias=bias)
+    def _best_reading(self) -> EvaluationResult | None:
+        """Return the evaluation; where the labels were read in several ways, that of the highest likelihood, with the results of each."""
+        own = self._evaluation.result()
+        by_reading: dict[Reading, EvaluationResult | None] = {"head": own}
+        by_reading |= {reading: other.result() for reading, other in self._others.items()}
+        measured = {
+            reading: (evaluation, evaluation.log_likelihood)
+            for reading, evaluation in by_reading.items()
+            if evaluation is not None and evaluation.log_likelihood is not None
+        }
+        if len(measured) <= 1:
+            return own
+        best = max(measured, key=lambda reading: measured[reading][1])
+        readings = tuple(
+            ReadingResult(reading=reading, accuracy=result.accuracy, macro_f1=result.macro_f1, log_likelihood=likelihood)
+            for reading, (result, likelihood) in measured.items()
+        )
+        return replace(measured[best][0], reading=best, readings=readings)
 
 
-def context_body(values: Float64, metadata: dict[str, object]) -> bytes:
+def context_body(values: Float64, metadata: dict[str, object], standardization: Standardization | None = None) -> bytes:
     """Return the body of a context vector."""
-    return TensorBody({"context": ContextVector(values.astype(np.float32)).wire()}, metadata).to_bytes()
+    tensors = {"context": ContextVector(values.astype(np.float32)).wire()} | standardization_tensors(standardization)
+    return TensorBody(tensors, metadata).to_bytes()
+
+
+def median_standardization(standardizations: Sequence[Standardization]) -> Standardization | None:
+    """Return the median by channel of what clients measured on the same public texts; None when no client sent any.
+
+    It is the same at every client but for rounding; the median keeps a minority from moving it.
+    """
+    if not standardizations:
+        return None
+    mean = coordinate_median(np.stack([one.mean for one in standardizations]))
+    deviation = coordinate_median(np.stack([one.deviation for one in standardizations]))
+    return Standardization(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def first_coefficients(task: Task, round_: Round) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from ifed.errors import (
     AlreadyContributed,
@@ -22,6 +22,7 @@ from ifed.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    UnknownRound,
     UnknownTask,
     Withdrawn,
     WrongState,
@@ -29,7 +30,7 @@ from ifed.errors import (
 from ifed.messages.rounds import Assignment, JoinRequest, Member, Receipt, Withdrawal
 from ifed.server.web import refusals
 from services.aggregator.api.dependencies import CallerDep, ClientDep, NamePath, NumberPath, ParticipationDep, PartyRoute, Wait
-from services.aggregator.api.tensor_bodies import TENSOR_REQUEST, BodyDep
+from services.aggregator.api.tensor_bodies import TENSOR_REQUEST, TENSOR_RESPONSES, BodyDep, KnownDep, tensor_response
 
 CONTRIBUTING = refusals(
     UnknownTask,
@@ -98,6 +99,22 @@ async def submit_update(
 ) -> Receipt:
     """Add one client's update to an open calibration or evaluation round. The same bytes again give the same receipt."""
     return await participation.submit_update(task, number, client, body)
+
+
+@router.get("/rounds/{number}/query", responses=TENSOR_RESPONSES | refusals(UnknownTask, UnknownRound), response_class=Response)
+async def get_query(
+    task: NamePath, number: NumberPath, _client: ClientDep, known: KnownDep, participation: ParticipationDep
+) -> Response:
+    """Return what a head round asks: label shares, and directions or candidates."""
+    return tensor_response(await participation.query(task, number), known)
+
+
+@router.put("/rounds/{number}/head", responses=CONTRIBUTING, openapi_extra=TENSOR_REQUEST)
+async def submit_head(
+    task: NamePath, number: NumberPath, client: ClientDep, body: BodyDep, participation: ParticipationDep
+) -> Receipt:
+    """Add one client's answer to an open head round. The same bytes again give the same receipt."""
+    return await participation.submit_head(task, number, client, body)
 
 
 @router.post("/context", responses=ADDING, openapi_extra=TENSOR_REQUEST)

@@ -9,12 +9,14 @@ from functools import partial
 import structlog
 
 from ifed.errors import NothingYet
-from ifed.messages.bodies import AdapterBody, read_coefficients, read_context
-from ifed.messages.rounds import AdapterMeta
+from ifed.messages.bodies import AdapterBody, read_coefficients, read_context, read_head
+from ifed.messages.enums import HeadState
+from ifed.messages.rounds import AdapterMeta, Reading
 from ifed.tensors.values import TensorBody, digest_of
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.aggregates import Aggregate
+from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.task import Task
 from services.aggregator.runtime.cache import ProcessCache
 from services.aggregator.runtime.long_poll import NOBODY, Caller
@@ -141,14 +143,22 @@ class AdapterStore:
 
     async def _adapter_body(self, context: Aggregate, coefficients: Aggregate, meta: AdapterMeta) -> bytes:
         vector = read_context(TensorBody.from_bytes(await self._context_body(context)))
-        values = read_coefficients(TensorBody.from_bytes(await self._coefficients_body(coefficients)))
-        return AdapterBody(vector, values, meta).to_bytes()
+        version = TensorBody.from_bytes(await self._coefficients_body(coefficients))
+        head = None if meta.reading == "words" else read_head(version)
+        return AdapterBody(vector, read_coefficients(version), meta, head=head).to_bytes()
 
 
 async def _coefficients(work: UnitOfWork, task: Task, version: int | None) -> Aggregate:
     if version is None:
         raise NothingYet(f"task {task.name!r} has no coefficients before its first round closes")
     return await work.aggregates.coefficients(task.name, version)
+
+
+def _reading(task: Task, coefficients: Aggregate, result: EvaluationResult | None) -> Reading:
+    """Return how the labels of a version are read: the way that was evaluated best, else by the head if the version has one."""
+    if not task.has_head or coefficients.head is HeadState.NONE:
+        return "words"
+    return "head" if result is None or result.reading is None else result.reading
 
 
 async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
@@ -164,6 +174,9 @@ async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: 
         identity=task.spec.identity,
         layout=task.spec.layout(task.spec.identity),
         evaluation=None if result is None else messages.evaluation(coefficients.version, result),
+        injection=task.spec.injection,
+        reading=_reading(task, coefficients, result),
+        head=coefficients.head,
         label_bias=list(result.label_bias) if result is not None and result.label_bias is not None else None,
         created_at=max(coefficients.created_at, context.created_at),
     )

@@ -33,7 +33,7 @@ class Evaluations:
             assert round_.evaluation is not None, "it was asked for because it has one"
             seats = (await work.rounds.seats(name, [round_.number]))[round_.number]
             matrix = ConfusionMatrix(len(task.spec.labels))
-            async for _, body in work.rounds.bodies(name, round_.number):
+            async for _, _, body in work.rounds.bodies(name, round_.number):
                 await asyncio.to_thread(_add, matrix, body)
         results = zip(task.spec.labels, label_results(matrix.counts), strict=True)
         return EvaluationDetails(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.bodies import HeadQuery
+from ifed.messages.enums import HeadQuestion, RoundKind, RoundState, TaskState
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.schedule import (
+    Step,
     attempt_after,
     clients_needed,
     early_end,
+    label_shares,
     next_step,
     open_round,
     promoted,
     sample,
     seed_of,
 )
-from services.aggregator.domain.task import Task
+from services.aggregator.domain.task import Membership, Task
 from services.aggregator.storage.database import UnitOfWork
 
 # No other reason of a task contains these words: what stands before them is kept.
@@ -46,15 +50,42 @@ async def _open(work: UnitOfWork, task: Task, newest: Round | None, now: datetim
     if task.version is not None and not await may_serve(work, task):
         task.hold(f"{CONTEXT_UNAVAILABLE}; resume it when others have brought theirs")
         return None
-    members = [member.client for member in await work.memberships.of_task(task.name)]
+    memberships = await work.memberships.of_task(task.name)
+    members = [member.client for member in memberships]
     if len(members) < clients_needed(task.spec.policy, newest):
         return None
     number = 1 if newest is None else newest.number + 1
+    if step.kind is RoundKind.HEAD:
+        return await _open_head_round(work, task, step, number, memberships, now, attempt=attempt_after(task, newest))
     if step.kind is RoundKind.CALIBRATION:
         members = sample(members, task.spec.policy.sampled(len(members)), seed_of(task.name, number))
     context = None if step.kind is RoundKind.CONTEXT else (await work.aggregates.context(task.name)).version
     round_ = open_round(task, step, number, len(members), now, attempt=attempt_after(task, newest), context=context)
     await work.rounds.add(round_, members)
+    return round_
+
+
+async def _open_head_round(
+    work: UnitOfWork, task: Task, step: Step, number: int, members: Sequence[Membership], now: datetime, *, attempt: int
+) -> Round | None:
+    """Open the next round of a solution for those who have answered all of it so far, or the first round of one for every member."""
+    assert step.version is not None, "a head is solved for a version"
+    pending = await work.heads.next_question(task.name, step.version)
+    if pending is None:
+        seated = [member.client for member in members]
+        question = HeadQuestion.SUMS if task.spec.policy.solver == "sums" else HeadQuestion.MOMENT
+        query, solve = HeadQuery(label_shares(task.spec.labels, members)).to_bytes(), number
+        context: int | None = (await work.aggregates.context(task.name)).version
+    else:
+        seated = sorted(set(pending.clients) & {member.client for member in members})
+        question, query, solve, context = pending.question, pending.query, pending.solve, pending.context
+    if not seated:
+        task.hold("every client that answered for its label head has left; roll it back to an earlier version, and resume it")
+        return None
+    round_ = open_round(task, step, number, len(seated), now, attempt=attempt, context=context)
+    round_.question, round_.solve = question, solve
+    await work.rounds.add(round_, seated)
+    await work.heads.add(task.name, number, query)
     return round_
 
 

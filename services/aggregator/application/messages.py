@@ -33,7 +33,7 @@ from services.aggregator.domain.schedule import NEAREST, Evaluated, seed_of
 from services.aggregator.domain.task import Membership, Task
 
 Item = TypeVar("Item")
-_WORK = (AssignmentKind.CONTEXT, AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
+_WORK = (AssignmentKind.CONTEXT, AssignmentKind.HEAD, AssignmentKind.CALIBRATION, AssignmentKind.EVALUATION)
 
 
 def task_info(
@@ -80,6 +80,7 @@ def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
         version=round_.version,
         context=round_.context,
         produced=round_.produced,
+        question=round_.question,
         loss=mean_loss(entries),
         evaluation=None if round_.evaluation is None or round_.version is None else evaluation(round_.version, round_.evaluation),
         reason=round_.reason,
@@ -113,7 +114,15 @@ def _progress(seat: Seat) -> ClientProgress:
 
 def evaluation(version: int, result: EvaluationResult) -> Evaluation:
     """Return the evaluation of a version."""
-    return Evaluation(version=version, accuracy=result.accuracy, macro_f1=result.macro_f1, examples=result.examples)
+    return Evaluation(
+        version=version,
+        accuracy=result.accuracy,
+        macro_f1=result.macro_f1,
+        examples=result.examples,
+        log_likelihood=result.log_likelihood,
+        reading=result.reading,
+        readings=list(result.readings),
+    )
 
 
 def member_info(member: Membership) -> Member:
@@ -172,6 +181,8 @@ def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: 
         layout=layout(task),
         layers=spec.layers,
         groups=spec.groups,
+        head=spec.head,
+        injection=spec.injection,
         policy=spec.policy,
     )
     if kind not in _WORK or round_ is None:
@@ -185,6 +196,7 @@ def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: 
         context_version=None if context is None else context.version,
         context_digest=None if context is None else context.digest,
         work=_local_work(task, round_) if round_.kind is RoundKind.CALIBRATION else None,
+        question=round_.question,
         client=client,
         state=task.state,
     )

@@ -23,13 +23,14 @@ from ifed.errors import (
     Withdrawn,
     WrongState,
 )
-from ifed.messages.bodies import ContextBody, UpdateBody
+from ifed.messages.bodies import ContextBody, HeadBody, HeadQuery, UpdateBody
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest, Member, Receipt, Withdrawal
 from ifed.messages.tasks import ModelIdentity, TaskSpec
 from ifed.tensors.limits import check_contribution_body
 from ifed.tensors.values import digest_of
 from services.aggregator.application import messages
+from services.aggregator.application.adapters import TensorResponse
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import open_next_round, remove_from_open_round
 from services.aggregator.domain.contribution import Contribution, ContributionRecord, ContributionSchema
@@ -144,6 +145,28 @@ class Participation:
         contribution = await asyncio.to_thread(read_update_body, body, client, self._dependencies.clock())
         return await self._submit(name, number, contribution)
 
+    async def submit_head(self, name: str, number: int, client: str, body: bytes) -> Receipt:
+        """Store an answer to the question of an open head round. The same bytes again give the same receipt.
+
+        Raises:
+            RoundClosed: the round is not open; the detail gives the client's current assignment.
+            StaleUpdate: the answer is for another version than the round's; the detail gives the current assignment.
+            AlreadyContributed: the client has sent another answer to this round.
+            IFedError: any other reason why the round cannot take it; nothing is stored.
+        """
+        return await self._submit(name, number, read_head_body(body, client, self._dependencies.clock()))
+
+    async def query(self, name: str, number: int) -> TensorResponse:
+        """Return what a head round asks.
+
+        Raises:
+            UnknownRound: the task has no head round of this number.
+        """
+        async with self._dependencies.database.read_only() as work:
+            await work.tasks.get(name)
+            body = await work.heads.query(name, number)
+        return TensorResponse(body, digest_of(body))
+
     async def _submit(self, name: str, number: int, contribution: Contribution) -> Receipt:
         try:
             stored = await self._group_commit.put((name, number), contribution)
@@ -165,20 +188,24 @@ class Participation:
         async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name)
             round_ = await _lock_round(work, task, number)
-            outcomes = [await self._accept(work, task, round_, contribution) for contribution in contributions]
+            query = HeadQuery.from_bytes(await work.heads.query(name, number)) if round_.kind is RoundKind.HEAD else None
+            outcomes = [await self._accept(work, task, round_, contribution, query) for contribution in contributions]
             if any(isinstance(outcome, StoredContribution) and outcome.is_new for outcome in outcomes):
                 await work.rounds.save(round_)
                 await work.commit()
         return outcomes
 
     async def _accept(
-        self, work: UnitOfWork, task: Task, round_: Round, contribution: Contribution
+        self, work: UnitOfWork, task: Task, round_: Round, contribution: Contribution, query: HeadQuery | None
     ) -> StoredContribution | Exception:
         try:
             seat, member = await _participant(work, task, round_, contribution.entry.client)
             if (earlier := seat.repeats(contribution)) is not None:
                 return StoredContribution(round_, messages.receipt(round_.task, round_.number, earlier), is_new=False)
-            round_.accept(contribution, contribution_schema(task.spec, member), self._dependencies.clock())
+            schema = contribution_schema(task.spec, member)
+            if query is not None:
+                schema = with_question(schema, round_, query)
+            round_.accept(contribution, schema, self._dependencies.clock())
         except IFedError as refusal:
             return refusal  # nothing of it was written, so the others of the group can be committed
         await work.rounds.record(round_, contribution)
@@ -306,6 +333,18 @@ def contribution_schema(spec: TaskSpec, member: Membership) -> ContributionSchem
         holdout=min(member.holdout, spec.policy.max_holdout),
         gradient=spec.policy.mode == "gradient",
         update_dtype=spec.policy.update_dtype,
+        has_head=spec.head != "words",
+    )
+
+
+def with_question(schema: ContributionSchema, round_: Round, query: HeadQuery) -> ContributionSchema:
+    """Return what the answers to a head round must conform to."""
+    candidates, temperatures = query.candidates, query.temperatures
+    return replace(
+        schema,
+        question=round_.question,
+        directions=0 if query.directions is None else len(query.directions),
+        likelihoods=(0, 0) if candidates is None or temperatures is None else (len(candidates), len(temperatures)),
     )
 
 
@@ -353,7 +392,22 @@ def read_context_body(body: bytes, client: str, now: datetime) -> Contribution:
     parsed = ContextBody.from_bytes(body)
     check_contribution_body(body)
     record = _record(body, client, now, parsed.meta)
-    return Contribution(record, body, parsed.meta.fingerprint, parsed.meta.version, context=parsed.vector)
+    meta = parsed.meta
+    return Contribution(record, body, meta.fingerprint, meta.version, context=parsed.vector, standardization=parsed.standardization)
+
+
+def read_head_body(body: bytes, client: str, now: datetime) -> Contribution:
+    """Parse the body of an answer to a head round.
+
+    Raises:
+        Malformed: it is not a safetensors body of this format, or a log-likelihood is above 0.
+        LayoutMismatch: a tensor is superfluous, or of another dtype or number of axes.
+        NonFinite: a value is NaN or infinite.
+    """
+    parsed = HeadBody.from_bytes(body)
+    check_contribution_body(body)
+    record = _record(body, client, now, parsed.meta)
+    return Contribution(record, body, parsed.meta.fingerprint, parsed.meta.version, head=parsed)
 
 
 def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
@@ -376,6 +430,7 @@ def read_update_body(body: bytes, client: str, now: datetime) -> Contribution:
         update=parsed.update,
         confusion=parsed.confusion,
         label_probabilities=parsed.label_probabilities,
+        others=tuple(parsed.others.values()),
     )
 
 

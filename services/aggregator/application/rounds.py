@@ -154,11 +154,13 @@ class Ledger:
                 return await self.replay_context(task, 1)
             seats = (await work.rounds.seats(task, [number]))[number]
             stored = await _stored_aggregate(work, round_)
+            asked_next = await work.heads.asked_after(task, number) if round_.kind is RoundKind.HEAD else None
         digests: list[str] = []
         result = await aggregate_round(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
         entries = [seat.entry for seat in seats if seat.entry is not None]
         altered = [entry.client for entry, digest in zip(entries, digests, strict=True) if entry.digest != digest]
-        return _replay(round_, stored, result, altered, contributions=len(entries))
+        replayed = _replay(round_, stored, result, altered, contributions=len(entries))
+        return replayed.model_copy(update={"proven": replayed.proven and asked_next == result.next_question})
 
     async def replay_context(self, task: str, version: int) -> Replay:
         """Aggregate one version of the context vector again, from the ledger as it was then, and compare.
@@ -232,7 +234,7 @@ def _replay(
 
 async def _stored_aggregate(work: UnitOfWork, round_: Round) -> Aggregate | None:
     """Return the aggregate that a closed round made, with the digest of the bytes that are stored now."""
-    if round_.kind is RoundKind.EVALUATION:
+    if round_.kind is RoundKind.EVALUATION or (round_.kind is RoundKind.HEAD and round_.produced is None):
         return None
     assert round_.produced is not None, "a calibration round closes with a version"
     aggregate = await work.aggregates.coefficients(round_.task, round_.produced)

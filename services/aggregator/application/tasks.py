@@ -149,14 +149,14 @@ class TaskService:
         now = self._dependencies.clock()
         async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
-            head = await work.aggregates.coefficients(name, version)
+            earlier = await work.aggregates.coefficients(name, version)
             newest = await work.rounds.newest(name, for_update=True)
             cancelled = newest if newest is not None and newest.live else None
             if cancelled is not None:
                 cancelled.cancel(now)
                 await work.rounds.save(cancelled)
             await work.aggregates.withdraw_after(name, version, now)
-            task.roll_back(version, head.calibrated)
+            task.roll_back(version, earlier.calibrated, earlier.head)
             if not await may_serve(work, task):
                 task.served = None
             await work.tasks.save(task)

@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from ifed.errors import Conflict, Malformed, NotFound
-from ifed.messages.enums import RoundKind, RoundState
-from ifed.tensors.values import digest_of
+from ifed.messages.bodies import HeadQuery, read_coefficients, read_standardization
+from ifed.messages.enums import HeadQuestion, HeadState, RoundKind, RoundState
+from ifed.tensors.values import TensorBody, digest_of
 from services.aggregator.aggregation.accumulators import (
     AggregationResult,
     ContextAccumulator,
@@ -21,6 +22,7 @@ from services.aggregator.aggregation.accumulators import (
     StartingVersion,
     first_coefficients,
 )
+from services.aggregator.aggregation.head_accumulator import CombinedAnswers, next_query, solved_version
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import (
     CONTEXT_UNAVAILABLE,
@@ -148,6 +150,8 @@ class RoundClosing(Job):
             produced = await _store_aggregate(work, task, round_, result, now)
             round_.close(now, produced=produced, evaluation=result.evaluation)
             await work.rounds.save(round_)
+            if result.next_question is not None:
+                await work.heads.put_next(task.name, round_.number, *result.next_question)
             await promote(work, task)
             opened = await open_next_round(work, task, now)
             await work.commit()
@@ -241,14 +245,66 @@ async def aggregate_round(database: Database, round_: Round, on_body: Callable[[
     """
     if round_.kind is RoundKind.CONTEXT:
         return await aggregate_context(database, round_.task, round_.number)
+    if round_.kind is RoundKind.HEAD:
+        return await aggregate_head(database, round_, on_body)
     async with database.read_only() as work:
         task = await work.tasks.get(round_.task)
         accumulator = RoundAccumulator(round_, len(task.spec.labels), task.spec.policy, await _start(work, round_))
-        async for weight, body in work.rounds.bodies(round_.task, round_.number):
+        async for _, weight, body in work.rounds.bodies(round_.task, round_.number):
             if on_body is not None:
                 on_body(body)
             await asyncio.to_thread(accumulator.add, weight, body)
     return await asyncio.to_thread(accumulator.summed)
+
+
+async def aggregate_head(
+    database: Database, round_: Round, on_body: Callable[[bytes], None] | None = None, *, clients: frozenset[str] | None = None
+) -> AggregationResult:
+    """Combine the answers to a head round with those to the earlier rounds of its solution, and return what to ask next, or the new version.
+
+    Only the answers of the clients that answered this round count, so that one that dropped out on the way leaves nothing in the
+    solution. The directions asked for before serve the others all the same: only candidates that contain its answers are made anew.
+
+    Args:
+        on_body: called with each body of this round, in the order of client names.
+        clients: count these alone.
+
+    Raises:
+        WrongState: there are too few answers for the rule, or none that carries weight.
+        Malformed: a stored answer cannot be read.
+    """
+    assert round_.solve is not None, "a head round belongs to a solution"
+    assert round_.version is not None, "a head round starts from a version"
+    async with database.read_only() as work:
+        task = await work.tasks.get(round_.task)
+        rounds = await work.heads.of_solve(round_.task, round_.solve, round_.number)
+        counted = set(rounds[-1].clients) & (set(rounds[-1].clients) if clients is None else clients)
+        combined: list[CombinedAnswers] = []
+        for answers in rounds:
+            accumulator = CombinedAnswers(answers.question, HeadQuery.from_bytes(answers.query), task.spec.policy)
+            async for client, weight, body in work.rounds.bodies(round_.task, answers.number):
+                if on_body is not None and answers.number == round_.number:
+                    on_body(body)
+                if client in counted:
+                    await asyncio.to_thread(accumulator.add, weight, body)
+            combined.append(accumulator)
+        examples = combined[0].examples
+        answers_before = [answers for answers in combined[:-1] if answers.question is not HeadQuestion.LIKELIHOOD]
+        left = len(rounds) > 1 and not set(rounds[-2].clients) <= counted  # the candidates contain what a client sent that has left
+        if round_.question is not HeadQuestion.LIKELIHOOD or left:
+            asked = answers_before if left and round_.question is HeadQuestion.LIKELIHOOD else [*answers_before, combined[-1]]
+            question, query = await asyncio.to_thread(next_query, asked, task.spec.policy)
+            return AggregationResult(None, examples, None, next_question=(question, query.to_bytes()))
+        body = await work.aggregates.coefficients_body(round_.task, round_.version)
+        context = TensorBody.from_bytes(await work.aggregates.context_body(round_.task, round_.context or 1))
+    standardization = read_standardization(context)
+    if standardization is None:
+        raise Malformed(
+            "the context vector carries no statistics of the final state; run its round again with agents of this release"
+        )
+    metadata = {"task": round_.task, "round": round_.number, "examples": examples}
+    coefficients = read_coefficients(TensorBody.from_bytes(body))
+    return AggregationResult(solved_version(combined[-1], coefficients, standardization, metadata), examples, None)
 
 
 async def aggregate_context(
@@ -284,9 +340,9 @@ async def _start(work: UnitOfWork, round_: Round) -> StartingVersion | None:
     """Return what a calibration round starts from; None for other rounds."""
     if round_.kind is not RoundKind.CALIBRATION or round_.version is None:
         return None
-    head = await work.aggregates.coefficients(round_.task, round_.version)
+    start = await work.aggregates.coefficients(round_.task, round_.version)
     body = await work.aggregates.coefficients_body(round_.task, round_.version)
-    return StartingVersion(body, await work.aggregates.moments(round_.task, round_.version), head.calibrated)
+    return StartingVersion(body, await work.aggregates.moments(round_.task, round_.version), start.calibrated)
 
 
 async def _lock(work: UnitOfWork, task: str, number: int) -> tuple[Task, Round] | None:
@@ -309,20 +365,24 @@ async def _store_aggregate(work: UnitOfWork, task: Task, round_: Round, result: 
     if result.body is None:
         return None
 
-    def head(version: int, body: bytes, calibrated: int = 0) -> Aggregate:
+    def aggregate(version: int, body: bytes, calibrated: int = 0, head: HeadState = HeadState.NONE) -> Aggregate:
         digest, context = digest_of(body), round_.context or 1
-        return Aggregate(task.name, version, digest, now, round_.number, result.weight, calibrated, context, result.changes)
+        return Aggregate(task.name, version, digest, now, round_.number, result.weight, calibrated, context, result.changes, head)
 
     if round_.kind is RoundKind.CONTEXT:
         assert result.sketch is not None, "a context round gives a sketch"
-        await work.aggregates.add_context(head(1, result.body), result.body)
+        await work.aggregates.add_context(aggregate(1, result.body), result.body)
         await store_sketch(work, task, result.sketch)
         first = await warm_start(work, task, round_) or first_coefficients(task, round_)
-        await work.aggregates.add_coefficients(head(0, first), first)
-        task.version, task.calibrated, task.context_settled = 0, 0, result.changes
+        await work.aggregates.add_coefficients(aggregate(0, first), first)
+        task.version, task.calibrated, task.context_settled, task.head = 0, 0, result.changes, HeadState.NONE
         return 0
+    if round_.kind is RoundKind.HEAD:
+        calibrated, head = task.calibrated, HeadState.SOLVED
+    else:
+        calibrated, head = task.calibrated + 1, HeadState.CARRIED if task.has_head else HeadState.NONE
     # The numbers of versions that a rollback withdrew are not used again.
-    version, calibrated = (await work.aggregates.newest_version(task.name) or 0) + 1, task.calibrated + 1
-    await work.aggregates.add_coefficients(head(version, result.body, calibrated), result.body, result.moments)
-    task.version, task.calibrated = version, calibrated
+    version = (await work.aggregates.newest_version(task.name) or 0) + 1
+    await work.aggregates.add_coefficients(aggregate(version, result.body, calibrated, head), result.body, result.moments)
+    task.version, task.calibrated, task.head = version, calibrated, head
     return version

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ifed.messages.enums import RoundKind, RoundState
+from ifed.messages.enums import HeadQuestion, HeadState, RoundKind, RoundState
 from services.aggregator.domain.contribution import ContributionRecord
 
 
@@ -20,6 +20,7 @@ class Aggregate:
         calibrated: of coefficients, the calibration rounds behind it in a row; 0 for a context vector.
         context: of coefficients, the version of the context vector they were made with.
         changes: of a context vector, the number of additions and withdrawals it reflects.
+        head: of coefficients, the label head stored with them.
     """
 
     task: str
@@ -31,6 +32,21 @@ class Aggregate:
     calibrated: int = 0
     context: int = 1
     changes: int = 0
+    head: HeadState = HeadState.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAnswers:
+    """A closed head round of a solve: what was asked, and which clients answered.
+
+    Attributes:
+        query: the body that clients received; see `ifed.messages.bodies.HeadQuery`.
+    """
+
+    number: int
+    question: HeadQuestion
+    query: bytes
+    clients: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

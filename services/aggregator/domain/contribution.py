@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
-from ifed.messages.enums import RoundKind
+from ifed.messages.bodies import HeadBody, HeldOutCounts
+from ifed.messages.enums import HeadQuestion, RoundKind
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
+from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import Update
 from ifed.tensors.values import ContextVector, Float32, Gradient, Int64, check_layout
 
@@ -23,7 +25,12 @@ class ContributionSchema:
         labels: the number of labels; confusion counts are labels × labels.
         holdout: the most held-out examples that the client may count.
         gradient: whether a calibration round takes a gradient instead of coefficients.
-        update_dtype: how coefficients travel; any but float32 takes a quantised change instead of coefficients.
+        update_dtype: how coefficients travel; any but float32 takes a quantised change instead of coefficients. Answers of head rounds
+            travel alike.
+        has_head: whether the task has a label head.
+        question: of a head round, what it asks.
+        directions: of the question `product`, the number of rows of an answer.
+        likelihoods: of the question `likelihood`, the shape of an answer.
     """
 
     fingerprint: str
@@ -33,6 +40,15 @@ class ContributionSchema:
     holdout: int
     gradient: bool = False
     update_dtype: UpdateDType = "float32"
+    has_head: bool = False
+    question: HeadQuestion | None = None
+    directions: int = 0
+    likelihoods: tuple[int, int] = (0, 0)
+
+    @property
+    def hidden_size(self) -> int:
+        """The hidden size, d."""
+        return self.context_shape[-1]
 
     def accepts(self, update: Update | None) -> bool:
         """Return whether a calibration round takes this kind of update; shapes are not looked at."""
@@ -46,6 +62,8 @@ class ContributionSchema:
         """Describe what a round of this kind takes, for an error detail."""
         if kind is RoundKind.CONTEXT:
             return "a context vector at …/context"
+        if kind is RoundKind.HEAD:
+            return f"an answer in {self.update_dtype} to the question {self.question} at …/head"
         if kind is RoundKind.EVALUATION:
             return "confusion counts alone at …/update"
         compact = self.update_dtype != "float32"
@@ -90,6 +108,9 @@ class Contribution:
     update: Update | None = None
     confusion: Int64 | None = None
     label_probabilities: Float32 | None = None
+    others: tuple[HeldOutCounts, ...] = ()
+    standardization: Standardization | None = None
+    head: HeadBody | None = None
 
     def check(self, kind: RoundKind, form: ContributionSchema) -> None:
         """Refuse a contribution that a round of this kind cannot aggregate.
@@ -100,16 +121,27 @@ class Contribution:
             LayoutMismatch: a tensor is missing, superfluous or of another shape.
             Malformed: it has no examples behind it, or counts more held-out examples than the client has.
         """
-        if (self.context is not None) is not (kind is RoundKind.CONTEXT):
+        if (self.context is not None) is not (kind is RoundKind.CONTEXT) or (self.head is not None) is not (kind is RoundKind.HEAD):
             raise WrongState(f"this is a {kind} round; it takes {form.takes(kind)}")
         if self.fingerprint != form.fingerprint:
             raise FingerprintMismatch(f"made with model {self.fingerprint[:12]}…, the task runs on {form.fingerprint[:12]}…")
         if self.context is not None:
-            check_layout(self.context.values, form.context_shape, what="the context vector")
-        if kind is not RoundKind.CONTEXT:
+            self._check_context(self.context, form)
+        elif self.head is not None:
+            _check_answer(self.head, form)
+        else:
             self._check_update(kind, form)
-        if kind is not RoundKind.EVALUATION and self.entry.weight < 1:
+        may_be_empty = kind is RoundKind.EVALUATION or form.question is HeadQuestion.LIKELIHOOD
+        if not may_be_empty and self.entry.weight < 1:
             raise Malformed("a contribution has at least one example behind it")
+
+    def _check_context(self, context: ContextVector, form: ContributionSchema) -> None:
+        check_layout(context.values, form.context_shape, what="the context vector")
+        if (self.standardization is not None) is not form.has_head:
+            takes = "needs state_mean and state_deviation" if form.has_head else "takes no state_mean and no state_deviation"
+            raise LayoutMismatch(f"the context vector of this task {takes}")
+        if self.standardization is not None:
+            check_layout(self.standardization.mean, (form.hidden_size,), what="state_mean")
 
     def _check_update(self, kind: RoundKind, form: ContributionSchema) -> None:
         if not (self.update is None if kind is RoundKind.EVALUATION else form.accepts(self.update)):
@@ -121,5 +153,28 @@ class Contribution:
         check_layout(self.confusion, (form.labels, form.labels), what="the confusion counts")
         if self.label_probabilities is not None:
             check_layout(self.label_probabilities, (form.labels,), what="the mean label probabilities")
-        if self.confusion.max() > form.holdout or self.confusion.sum() > form.holdout:
-            raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")
+        for other in self.others:
+            check_layout(other.confusion, (form.labels, form.labels), what="the confusion counts")
+            if other.label_probabilities is not None:
+                check_layout(other.label_probabilities, (form.labels,), what="the mean label probabilities")
+        for counts in (self.confusion, *(other.confusion for other in self.others)):
+            if counts.max() > form.holdout or counts.sum() > form.holdout:
+                raise Malformed(f"the confusion counts hold more than the {form.holdout} held-out examples this client may count")
+
+
+def _check_answer(answer: HeadBody, form: ContributionSchema) -> None:
+    """Refuse an answer to another question than the round's, or of another shape or dtype."""
+    question, rows = form.question, answer.answer
+    has = (rows is not None, answer.gram is not None, answer.log_likelihoods is not None)
+    expected = (question is not HeadQuestion.LIKELIHOOD, question is HeadQuestion.SUMS, question is HeadQuestion.LIKELIHOOD)
+    if has != expected or (rows is not None and question is not HeadQuestion.SUMS and rows.dtype != form.update_dtype):
+        raise LayoutMismatch(f"this is a head round; it takes {form.takes(RoundKind.HEAD)}")
+    if rows is not None:
+        count = form.directions if question is HeadQuestion.PRODUCT else form.labels - 1
+        check_layout(rows.values, (count, form.hidden_size), what="the answer")
+    if answer.gram is not None:
+        check_layout(answer.gram, (form.hidden_size * (form.hidden_size + 1) // 2,), what="the matrix")
+    if answer.log_likelihoods is not None:
+        check_layout(answer.log_likelihoods, form.likelihoods, what="the log-likelihoods")
+        if answer.meta.examples > form.holdout:
+            raise Malformed(f"the log-likelihoods are of more than the {form.holdout} held-out examples this client may count")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ifed.errors import LayoutMismatch, WrongState
+from ifed.messages.rounds import Reading, ReadingResult
 from ifed.tensors.values import Int64
 
 
@@ -17,12 +18,18 @@ class EvaluationResult:
     Attributes:
         examples: the number of held-out examples.
         label_bias: how much too likely each label is, in log-scores; None where clients did not send label probabilities.
+        log_likelihood: mean log-probability of the true label; None where clients did not send it.
+        reading: how the labels were read; None where a task has one way only.
+        readings: every way of reading them, where a task chooses between several.
     """
 
     accuracy: float
     macro_f1: float
     examples: int
     label_bias: tuple[float, ...] | None = None
+    log_likelihood: float | None = None
+    reading: Reading | None = None
+    readings: tuple[ReadingResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

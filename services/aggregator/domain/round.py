@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ifed.errors import AlreadyContributed, RoundClosed, StaleUpdate, WrongState
-from ifed.messages.enums import RoundKind, RoundState
+from ifed.messages.enums import HeadQuestion, RoundKind, RoundState
 from services.aggregator.domain.contribution import Contribution, ContributionRecord, ContributionSchema
 from services.aggregator.domain.evaluation import EvaluationResult
 
@@ -51,6 +51,8 @@ class Round:
         produced: the coefficients it made.
         attempt: counts the attempts at the same step from 1; one more after each failure that is retried.
         context: the version of the context vector it works with; None in a context round.
+        question: of a head round, what it asks.
+        solve: of a head round, the number of the first round of its solution.
     """
 
     task: str
@@ -69,6 +71,8 @@ class Round:
     evaluation: EvaluationResult | None = None
     attempt: int = 1
     context: int | None = None
+    question: HeadQuestion | None = None
+    solve: int | None = None
 
     def __str__(self) -> str:
         return f"round {self.number} of task {self.task!r}"

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+import numpy as np
+
+from ifed.messages.enums import AssignmentKind, HeadState, RoundKind, RoundState, TaskState
 from ifed.messages.tasks import Policy, ceil_share
+from ifed.tensors.values import Float64
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.round import Round, Seat
-from services.aggregator.domain.task import Task
+from services.aggregator.domain.task import Membership, Task
 
 NEAREST = "*"  # no task can have this name
 Evaluated = Sequence[tuple[int, EvaluationResult]]
@@ -26,24 +29,46 @@ class Step:
 
 
 def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step | None:
-    """Return the next round: context, then calibration until all rounds are done or accuracy stalls, then an evaluation; then None.
+    """Return the next round: context, then calibration until all rounds are done or they stall, then an evaluation; then None.
 
-    A failed or cancelled round changes no version, so its step is repeated.
+    A task with a label head solves it before the first calibration round and again, on the states under the best coefficients, after the
+    last one. A failed or cancelled round changes no version, so its step is repeated.
     """
     if task.version is None:
         return Step(RoundKind.CONTEXT)
     evaluated = newest is not None and newest.kind is RoundKind.EVALUATION and newest.state is RoundState.CLOSED
     if newest is not None and evaluated and newest.version == task.version:
         return None
-    if task.calibrated < task.spec.policy.rounds and not stalled(task.spec.policy, evaluations):
+    if task.has_head and task.head is HeadState.NONE:
+        return Step(RoundKind.HEAD, task.version)
+    final_head = task.has_head and task.head is HeadState.SOLVED and task.calibrated > 0
+    if not final_head and task.calibrated < task.spec.policy.rounds and not stalled(task.spec.policy, evaluations):
         return Step(RoundKind.CALIBRATION, task.version)
+    if task.has_head and not final_head and task.calibrated > 0:
+        return Step(RoundKind.HEAD, _best(evaluations) or task.version)
     return Step(RoundKind.EVALUATION, task.version)
 
 
-def stalled(policy: Policy, evaluations: Evaluated) -> bool:
-    """Return whether the last `policy.patience` evaluations all failed to exceed the best accuracy before them.
+def _best(evaluations: Evaluated) -> int | None:
+    """Return the evaluated version of the highest rank, the newest of several; None when there is none."""
+    ranked = [(rank, version) for rank, (version, _) in zip(_ranks(evaluations), evaluations, strict=True)]
+    return max(ranked)[1] if ranked else None
 
-    Return False if the policy has no patience or there is no evaluation. An equal accuracy is not an improvement.
+
+def _ranks(evaluations: Evaluated) -> list[tuple[float, float]]:
+    """Return what versions are compared by, the higher the better: likelihood and then accuracy, or accuracy alone if a likelihood is unknown."""
+    likelihoods = [evaluation.log_likelihood for _, evaluation in evaluations if evaluation.log_likelihood is not None]
+    accuracies = [evaluation.accuracy for _, evaluation in evaluations]
+    if len(likelihoods) < len(accuracies):
+        return [(accuracy, 0.0) for accuracy in accuracies]
+    return list(zip(likelihoods, accuracies, strict=True))
+
+
+def stalled(policy: Policy, evaluations: Evaluated) -> bool:
+    """Return whether the last `policy.patience` evaluations all failed to exceed the best one before them.
+
+    They are compared by likelihood, or by accuracy where that is unknown. Return False if the policy has no patience or there is no
+    evaluation. An equal one is not an improvement.
 
     Args:
         policy: of the task.
@@ -51,8 +76,8 @@ def stalled(policy: Policy, evaluations: Evaluated) -> bool:
     """
     if policy.patience is None or not evaluations:
         return False
-    accuracies = [evaluation.accuracy for _, evaluation in evaluations]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= policy.patience
+    ranks = [rank for rank, _ in _ranks(evaluations)]
+    return len(ranks) - 1 - ranks.index(max(ranks)) >= policy.patience
 
 
 def early_end(task: Task) -> str | None:
@@ -60,7 +85,8 @@ def early_end(task: Task) -> str | None:
     policy = task.spec.policy
     if task.version is None or task.calibrated >= policy.rounds:
         return None
-    return f"stopped early after {task.calibrated} of {policy.rounds} rounds: the accuracy had not risen for {policy.patience} in a row"
+    measure = "likelihood" if task.has_head else "accuracy"
+    return f"stopped early after {task.calibrated} of {policy.rounds} rounds: the {measure} had not risen for {policy.patience} in a row"
 
 
 def quorum_of(expected: int, count: int | None, fraction: float) -> int:
@@ -108,13 +134,14 @@ def open_round(
 def promoted(task: Task, evaluations: Evaluated) -> int | None:
     """Return the version to serve; None when there is none.
 
-    With `serve: best` it is the evaluated version of the highest accuracy, the newest of several. With `serve: latest` it is the newest
+    With `serve: best` it is the evaluated version of the highest held-out likelihood, or accuracy where that is unknown, the newest of
+    several. With `serve: latest` it is the newest
     version. A finished task that no client could evaluate serves its newest version in both cases.
     """
     unevaluated = task.state is TaskState.FINISHED and not evaluations
     if task.spec.policy.serve == "latest" or unevaluated:
         return task.version
-    return max(evaluations, key=lambda item: (item[1].accuracy, item[0]), default=(None, None))[0]
+    return _best(evaluations)
 
 
 def assigned(task: Task, *, joined: bool, newest: Round | None, seat: Seat | None, now: datetime) -> AssignmentKind:
@@ -136,6 +163,13 @@ def may_add(task: Task, kind: AssignmentKind) -> bool:
     idle = kind is AssignmentKind.WAIT and task.state is TaskState.RUNNING
     over = kind is AssignmentKind.DONE and task.state is TaskState.FINISHED
     return task.version is not None and (idle or over)
+
+
+def label_shares(labels: Sequence[str], members: Sequence[Membership]) -> Float64:
+    """Return the share of each label among the training examples of all members, (C,); equal shares when there are none."""
+    counts = np.array([sum(member.label_counts.get(label, 0) for member in members) for label in labels], dtype=np.float64)
+    total = counts.sum()
+    return np.asarray(counts / total if total else np.full(len(labels), 1 / len(labels)))
 
 
 def seed_of(task: str, number: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ifed.errors import WrongState
-from ifed.messages.enums import TaskState
+from ifed.messages.enums import HeadState, TaskState
 from ifed.messages.tasks import TaskSpec
 
 
@@ -39,6 +39,7 @@ class Task:
         served: the version that the adapter endpoint returns.
         reason: why it failed, was paused by the service, stopped early or was rolled back.
         calibrated: the calibration rounds behind `version` in a row.
+        head: the label head of `version`.
         warm_start: the task whose coefficients become version 0; NEAREST until the context vector determines it; None for a cold start.
         context_changes: the number of additions to and withdrawals from the context vector.
         context_settled: the number of these changes that were processed, by a new version or by the finding that none can be made.
@@ -54,6 +55,12 @@ class Task:
     warm_start: str | None = None
     context_changes: int = 0
     context_settled: int = 0
+    head: HeadState = HeadState.NONE
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the task's labels are read by a label head, at least among other ways."""
+        return self.spec.head != "words"
 
     @property
     def name(self) -> str:
@@ -110,17 +117,18 @@ class Task:
         """End the task; the reason says why it stopped early, if it did."""
         self.state, self.reason = TaskState.FINISHED, reason
 
-    def roll_back(self, version: int, calibrated: int) -> None:
+    def roll_back(self, version: int, calibrated: int, head: HeadState = HeadState.NONE) -> None:
         """Serve `version` and continue from it. Unless the task has finished it is paused, and `resume` continues it.
 
         Args:
             calibrated: the calibration rounds behind `version` in a row.
+            head: the label head of `version`.
 
         Raises:
             WrongState: the task is a draft.
         """
         self.must_not_be("be rolled back", TaskState.DRAFT)
-        self.version, self.served, self.calibrated = version, version, calibrated
+        self.version, self.served, self.calibrated, self.head = version, version, calibrated, head
         self.reason = f"rolled back to version {version}"
         if self.state is not TaskState.FINISHED:
             self.state = TaskState.PAUSED

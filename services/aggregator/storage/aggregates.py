@@ -12,14 +12,14 @@ from sqlalchemy import Row, Table, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import NothingYet, UnknownVersion
-from ifed.messages.enums import TaskState
+from ifed.messages.enums import HeadState, TaskState
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.tables import contexts, sketches, tasks, versions
 
 _COMMON = ("task", "version", "digest", "created_at", "round", "weight")
 _CONTEXT = (*_COMMON, "changes")
-_COEFFICIENTS = (*_COMMON, "calibrated", "context")
+_COEFFICIENTS = (*_COMMON, "calibrated", "context", "head")
 _NEAREST = text(
     "SELECT sketches.task AS task, 1 - (CAST(sketches.numbers AS vector) <=> CAST(:numbers AS vector)) AS similarity "
     "FROM sketches JOIN tasks ON tasks.name = sketches.task "
@@ -44,7 +44,7 @@ class AggregateRepository:
         await self._add(versions, _COEFFICIENTS, aggregate, body=body, moments=moments)
 
     async def _add(self, table: Table, names: Sequence[str], aggregate: Aggregate, **bodies: bytes | None) -> None:
-        values = {name: getattr(aggregate, name) for name in names}
+        values = {name: str(value) if isinstance(value := getattr(aggregate, name), HeadState) else value for name in names}
         await self._connection.execute(insert(table).values(**values, **bodies))
 
     async def newest_version(self, task: str) -> int | None:
@@ -128,7 +128,10 @@ def _columns(table: Table, names: Sequence[str]) -> list[Any]:
 
 
 def _aggregate(row: Row[Any], names: Sequence[str]) -> Aggregate:
-    return Aggregate(**{name: getattr(row, name) for name in names})
+    values = {name: getattr(row, name) for name in names}
+    if "head" in values:
+        values["head"] = HeadState(values["head"])
+    return Aggregate(**values)
 
 
 def _unknown_version(task: str, version: int) -> UnknownVersion:

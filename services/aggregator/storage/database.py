@@ -24,6 +24,7 @@ from services.aggregator.storage.access import AuditRepository, EnrolmentCodeRep
 from services.aggregator.storage.aggregates import AggregateRepository, SketchRepository
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.events import EventRepository, WebhookRepository
+from services.aggregator.storage.heads import HeadRepository
 from services.aggregator.storage.rounds import ContextPartRepository, RoundRepository
 from services.aggregator.storage.tables import events
 from services.aggregator.storage.tasks import MembershipRepository, TaskRepository
@@ -66,6 +67,7 @@ class UnitOfWork:
         self.parties = PartyRepository(connection)
         self.memberships = MembershipRepository(connection)
         self.rounds = RoundRepository(connection, self._changes)
+        self.heads = HeadRepository(connection)
         self.parts = ContextPartRepository(connection)
         self.aggregates = AggregateRepository(connection, self._changes)
         self.enrolments = EnrolmentCodeRepository(connection)

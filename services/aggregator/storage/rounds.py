@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
-from ifed.messages.enums import RoundKind, RoundState
+from ifed.messages.enums import HeadQuestion, RoundKind, RoundState
+from ifed.messages.rounds import ReadingResult
 from services.aggregator.domain.aggregates import ContextPart, LedgerLine
 from services.aggregator.domain.contribution import Contribution, ContributionRecord
 from services.aggregator.domain.evaluation import EvaluationResult
@@ -37,6 +38,7 @@ _PLAIN = (
     "reason",
     "attempt",
     "context",
+    "solve",
 )
 
 
@@ -181,8 +183,8 @@ class RoundRepository:
             for row in rows
         ]
 
-    async def bodies(self, task: str, number: int) -> AsyncIterator[tuple[int, bytes]]:
-        """Iterate over weight and body of every contribution to the round, by client name, a few in memory at a time."""
+    async def bodies(self, task: str, number: int) -> AsyncIterator[tuple[str, int, bytes]]:
+        """Iterate over client, weight and body of every contribution to the round, by client name, a few in memory at a time."""
         columns = contributions.c.client, contributions.c.weight, contributions.c.body
         statement = select(*columns).where(*_in_round(contributions, task, number))
         after = ""
@@ -190,7 +192,7 @@ class RoundRepository:
             batch = statement.where(contributions.c.client > after).order_by(contributions.c.client).limit(BODIES_AT_ONCE)
             rows = (await self._connection.execute(batch)).all()
             for row in rows:
-                yield row.weight, row.body
+                yield row.client, row.weight, bytes(row.body)
             if len(rows) < BODIES_AT_ONCE:
                 return
             after = rows[-1].client
@@ -239,6 +241,10 @@ def _values(round_: Round) -> dict[str, Any]:
         "macro_f1": None if evaluation is None else evaluation.macro_f1,
         "examples": None if evaluation is None else evaluation.examples,
         "label_bias": None if bias is None else list(bias),
+        "question": None if round_.question is None else round_.question.value,
+        "log_likelihood": None if evaluation is None else evaluation.log_likelihood,
+        "reading": None if evaluation is None else evaluation.reading,
+        "readings": [reading.model_dump() for reading in evaluation.readings] if evaluation and evaluation.readings else None,
     }
 
 
@@ -248,12 +254,14 @@ def _round(row: Row[Any]) -> Round:
         kind=RoundKind(row.kind),
         state=RoundState(row.state),
         evaluation=None if row.accuracy is None else _evaluation(row),
+        question=None if row.question is None else HeadQuestion(row.question),
     )
 
 
 def _evaluation(row: Row[Any]) -> EvaluationResult:
     bias = None if row.label_bias is None else tuple(row.label_bias)
-    return EvaluationResult(row.accuracy, row.macro_f1, row.examples, bias)
+    readings = tuple(ReadingResult.model_validate(reading) for reading in row.readings or ())
+    return EvaluationResult(row.accuracy, row.macro_f1, row.examples, bias, row.log_likelihood, row.reading, readings)
 
 
 class ContextPartRepository:

@@ -81,6 +81,7 @@ tasks = Table(
     Column("context_changes", Integer, nullable=False, server_default="0"),
     Column("context_settled", Integer, nullable=False, server_default="0"),
     Column("context_claimed_until", Instant),
+    Column("head", WORD, nullable=False, server_default="none"),
 )
 sketches = Table(
     "sketches",
@@ -136,6 +137,11 @@ rounds = Table(
     Column("label_bias", JSON(none_as_null=True)),
     Column("attempt", Integer, nullable=False, server_default="1"),
     Column("context", Integer),
+    Column("question", WORD),
+    Column("solve", Integer),
+    Column("log_likelihood", Float),
+    Column("reading", WORD),
+    Column("readings", JSON(none_as_null=True)),
     PrimaryKeyConstraint("task", "number"),
     CheckConstraint("contributed >= 0 AND expected >= 0", name="counts"),
     Index("ix_rounds_state", "state", "deadline"),
@@ -205,7 +211,20 @@ versions = Table(
     Column("moments", LargeBinary),
     Column("withdrawn_at", Instant),
     Column("context", Integer, nullable=False, server_default="1"),
+    Column("head", WORD, nullable=False, server_default="none"),
     PrimaryKeyConstraint("task", "version"),
+)
+# What each head round asks, and, once it has closed, what the next one asks.
+head_queries = Table(
+    "head_queries",
+    metadata,
+    Column("task", NAME, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("next_question", WORD),
+    Column("next_body", LargeBinary),
+    PrimaryKeyConstraint("task", "number"),
+    ForeignKeyConstraint(["task", "number"], ["rounds.task", "rounds.number"], ondelete="CASCADE"),
 )
 enrolments = Table(
     "enrolments",

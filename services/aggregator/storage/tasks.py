@@ -9,7 +9,7 @@ from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import AlreadyExists, UnknownTask
-from ifed.messages.enums import TaskState
+from ifed.messages.enums import HeadState, TaskState
 from ifed.messages.tasks import TaskSpec
 from services.aggregator.domain.task import Membership, Task
 from services.aggregator.storage.changes import ChangeTracker
@@ -86,6 +86,7 @@ def _task_values(task: Task) -> dict[str, Any]:
         "warm_start": task.warm_start,
         "context_changes": task.context_changes,
         "context_settled": task.context_settled,
+        "head": task.head.value,
     }
 
 
@@ -101,6 +102,7 @@ def _task(row: Row[Any]) -> Task:
         warm_start=row.warm_start,
         context_changes=row.context_changes,
         context_settled=row.context_settled,
+        head=HeadState(row.head),
     )
 
 

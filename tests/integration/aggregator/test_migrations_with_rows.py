@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, insert, text
 
 import services.aggregator.migrations.versions
-from ifed.messages.enums import Role, RoundKind, RoundState, TaskState
+from ifed.messages.enums import HeadQuestion, Role, RoundKind, RoundState, TaskState
 from ifed.messages.events import DeliveryState, EventKind
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.evaluation import EvaluationResult
@@ -75,6 +75,9 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             },
             {"task": "sentiment", "opened_at": NOON, "deadline": NOON + HOUR, "expected": 1, "required": 1, "contributed": 0}
             | {"number": 3, "kind": "evaluation", "state": "open", "version": 1, "context": 1},
+        ],
+        "head_queries": [
+            {"task": "sentiment", "number": 2, "body": b"a query", "next_question": "product", "next_body": b"the next"}
         ],
         "seats": [{"task": "sentiment", "number": number, "client": "a"} for number in (1, 2, 3)],
         "contributions": [
@@ -143,7 +146,7 @@ async def check_first_release(work: UnitOfWork, tables: set[str]) -> None:
         (2, "3" * 64, 0, None),
     ]
     assert (lines[1].entry.loss, lines[1].entry.correct, lines[1].entry.evaluated, lines[1].entry.seconds) == (0.5, 6, 8, 1.5)
-    assert [body async for body in work.rounds.bodies("sentiment", 2)] == [(10, UPDATE)]
+    assert [body async for body in work.rounds.bodies("sentiment", 2)] == [("a", 10, UPDATE)]
     assert [part.body async for part in work.parts.bodies("sentiment", 1, 0)] == [CONTEXT]
     assert await work.aggregates.context("sentiment") == Aggregate("sentiment", 1, "4" * 64, NOON, 1, 10)
     assert await work.aggregates.context_body("sentiment", 1) == CONTEXT
@@ -159,6 +162,9 @@ async def check_later_tables(work: UnitOfWork, tables: set[str]) -> None:
         code = await work.enrolments.take("7" * 64, NOON)
         assert code is not None
         assert (code.name, code.role, code.expires_at) == ("b", Role.READER, NOON + HOUR)
+    if "head_queries" in tables:
+        assert await work.heads.query("sentiment", 2) == b"a query"
+        assert await work.heads.asked_after("sentiment", 2) == (HeadQuestion.PRODUCT, b"the next")
     assert await work.sketches.find("sentiment") == (("8" * 64, [0.6, 0.8]) if "sketches" in tables else None)
     if "events" in tables:
         (event,) = await work.events.page(0, 10)

@@ -53,6 +53,8 @@ ALLOWED: dict[str, set[Role]] = {
     "GET /v1/tasks/{task}/assignment": {CLIENT},
     "PUT /v1/tasks/{task}/rounds/{number}/context": {CLIENT},
     "PUT /v1/tasks/{task}/rounds/{number}/update": {CLIENT},
+    "GET /v1/tasks/{task}/rounds/{number}/query": {CLIENT},
+    "PUT /v1/tasks/{task}/rounds/{number}/head": {CLIENT},
     "GET /v1/tasks/{task}/context": EVERYONE,
     "GET /v1/tasks/{task}/coefficients": EVERYONE,
     "GET /v1/tasks/{task}/adapter": EVERYONE,

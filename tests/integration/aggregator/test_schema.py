@@ -42,6 +42,7 @@ BEYOND_A_SCHEMA = {
     "POST /v1/tasks/{task}/context": "a safetensors file",
     "PUT /v1/tasks/{task}/rounds/{number}/context": "a safetensors file",
     "PUT /v1/tasks/{task}/rounds/{number}/update": "a safetensors file",
+    "PUT /v1/tasks/{task}/rounds/{number}/head": "a safetensors file",
 }
 # Not ours, or without an end.
 LEFT_OUT = ("/metrics", "/v1/events")

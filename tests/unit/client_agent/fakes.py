@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ifed.messages.bodies import HeldOutCounts
 from ifed.messages.enums import AssignmentKind, TaskState
-from ifed.messages.rounds import Assignment, JoinRequest, LocalWork, Member, Receipt, TaskBrief
+from ifed.messages.rounds import Assignment, JoinRequest, LocalWork, Member, Reading, Receipt, TaskBrief
 from ifed.messages.tasks import Layout, ModelIdentity, Policy
 from ifed.messages.texts import LabelledText
 from ifed.tensors.probes import Probe
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Gradient, Int64, digest_of
+from ifed.tensors.regression import LabelHead
+from ifed.tensors.values import Coefficients, ContextVector, Gradient, digest_of
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Split
 from services.client_agent.limits import Limits
@@ -114,8 +116,8 @@ class FakeAggregator:
     async def context(self, task: str, *, version: int | None = None) -> ContextVector:
         return ContextVector(np.ones(LAYOUT.context_shape, np.float32))
 
-    async def coefficients(self, task: str, *, version: int | None = None) -> Coefficients:
-        return Coefficients.identity(2, 2)
+    async def version(self, task: str, version: int) -> tuple[Coefficients, LabelHead | None]:
+        return Coefficients.identity(2, 2), None
 
     async def submit_context(self, task: str, number: int, body: bytes) -> Receipt:
         self.submissions.append((number, body))
@@ -162,7 +164,12 @@ class FakeModel:
         self.adopted += 1
 
     def calibrate(
-        self, assignment: Assignment, coefficients: Coefficients, seed: int, progress: Callable[[int, int], None]
+        self,
+        assignment: Assignment,
+        coefficients: Coefficients,
+        head: LabelHead | None,
+        seed: int,
+        progress: Callable[[int, int], None],
     ) -> tuple[Coefficients | Gradient, float]:
         self.seeds.append(seed)
         assert assignment.work is not None
@@ -170,8 +177,10 @@ class FakeModel:
             return Gradient(np.full_like(coefficients.values, 2.0)), 0.25
         return Coefficients(coefficients.values + self.local_steps), 0.5
 
-    def evaluate(self, coefficients: Coefficients, progress: Callable[[int, int], None]) -> tuple[Int64, Float32]:
-        return np.array([[0, 0], [0, 1]], np.int64), np.array([0.25, 0.75], np.float32)
+    def evaluate(
+        self, coefficients: Coefficients, head: LabelHead | None, progress: Callable[[int, int], None], *, every_reading: bool
+    ) -> tuple[HeldOutCounts, dict[Reading, HeldOutCounts]]:
+        return HeldOutCounts(np.array([[0, 0], [0, 1]], np.int64), np.array([0.25, 0.75], np.float32)), {}
 
 
 class FakeFederation:

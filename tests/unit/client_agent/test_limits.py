@@ -69,12 +69,12 @@ async def test_the_default_limits_take_the_default_policy() -> None:
     limits.check(demanding(policy=Policy()), "sentiment")
 
 
-@pytest.mark.parametrize("what", ["context", "coefficients"])
+@pytest.mark.parametrize("what", ["context", "version"])
 async def test_tensors_of_another_shape_are_not_used(tmp_path: Path, what: str) -> None:
     federation = FakeFederation(tmp_path, [assignment(AssignmentKind.JOIN), assignment(AssignmentKind.EVALUATION, 2)])
-    large = {"context": ContextVector(np.ones((2, 2, 8))), "coefficients": Coefficients.identity(2, 4)}[what]
+    large = {"context": ContextVector(np.ones((2, 2, 8))), "version": (Coefficients.identity(2, 4), None)}[what]
 
-    async def hostile(_task: str, **_options: object) -> object:
+    async def hostile(_task: str, *_version: object, **_options: object) -> object:
         return large
 
     setattr(federation.aggregator, what, hostile)
