@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_TOKENS = 1024  # of a prompt, unless the caller says otherwise
 MAX_LABEL_TOKENS = 32
 MIN_TEXT_TOKENS = 8
 MAX_CHARACTERS_PER_TOKEN = 64
+DIRECTIVES = ("-d", "-m", *"aAbBdfHIjmMpSyYZz")
+TODAY = datetime(2024, 7, 26, tzinfo=UTC)  # of every chat template; Llama 3's own where no clock is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +158,38 @@ def longest_prompt(lm: LanguageModel, max_tokens: int | None = None) -> int:
 def render_chat_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """Return a template as a user's message in the model's chat template, up to where the model begins to answer.
 
+    A chat template that prints today's date prints `TODAY`, so that prompts are the same on every day and every machine.
+
     Raises:
-        BadTemplate: the tokenizer has no chat template, or one that changes the message.
+        BadTemplate: the tokenizer has no chat template, or one that changes the message, fails, or is rendered otherwise each time.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise BadTemplate("this model has no chat template; set the task's chat to false")
     message = [{"role": "user", "content": template}]
-    rendered = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+    try:
+        if "strftime_now" in (source := tokenizer.get_chat_template()):
+            options["chat_template"] = _fixed_clock() + source
+        rendered, again = (str(tokenizer.apply_chat_template(message, **options)) for _ in range(2))
+    except Exception as reason:  # a template can raise anything
+        raise BadTemplate(
+            f"the model's chat template cannot be rendered ({reason}); set the task's chat to false, or repair the template"
+        ) from reason
+    if rendered != again:
+        raise BadTemplate(
+            "the model's chat template gives another prompt each time, so clients would differ; set the task's chat to false"
+        )
     if rendered.count(TEXT_SLOT) != 1 or template not in rendered:
         raise BadTemplate("the model's chat template changes the message, so the task's template cannot be used with it")
     begin_token = tokenizer.bos_token
     adds_begin_token = bool(begin_token) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     return rendered.removeprefix(str(begin_token)) if adds_begin_token else rendered
+
+
+def _fixed_clock() -> str:
+    """Return a Jinja macro that hides the clock of chat templates; transformers accepts no function in its place."""
+    replacements = "".join(f"|replace('%{directive}', '{TODAY.strftime('%' + directive)}')" for directive in DIRECTIVES)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
 
 @dataclass(frozen=True, slots=True)

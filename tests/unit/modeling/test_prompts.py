@@ -11,7 +11,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from ifed.errors import BadTemplate
-from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.prompts import PromptTemplate, render_chat_template
 from testing.random_models import POSITIONS, TEMPLATE, build, build_tokenizer, template
 
 TOKENIZER = build_tokenizer()  # for tests that do not change it
@@ -143,3 +143,27 @@ def test_a_template_for_a_model_leaves_room_for_the_label() -> None:
     prompts = template(lm)
     labels = prompts.labels(["positive", "topic science"])
     assert len(prompts.demonstration("good " * 5000, 1, labels)) <= POSITIONS
+
+
+def with_chat_template(text: str) -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = text + "{% for m in messages %}[U]{{ m.content }}[/U]{% endfor %}[A]"
+    return tokenizer
+
+
+def test_a_chat_template_with_the_date_is_the_same_prompt_every_day() -> None:
+    tokenizer = with_chat_template("{{ bos_token }}Today: {{ strftime_now('%d %b %Y %H:%M:%S') }}\n")
+    assert render_chat_template(tokenizer, "Review: {text}") == "Today: 26 Jul 2024 00:00:00\n[U]Review: {text}[/U][A]"
+
+
+def test_a_chat_template_that_is_rendered_otherwise_each_time_is_refused() -> None:
+    with pytest.raises(BadTemplate, match="another prompt each time"):
+        render_chat_template(with_chat_template("{{ range(100000) | random }}"), "Review: {text}")
+
+
+@pytest.mark.parametrize(
+    "broken", ["{{ raise_exception('system first') }}", "{% if %}", "{{ messages[0].content.nothing.at_all }}"]
+)
+def test_a_chat_template_that_fails_is_refused_with_its_reason(broken: str) -> None:
+    with pytest.raises(BadTemplate, match="chat template cannot be rendered"):
+        render_chat_template(with_chat_template(broken), "Review: {text}")
