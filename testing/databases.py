@@ -37,11 +37,17 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def migrated_sqlite(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Database]:
-    """A SQLite database of this test's own with the current schema."""
+def current_sqlite(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of a SQLite database of this test's own with the current schema."""
     path = tmp_path / "ifed.sqlite3"
     shutil.copyfile(sqlite_template, path)
-    database = connected(f"sqlite:///{path}")
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+async def migrated_sqlite(current_sqlite: str) -> AsyncIterator[Database]:
+    """The same, connected."""
+    database = connected(current_sqlite)
     yield database
     await database.close()
 
@@ -63,13 +69,19 @@ def postgres_template(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def migrated_postgres(postgres_url: str, postgres_template: str) -> AsyncIterator[Database]:
-    """A Postgres database of this test's own with the current schema, dropped afterwards."""
+async def current_postgres(postgres_url: str, postgres_template: str) -> AsyncIterator[str]:
+    """The URL of a Postgres database of this test's own with the current schema, dropped afterwards."""
     name = f"ifed_test_{uuid4().hex}"
     server = await asyncpg.connect(postgres_url)
     await server.execute(f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
-    database = connected(postgres_url.rsplit("/", 1)[0] + f"/{name}")
-    yield database
-    await database.close()
+    yield postgres_url.rsplit("/", 1)[0] + f"/{name}"
     await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await server.close()
+
+
+@pytest.fixture
+async def migrated_postgres(current_postgres: str) -> AsyncIterator[Database]:
+    """The same, connected."""
+    database = connected(current_postgres)
+    yield database
+    await database.close()

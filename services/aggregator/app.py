@@ -76,7 +76,7 @@ def create_app(settings: Settings, *, storage: Callable[..., Database] = connect
         **documentation(shown=settings.docs),
     )
     app.state.failure = None
-    app.include_router(all_routes())
+    app.router.routes.extend(all_routes())
     mount(
         app,
         readiness=readiness,

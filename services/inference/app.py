@@ -100,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         body_seconds=settings.body_seconds,
         shows_metrics=settings.metrics_port is None,
     )
-    app.include_router(all_routes())
+    app.router.routes.extend(all_routes())
     describe(app, EXAMPLES, metrics=METRICS_EXAMPLE)
     return app
 

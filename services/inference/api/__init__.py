@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from services.inference.api import classify, hub, open_inference
 
 
-def all_routes() -> APIRouter:
-    """Return one router with every route of the API."""
-    router = APIRouter()
-    for part in (classify.router, hub.router, open_inference.health, open_inference.router):
-        router.include_router(part)
-    return router
+def all_routes() -> list[BaseRoute]:
+    """Return every route of the API. `FastAPI.include_router` would analyse each again for every application."""
+    parts = (classify.router, hub.router, open_inference.health, open_inference.router)
+    return [route for part in parts for route in part.routes]

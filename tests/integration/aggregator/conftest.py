@@ -11,18 +11,22 @@ from typer.testing import CliRunner
 from ifed.cli.main import app
 from services.aggregator.app import Server, serve
 from services.aggregator.settings import Settings
+from testing.databases import current_postgres, current_sqlite, postgres_template, sqlite_template
 from testing.factories import ADMIN_TOKEN
 from testing.servers import free_port
 from tests.integration.aggregator.deployment import Deployment, deployed, settings
+
+
+__all__ = ["current_postgres", "current_sqlite", "postgres_template", "sqlite_template"]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def stack(request: pytest.FixtureRequest) -> Settings:
     """The settings of both stacks, one after the other."""
     if request.param == "sqlite":
-        return settings(request.getfixturevalue("sqlite_database"))
+        return settings(request.getfixturevalue("current_sqlite"))
     redis = {"redis_url": request.getfixturevalue("redis_url"), "redis_prefix": request.getfixturevalue("redis_prefix")}
-    return settings(request.getfixturevalue("postgres_database"), **redis)
+    return settings(request.getfixturevalue("current_postgres"), **redis)
 
 
 @pytest.fixture
@@ -33,9 +37,9 @@ async def aggregator(stack: Settings) -> AsyncIterator[Deployment]:
 
 
 @pytest.fixture
-async def embedded(sqlite_database: str) -> AsyncIterator[Deployment]:
+async def embedded(current_sqlite: str) -> AsyncIterator[Deployment]:
     """A running aggregator on SQLite alone, for what does not depend on the stack."""
-    async with deployed(settings(sqlite_database)) as deployment:
+    async with deployed(settings(current_sqlite)) as deployment:
         yield deployment
 
 
@@ -54,10 +58,10 @@ class CommandLine:
 
 
 @pytest.fixture
-async def ifed(sqlite_database: str) -> AsyncIterator[CommandLine]:
+async def ifed(current_sqlite: str) -> AsyncIterator[CommandLine]:
     """The command line, and an aggregator that it reaches."""
     port = free_port()
-    server = serve(settings(sqlite_database, port=port))
+    server = serve(settings(current_sqlite, port=port))
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.02)

@@ -45,9 +45,9 @@ async def served(stack: Settings) -> AsyncIterator[Listening]:
 
 
 @pytest.fixture
-async def alone(sqlite_database: str) -> AsyncIterator[Listening]:
+async def alone(current_sqlite: str) -> AsyncIterator[Listening]:
     """On SQLite, for what does not depend on the stack."""
-    async with listening(settings(sqlite_database)) as made:
+    async with listening(settings(current_sqlite)) as made:
         yield made
 
 
@@ -175,9 +175,9 @@ async def test_a_stream_ends_when_the_process_stops_and_its_client_goes_on_at_th
             assert told(await listener) == PLAN
 
 
-async def test_an_event_on_one_replica_wakes_a_stream_on_another(postgres_database: str, redis_url: str, redis_prefix: str) -> None:
+async def test_an_event_on_one_replica_wakes_a_stream_on_another(current_postgres: str, redis_url: str, redis_prefix: str) -> None:
     # The truth is looked at every minute only, so what comes sooner came by the wake-up.
-    given = settings(postgres_database, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=60.0)
+    given = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=60.0)
     async with listening(given) as one, listening(given) as two, two.admin() as admin:
         listener = asyncio.create_task(first(admin.events(), 1))
         await held(two, 1)
@@ -186,8 +186,8 @@ async def test_an_event_on_one_replica_wakes_a_stream_on_another(postgres_databa
         assert told(await listener) == PLAN[:1]
 
 
-async def test_numbers_come_in_the_order_of_commits_while_many_replicas_write(postgres_database: str) -> None:
-    given = settings(postgres_database)
+async def test_numbers_come_in_the_order_of_commits_while_many_replicas_write(current_postgres: str) -> None:
+    given = settings(current_postgres)
     async with listening(given) as one, listening(given) as two, one.admin() as admin:
         listener = asyncio.create_task(first(admin.events(after=0), 20))
 
@@ -221,10 +221,10 @@ async def test_the_database_refuses_to_change_what_happened(served: Listening, s
     await database.close()
 
 
-async def test_a_start_with_a_retention_deletes_old_events_and_a_stream_begins_with_what_is_left(sqlite_database: str) -> None:
-    async with listening(settings(sqlite_database)) as made:
+async def test_a_start_with_a_retention_deletes_old_events_and_a_stream_begins_with_what_is_left(current_sqlite: str) -> None:
+    async with listening(settings(current_sqlite)) as made:
         await run_a_task(made)
-    async with listening(settings(sqlite_database, event_retention_days=1e-9)) as made, made.admin() as admin:
+    async with listening(settings(current_sqlite, event_retention_days=1e-9)) as made, made.admin() as admin:
         (newest,) = await first(admin.events(after=len(PLAN) - 1), 1)
         async with asyncio.timeout(10):
             while [event.number for event in await first(admin.events(after=0), 1)] != [newest.number]:
@@ -232,8 +232,8 @@ async def test_a_start_with_a_retention_deletes_old_events_and_a_stream_begins_w
     assert newest.number == len(PLAN)
 
 
-async def test_the_command_tells_what_happened(sqlite_database: str) -> None:
-    async with listening(settings(sqlite_database)) as made:
+async def test_the_command_tells_what_happened(current_sqlite: str) -> None:
+    async with listening(settings(current_sqlite)) as made:
         await run_a_task(made)
         options = {"IFED_TOKEN": ADMIN_TOKEN, "IFED_AGGREGATOR_URL": made.url}
         words = ["events", "--after", "0", "--count", str(len(PLAN))]

@@ -18,9 +18,9 @@ from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedC
 
 
 @pytest.fixture
-async def replicas(postgres_database: str, redis_url: str, redis_prefix: str) -> AsyncIterator[tuple[Deployment, Deployment]]:
+async def replicas(current_postgres: str, redis_url: str, redis_prefix: str) -> AsyncIterator[tuple[Deployment, Deployment]]:
     # A slow recheck: what wakes a long poll in these tests is the other replica's announcement.
-    given = settings(postgres_database, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=30.0)
+    given = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=30.0)
     async with deployed(given) as one, deployed(given) as two:
         yield one, two
 
@@ -94,8 +94,8 @@ async def test_one_contribution_sent_to_both_replicas_at_once_counts_once(replic
     assert len({receipt.received_at for receipt in receipts}) == 1
 
 
-async def test_without_redis_replicas_are_slower_and_not_wrong(postgres_database: str) -> None:
-    given = settings(postgres_database, redis_url="redis://127.0.0.1:1/0", recheck_seconds=0.3)
+async def test_without_redis_replicas_are_slower_and_not_wrong(current_postgres: str) -> None:
+    given = settings(current_postgres, redis_url="redis://127.0.0.1:1/0", recheck_seconds=0.3)
     async with deployed(given) as one, deployed(given) as two:
         ready = (await one.raw("GET", "/readyz", token=None)).json()
         assert ready["ready"] is True

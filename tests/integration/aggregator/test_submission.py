@@ -157,8 +157,8 @@ async def test_a_body_changed_on_the_way_is_refused(embedded: Deployment) -> Non
     assert (answer.status_code, answer.json()["error"]) == (422, DigestMismatch.__name__)
 
 
-async def test_a_body_over_the_limit_is_refused_while_it_streams_in(sqlite_database: str) -> None:
-    async with deployed(settings(sqlite_database, max_body_bytes=4096)) as aggregator:
+async def test_a_body_over_the_limit_is_refused_while_it_streams_in(current_sqlite: str) -> None:
+    async with deployed(settings(current_sqlite, max_body_bytes=4096)) as aggregator:
         await aggregator.started()
         one, _ = await aggregator.clients("a", "b")
         with pytest.raises(TooLarge):

@@ -44,9 +44,9 @@ async def served(stack: Settings) -> AsyncIterator[Listening]:
 
 
 @pytest.fixture
-async def alone(sqlite_database: str) -> AsyncIterator[Listening]:
+async def alone(current_sqlite: str) -> AsyncIterator[Listening]:
     """On SQLite, for what does not depend on the stack."""
-    async with listening(quick(settings(sqlite_database))) as made:
+    async with listening(quick(settings(current_sqlite))) as made:
         yield made
 
 
@@ -197,8 +197,8 @@ async def test_what_was_on_its_way_when_the_process_stopped_is_delivered_by_the_
     Webhook(secret).verify(pager.got[-1][1], pager.got[-1][0])
 
 
-async def test_two_replicas_deliver_each_event_once(postgres_database: str, redis_url: str, redis_prefix: str) -> None:
-    given = quick(settings(postgres_database, redis_url=redis_url, redis_prefix=redis_prefix))
+async def test_two_replicas_deliver_each_event_once(current_postgres: str, redis_url: str, redis_prefix: str) -> None:
+    given = quick(settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix))
     async with listening(given) as one, listening(given) as two, one.admin() as admin, two.admin() as other, receiver() as at:
         await registered(admin, at)
         await asyncio.gather(*((admin, other)[rank % 2].create_task(spec(f"task-{rank}")) for rank in range(12)))
@@ -252,9 +252,9 @@ async def test_a_bad_address_is_refused_by_name_when_it_is_registered(case: str,
 
 
 @pytest.fixture
-async def bare(sqlite_database: str) -> AsyncIterator[Listening]:
+async def bare(current_sqlite: str) -> AsyncIterator[Listening]:
     """With the settings of a deployment, which lets no webhook inside."""
-    async with listening(settings(sqlite_database)) as made:
+    async with listening(settings(current_sqlite)) as made:
         yield made
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from testing.databases import migrated_sqlite, sqlite_template
+from testing.databases import current_sqlite, migrated_sqlite, sqlite_template
 
-__all__ = ["migrated_sqlite", "sqlite_template"]
+__all__ = ["current_sqlite", "migrated_sqlite", "sqlite_template"]
