@@ -150,10 +150,10 @@ def _json_row(number: int, line: str, columns: Sequence[str]) -> Row | BadRow:
         return BadRow(number, f"not a JSON object but {describe_type(pairs)}")
     values = []
     for column in columns:
-        found = [value for name, value in pairs if name == column]
-        if len(found) != 1:
-            return BadRow(number, _wrong_count(column, len(found)))
-        values += found
+        values_of_column = [value for name, value in pairs if name == column]
+        if len(values_of_column) != 1:
+            return BadRow(number, _wrong_count(column, len(values_of_column)))
+        values += values_of_column
     return Row(number, tuple(values))
 
 

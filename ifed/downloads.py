@@ -22,9 +22,9 @@ from platformdirs import user_cache_path
 from ifed.errors import DownloadFailed
 
 
-def cache_folder(given: Path | None = None) -> Path:
+def cache_folder(folder: Path | None = None) -> Path:
     """Return the folder of downloads and converted models: `given`, or one in the user's cache that all clones and services share."""
-    return given if given is not None else user_cache_path("ifed-icl", appauthor=False)
+    return folder if folder is not None else user_cache_path("ifed-icl", appauthor=False)
 
 
 CHUNK = 1 << 20
@@ -134,10 +134,10 @@ def verify(path: Path, sha256: str, what: str) -> None:
     Raises:
         DownloadFailed: it has another sha256; the sentence names `what`.
     """
-    if (found := digest_of_file(path)) != sha256:
+    if (digest := digest_of_file(path)) != sha256:
         path.unlink()
         raise DownloadFailed(
-            f"{what} has the sha256 {found}, expected {sha256}: the download was damaged or the file replaced. It was removed; "
+            f"{what} has the sha256 {digest}, expected {sha256}: the download was damaged or the file replaced. It was removed; "
             "try again, and if it stays so, see which index or mirror pip is set to (pip config list)"
         )
 
@@ -174,11 +174,11 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
             yield file
     else:
         with tarfile.open(archive) as tarred:
-            found = tarred.extractfile(_place(member, tarred.getnames(), archive))
-            if found is None:
+            stream = tarred.extractfile(_place(member, tarred.getnames(), archive))
+            if stream is None:
                 raise DownloadFailed(f"{member} in {archive.name} is not a file")
-            with found:
-                yield found
+            with stream:
+                yield stream
 
 
 def _place(member: str, names: list[str], archive: Path) -> str:

@@ -1,10 +1,10 @@
 """Every refusal, as an exception class with its HTTP status.
 
 IFedError                        500
-├── Malformed                    422  the payload itself is wrong, whatever the state of the service
+├── Malformed                    422  the request is malformed, whatever the state of the service
 │   ├── LayoutMismatch                a tensor of the wrong shape or dtype
 │   ├── NonFinite                     NaN or Inf in a tensor
-│   ├── DigestMismatch                the body is not what its Content-Digest header says
+│   ├── DigestMismatch                the body does not match its Content-Digest header
 │   ├── BadUrl                        an address that no webhook may have
 │   ├── BadArguments                  a command line with a file, an address or a token that cannot be used
 │   ├── BadTemplate                   a prompt template or label that cannot be scored
@@ -19,28 +19,28 @@ IFedError                        500
 │   ├── UnknownVersion
 │   ├── UnknownWebhook
 │   ├── UnknownModel                  a model name that is no catalogue name, folder or hub id
-│   └── NothingYet                    the task exists, its aggregate does not yet
-├── Conflict                     409  right in form, wrong for the present state
+│   └── NothingYet                    the task exists, but what was asked for does not, not yet or no longer
+├── Conflict                     409  well-formed, but in conflict with the current state
 │   ├── AlreadyExists
 │   ├── NotJoined
-│   ├── Withdrawn                     this client was withdrawn from the task
-│   ├── RoundClosed                   late, or for a round that was never open
+│   ├── Withdrawn                     this client has withdrawn from the task, or an admin withdrew it
+│   ├── RoundClosed                   late, or for a round that was never open to this client
 │   ├── StaleUpdate                   computed from another version than the round's
-│   ├── AlreadyContributed            another digest for the same client and round
+│   ├── AlreadyContributed            other bytes from the same client for the same round
 │   ├── QuotaExceeded                 a client has stored as much as it may
 │   ├── FingerprintMismatch           another model, tokenizer or revision than the task's
 │   ├── BeyondLimits                  an agent's own settings forbid what the aggregator asks for
 │   ├── RepeatedContext               an agent's context vector was sent, and another subset of its texts is asked for
-│   ├── ProbeMismatch                 the same files, and yet other numbers or tokens for the probe texts
-│   └── WrongState                    the task or round cannot do this now
+│   ├── ProbeMismatch                 the same fingerprint, but other activations or tokens for the probe texts
+│   └── WrongState                    the task or round does not allow this now
 ├── BodyTimeout                  408  the body did not arrive in time
 ├── TooLarge                     413
-├── UnsupportedFamily            422  an architecture whose residual stream we do not know, or with no place to export to
+├── UnsupportedFamily            422  an architecture that is not supported, or has no exact place for an exported injection
 ├── Overloaded                   429  carries Retry-After
-├── DownloadFailed               502  a file that could not be downloaded or is not what it should be
+├── DownloadFailed               502  a file that could not be downloaded, or is not the expected one
 └── Unavailable                  503  carries Retry-After
     └── WrongClock                    the clock of the process and that of its database differ by minutes
-    └── UnreadableAnswer              a service answered what its client cannot read, or more than it takes
+    └── UnreadableAnswer              the service answered something that its client cannot read, or more than it takes
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def round_(number: int = 1, kind: RoundKind = RoundKind.CONTEXT, *, expected: in
     return Round(number=number, kind=kind, expected=expected, **(fields | changes))
 
 
-def form(**changes: Any) -> ContributionSchema:
+def contribution_schema(**changes: Any) -> ContributionSchema:
     fields: dict[str, Any] = {"fingerprint": FINGERPRINT, "labels": len(LABELS), "holdout": 8}
     fields |= {"context_shape": layout().context_shape, "coefficients_shape": layout().coefficients_shape}
     return ContributionSchema(**(fields | changes))
@@ -127,7 +127,7 @@ def update_contribution(client: str, value: float | None = 0.5, **changes: Any) 
     return read_update_body(update_body(value, **changes), client, NOON)
 
 
-def entry(client: str, **changes: Any) -> ContributionRecord:
+def contribution_record(client: str, **changes: Any) -> ContributionRecord:
     fields: dict[str, Any] = {"client": client, "digest": "d" * 64, "received_at": NOON, "weight": 10, "size": 100}
     return ContributionRecord(**(fields | changes))
 

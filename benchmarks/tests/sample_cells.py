@@ -18,7 +18,9 @@ def row(number: int, accuracy: float, **more: float) -> dict[str, Any]:
 
 def run(method: str, *accuracies: float, seed: int = 0, **more: Any) -> dict[str, Any]:
     rows = [row(number, accuracy, local=0.5, **{"global": accuracy}) for number, accuracy in enumerate(accuracies)]
-    setting = {"policy": {"local_steps": 8 * (one.steps_times if (one := (SETTINGS | LORA).get(method)) else 1)}}
+    setting = {
+        "policy": {"local_steps": 8 * (method_setting.steps_times if (method_setting := (SETTINGS | LORA).get(method)) else 1)}
+    }
     cell = {"method": method, "seed": seed, "rows": rows, "setting": setting, "machine": MACHINE}
     return cell | {"context_seconds": 3.0, "kept_seconds": 1.0} | more
 

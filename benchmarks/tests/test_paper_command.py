@@ -53,7 +53,7 @@ def test_the_best_rate_is_known_once_all_were_tried(tmp_path: Path) -> None:
     store.write("subj", "lora-0.001-0", run("lora", 0.8))
     assert store.best_rate("subj", (0.01, 0.001)) == 0.001, "of level ones the lowest"
     store.write("subj", "lora-0.001-0", run("lora", 0.7))
-    assert [one["seed"] for one in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
+    assert [run["seed"] for run in store.collect(RATES)["data"]["subj"]["runs"]["lora"]] == [0, 1]
 
 
 def start(monkeypatch: pytest.MonkeyPatch, data: Path, model: Path, *more: str) -> None:
@@ -97,7 +97,7 @@ def test_the_command_runs_every_method_on_a_qwen2_from_a_folder_and_goes_on_wher
     for name in ("paper-accuracy.svg", "paper-local.svg"):
         assert f"]({name})" in written
         assert (data / "out" / name).exists()
-    titles = [one["title"] for one in stored["tables"]]
+    titles = [table["title"] for table in stored["tables"]]
     assert (titles[0], titles[-1]) == ("Accuracy after the last round", "Goals")
 
 

@@ -50,13 +50,15 @@ def test_adapters_change_nothing_before_they_learn_and_nothing_after_they_are_of
     with lora.inject_adapters(lm, 2, 0) as parameters:
         assert len(parameters) == 3 * 2 * 2
         assert all("q_proj" in name or "v_proj" in name for name in parameters)
-        assert all(one.dtype is torch.float32 for one in parameters.values())
+        assert all(parameter.dtype is torch.float32 for parameter in parameters.values())
         np.testing.assert_array_equal(scores(lm), before)
-        lora.load_weights(parameters, {name: one + np.float32(0.3) for name, one in lora.copy_weights(parameters).items()})
+        lora.load_weights(
+            parameters, {name: parameter + np.float32(0.3) for name, parameter in lora.copy_weights(parameters).items()}
+        )
         assert np.abs(scores(lm) - before).max() > 1e-3
     np.testing.assert_array_equal(scores(lm), before)
     assert [name for name, _ in lm.model.named_modules()] == names
-    assert not any(one.requires_grad for one in lm.model.parameters())
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
 
 
 def test_adapters_are_drawn_by_the_seed_and_leave_the_draws_of_others_alone() -> None:
@@ -104,12 +106,15 @@ def test_adapters_are_averaged_by_examples() -> None:
     class Fixed(lora.LoraClient):
         def train(self, lm: LanguageModel, parameters: Mapping[str, nn.Parameter], plan: LocalPlan) -> float:
             with torch.no_grad():
-                for one in parameters.values():
-                    one.add_(len(self.rows))
+                for parameter in parameters.values():
+                    parameter.add_(len(self.rows))
             return float(len(self.rows))
 
     lm = build("llama")
-    clients = [Fixed(one.name, one.rows[:count], one.truths, one.objective) for one, count in clients_with_counts(lm, (1, 3))]
+    clients = [
+        Fixed(client.name, client.rows[:count], client.truths, client.objective)
+        for client, count in clients_with_counts(lm, (1, 3))
+    ]
     with lora.inject_adapters(lm, 2, 0) as parameters:
         start = lora.copy_weights(parameters)
         after, loss = lora.run_round(lm, parameters, start, clients, [LOCAL] * 2)

@@ -36,14 +36,14 @@ def test_the_accuracy_table_has_mean_and_deviation_beside_the_paper() -> None:
 
 
 def test_seconds_and_bytes_add_up_to_the_row_that_reaches_the_target() -> None:
-    one = sample_results()["data"]["subj"]
-    assert target(one) == pytest.approx(0.95 * 0.93)
-    first, second = one["runs"]["ours"]
+    dataset = sample_results()["data"]["subj"]
+    assert target(dataset) == pytest.approx(0.95 * 0.93)
+    first, second = dataset["runs"]["ours"]
     assert (first_row_reaching(first, 0.88), first_row_reaching(second, 0.88), first_row_reaching(first, 0.99)) == (1, 2, None)
     assert seconds_until(first) == [4.0, 6.0, 8.0]
-    assert bytes_until(first, one["wire"]) == [100, 100 + 1711, 100 + 2 * 1711]
+    assert bytes_until(first, dataset["wire"]) == [100, 100 + 1711, 100 + 2 * 1711]
     assert bytes_until(first, None) is None
-    assert bytes_until(one["runs"]["lora"][0], one["wire"]) == [800_000]
+    assert bytes_until(dataset["runs"]["lora"][0], dataset["wire"]) == [800_000]
     assert "| SUBJ | ours | 2 | 4.0 | 2.0 | 8.0 | 88.3 | 2 of 2 | 7.0 | 2,666 | – |" in markdown(sample_results())
     assert "| SUBJ | IFed-ICL as published | 2 | 4.0 | 2.0 | 8.0 | 88.3 | 0 of 2 | – | – | 670–974 |" in markdown(sample_results())
 
@@ -127,9 +127,9 @@ def tried(results: dict[str, Any]) -> str:
 
 def test_cells_outside_the_comparison_have_a_table_and_no_figure(tmp_path: Path) -> None:
     results = sample_results()
-    one = results["data"]["subj"]
-    one["runs"] = {method: [] for method in one["runs"]} | {"wide": [run("wide", 0.5, 0.6)]}
-    one["sweep"] = []
+    dataset = results["data"]["subj"]
+    dataset["runs"] = {method: [] for method in dataset["runs"]} | {"wide": [run("wide", 0.5, 0.6)]}
+    dataset["sweep"] = []
     assert f"| SUBJ | {TITLES['wide']} | 1 |" in tried(results)
     assert "Seconds of one client" not in markdown(results)
     assert list(draw(results, tmp_path)) == []
@@ -155,12 +155,12 @@ def test_goals_compare_with_the_paper_and_the_better_reading_of_lora(changes: di
 
 
 def test_the_gap_to_lora_is_over_the_seeds_that_both_have() -> None:
-    one = sample_results(ours=0.95, lora=0.96)["data"]["subj"]
-    assert gap_to_lora(one, "ours", "accuracy_prior_matched") == pytest.approx(0.94 - 0.96)
-    one["runs"]["lora"].append({**run("lora", 0.9, seed=1), "rate": 0.01})
-    assert gap_to_lora(one, "ours", "accuracy_prior_matched") == pytest.approx((0.94 - 0.96 + 0.96 - 0.9) / 2)
-    one["runs"]["lora"] = [run("lora", 0.9, seed=7)]
-    assert gap_to_lora(one, "ours", "accuracy_plain") is None
+    dataset = sample_results(ours=0.95, lora=0.96)["data"]["subj"]
+    assert gap_to_lora(dataset, "ours", "accuracy_prior_matched") == pytest.approx(0.94 - 0.96)
+    dataset["runs"]["lora"].append({**run("lora", 0.9, seed=1), "rate": 0.01})
+    assert gap_to_lora(dataset, "ours", "accuracy_prior_matched") == pytest.approx((0.94 - 0.96 + 0.96 - 0.9) / 2)
+    dataset["runs"]["lora"] = [run("lora", 0.9, seed=7)]
+    assert gap_to_lora(dataset, "ours", "accuracy_plain") is None
 
 
 @pytest.mark.parametrize("method", ["ours", "steps", "more-steps", "long"])
@@ -202,11 +202,11 @@ def test_the_papers_own_accuracy_is_not_above_it() -> None:
 
 
 def test_bytes_are_compared_by_round_and_in_all() -> None:
-    one = sample_results()["data"]["subj"]
-    assert byte_ratio_in_all(one, "ours") == pytest.approx(800_000 / (100 + 2 * 1711 + 17))
+    dataset = sample_results()["data"]["subj"]
+    assert byte_ratio_in_all(dataset, "ours") == pytest.approx(800_000 / (100 + 2 * 1711 + 17))
     assert f"| {400_000 / 1711:,.0f} | {800_000 / 3539:,.0f} | – | – |" in markdown(sample_results())
-    one["runs"]["ours"] = []
-    assert byte_ratio_in_all(one, "ours") is None
+    dataset["runs"]["ours"] = []
+    assert byte_ratio_in_all(dataset, "ours") is None
 
 
 def test_another_model_has_a_folder_of_its_own() -> None:
@@ -225,9 +225,9 @@ def test_another_model_has_a_folder_of_its_own() -> None:
 
 def test_missing_measurements_are_left_out_and_meet_no_goal() -> None:
     results = sample_results()
-    one = results["data"]["subj"]
-    one["runs"] |= {"lora": [], "zero-shot": [], "long": [], "steps": [], "more-steps": []}
-    one |= {"wire": None, "sweep": []}
+    dataset = results["data"]["subj"]
+    dataset["runs"] |= {"lora": [], "zero-shot": [], "long": [], "steps": [], "more-steps": []}
+    dataset |= {"wire": None, "sweep": []}
     assert [goal.met for goal in goals(results)] == [True, None]
     text = markdown(results)
     assert "| FedAvg-LoRA |" not in text
@@ -237,9 +237,9 @@ def test_missing_measurements_are_left_out_and_meet_no_goal() -> None:
 
 def test_a_model_that_lora_does_not_fit_has_the_bytes_of_the_other_methods() -> None:
     results = sample_results()
-    one = results["data"]["subj"]
-    one["runs"]["lora"], one["sweep"] = [], []
-    del one["wire"]["lora"]
+    dataset = results["data"]["subj"]
+    dataset["runs"]["lora"], dataset["sweep"] = [], []
+    del dataset["wire"]["lora"]
     assert "| SUBJ | ours | 5 | 5 | 40 | 50 | 1,701 | 10 | 7 | 10 | 1,700 | – | – | – | – |" in markdown(results)
     assert [goal.met for goal in goals(results) if goal.method == "ours"] == [True, None, None, None]
 

@@ -37,7 +37,7 @@ def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path
     counted = traffic.count_task_bytes(lm.identity, DATASET, setting, PLAN)
     assert capsys.readouterr().out == "", "the aggregator's log"
     spec = traffic.task_spec(lm.name, DATASET, setting, setting.policy_for(PLAN))
-    rows = [{"text": one.text or "nothing", "label": DATASET.labels[one.label]} for one in examples(40)]
+    rows = [{"text": example.text or "nothing", "label": DATASET.labels[example.label]} for example in examples(40)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sent = asyncio.run(_take_part_in_task(spec, model, data, tmp_path))
@@ -47,7 +47,7 @@ def test_an_agent_sends_and_receives_what_was_counted_for_it(name: str, tmp_path
 
 
 async def _take_part_in_task(spec: TaskSpec, model: Path, data: Path, folder: Path) -> dict[str, int]:
-    given = AggregatorSettings.model_validate(
+    aggregator_settings = AggregatorSettings.model_validate(
         {
             "database_url": f"sqlite+aiosqlite:///{folder / 'aggregator.db'}",
             "admin_token": traffic.ADMIN_TOKEN,
@@ -55,7 +55,10 @@ async def _take_part_in_task(spec: TaskSpec, model: Path, data: Path, folder: Pa
             "migrate_on_start": True,
         }
     )
-    async with serve_counted(serve(given)) as counter, AggregatorClient(counter.direct_url, traffic.ADMIN_TOKEN) as admin:
+    async with (
+        serve_counted(serve(aggregator_settings)) as counter,
+        AggregatorClient(counter.direct_url, traffic.ADMIN_TOKEN) as admin,
+    ):
         await admin.create_task(spec)
         await admin.start(spec.name)
         token = (await admin.enrol("client-00")).token

@@ -30,7 +30,7 @@ def test_both_extract_the_same_vector_and_give_the_same_labels(family: str) -> N
     np.testing.assert_allclose(ours.values, vector.numpy(), rtol=1e-3, atol=1e-4)
     injected = injection_of(ours, Coefficients.identity(3, 1, context_weight=0.1), ALL, device="cpu", dtype=lm.dtype)
     scores = score(lm, [ScoringItem(prompts.prompt(text), labels, injected) for text in TEXTS])
-    assert published.classify(TEXTS, vector) == [int(one.argmax()) for one in scores]
+    assert published.classify(TEXTS, vector) == [int(row.argmax()) for row in scores]
 
 
 @families

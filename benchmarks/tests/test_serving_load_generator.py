@@ -35,10 +35,10 @@ class Service:
 
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
-    one = Service()
-    server = await asyncio.start_server(one.answer, "127.0.0.1", 0)
-    one.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield one
+    service = Service()
+    server = await asyncio.start_server(service.answer, "127.0.0.1", 0)
+    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield service
     server.close()
 
 

@@ -117,7 +117,7 @@ class AggregatorClient(ServiceClient):
 
     async def contexts(self, task: str) -> list[ContextInfo]:
         """Return the versions of the task's context vector."""
-        return [one async for one in self._pages(ContextInfo, f"/v1/tasks/{task}/contexts")]
+        return [context async for context in self._pages(ContextInfo, f"/v1/tasks/{task}/contexts")]
 
     async def replay_context(self, task: str, version: int) -> Replay:
         return await self._get(Replay, f"/v1/tasks/{task}/contexts/{version}/replay", timeout=REPLAY_SECONDS)

@@ -56,8 +56,8 @@ class InferenceClient(ServiceClient):
                 if not waiting:
                     return
                 answer = await waiting.pop(0)
-                for one in answer.data:
-                    yield one, answer
+                for result in answer.data:
+                    yield result, answer
         finally:
             for task in waiting:
                 task.cancel()

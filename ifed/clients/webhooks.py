@@ -25,8 +25,8 @@ async def resolve(host: str) -> list[str]:
     Raises:
         OSError: the name has none, or cannot be resolved now.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in addresses]
 
 
 @dataclass(frozen=True, slots=True)

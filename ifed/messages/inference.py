@@ -17,14 +17,14 @@ def _absent(value: object) -> bool:
     return value is None
 
 
-def whole_characters(given: Given) -> Given:
+def whole_characters(texts: Given) -> Given:
     """Return texts, in lists of any depth, unchanged; raise ValueError, which becomes a 422, for a lone surrogate."""
-    if not isinstance(given, str):
-        for one in given:
-            whole_characters(one)
-    elif not given.isascii():
-        given.encode()
-    return given
+    if not isinstance(texts, str):
+        for part in texts:
+            whole_characters(part)
+    elif not texts.isascii():
+        texts.encode()
+    return texts
 
 
 class ClassifyRequest(BaseModel):

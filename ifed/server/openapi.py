@@ -53,12 +53,12 @@ def _refuse(answer: Description) -> None:
     refusal = next((media for media in content.values() if media.get("schema", {}).get("$ref") == f"{COMPONENTS}ErrorBody"), None)
     if refusal is not None:
         names = answer["description"].split(" or ")
-        told = {name: {"value": {"error": name, "detail": "a sentence that says what to do"}} for name in names}
-        answer["content"] = {JSON: refusal | {"examples": told}}
+        examples = {name: {"value": {"error": name, "detail": "a sentence that says what to do"}} for name in names}
+        answer["content"] = {JSON: refusal | {"examples": examples}}
 
 
 def _metrics(description: Description, example: str) -> None:
     """Describe /metrics, which the library that mounts it leaves undescribed."""
-    if (found := description["paths"].get("/metrics")) is not None:
+    if (path_item := description["paths"].get("/metrics")) is not None:
         text = {"schema": {"type": "string"}, "example": example}
-        found["get"]["responses"]["200"] = {"description": "counters for Prometheus", "content": {"text/plain": text}}
+        path_item["get"]["responses"]["200"] = {"description": "counters for Prometheus", "content": {"text/plain": text}}

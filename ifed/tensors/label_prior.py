@@ -25,7 +25,7 @@ def bias_of(probabilities: npt.NDArray[np.floating], counts: npt.NDArray[np.inte
         counts: the number of texts of each label, (labels,); one is added to each, so that no share is zero.
     """
     shares = (counts + 1) / (counts + 1).sum()
-    return tuple(float(one) for one in np.log(np.maximum(probabilities, LEAST)) - np.log(shares))
+    return tuple(float(value) for value in np.log(np.maximum(probabilities, LEAST)) - np.log(shares))
 
 
 def without_bias(scores: Float32, bias: Sequence[float] | None) -> Float32:

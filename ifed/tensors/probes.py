@@ -116,18 +116,18 @@ class Probe(BaseModel):
             return f"the task's model has {self.layers} layers, this client's {other.layers}"
         if self.tokens != other.tokens:
             return "this client turns the task's template and labels into other tokens: its tokenizer, template or software differs"
-        found = self.difference(other)
-        if not (found > TOLERANCE).any():
+        differences = self.difference(other)
+        if not (differences > TOLERANCE).any():
             if (head := self.head_difference(other)) <= TOLERANCE:
                 return None
             return (
                 f"on the probe texts this client's layers agree with the task's model, but its logits differ by {head:.0%}; "
                 f"{TOLERANCE:.0%} is allowed: another final norm or output head"
             )
-        first, worst = int((found > TOLERANCE).argmax()), int(found.argmax())
+        first, worst = int((differences > TOLERANCE).argmax()), int(differences.argmax())
         return (
-            f"on the probe texts this client's model first differs at layer {first}, by {found[first]:.0%}, and most at layer {worst}, "
-            f"by {found[worst]:.0%}; {TOLERANCE:.0%} is allowed: other weights, a coarse quantisation, or padding that is not masked"
+            f"on the probe texts this client's model first differs at layer {first}, by {differences[first]:.0%}, and most at layer {worst}, "
+            f"by {differences[worst]:.0%}; {TOLERANCE:.0%} is allowed: other weights, a coarse quantisation, or padding that is not masked"
         )
 
     def _array(self) -> npt.NDArray[np.float64]:

@@ -45,12 +45,12 @@ class PartsContract:
         sent = await with_closed_context(database, "a", "c")
         more = [context_contribution("c", 7.0), context_contribution("b", 8.0), context_contribution("a", 9.0)]
         async with database.unit_of_work() as work:
-            for change, one in enumerate(more, start=1):
-                await work.parts.add("sentiment", 1, change, one)
+            for change, contribution in enumerate(more, start=1):
+                await work.parts.add("sentiment", 1, change, contribution)
             await work.commit()
         assert await counted(database, 0) == [part(sent["a"]), part(sent["c"])]
         assert await counted(database, 1) == [part(sent["a"]), part(sent["c"]), part(more[0])]
-        everything = [part(one) for one in (sent["a"], more[2], more[1], sent["c"], more[0])]
+        everything = [part(contribution) for contribution in (sent["a"], more[2], more[1], sent["c"], more[0])]
         assert await counted(database, 3) == await counted(database, 9) == everything
 
     async def test_withdrawn_parts_count_before_their_withdrawal_and_not_after(self, database: Database) -> None:
@@ -91,7 +91,7 @@ class PartsContract:
             lines = await work.rounds.ledger("sentiment", (0, "", 0), 10)
             await work.commit()
         assert [(line.entry.client, line.entry.digest) for line in lines][1] == ("a", added.entry.digest)
-        assert [(one.client, bool(one.body)) for one in await counted(database, 2)] == [("b", True)]
+        assert [(part_.client, bool(part_.body)) for part_ in await counted(database, 2)] == [("b", True)]
 
     async def test_a_part_is_found_by_its_digest_whenever_it_came(self, database: Database) -> None:
         sent = await with_closed_context(database, "a")
@@ -100,8 +100,8 @@ class PartsContract:
             await work.parts.add("sentiment", 1, 1, added)
             await work.commit()
         async with database.read_only() as work:
-            for one in (sent["a"], added):
-                assert await work.parts.find("sentiment", "a", one.entry.digest) == one.entry
+            for contribution in (sent["a"], added):
+                assert await work.parts.find("sentiment", "a", contribution.entry.digest) == contribution.entry
             assert await work.parts.find("sentiment", "b", added.entry.digest) is None
             assert await work.rounds.missing("sentiment", 1) == []
             assert [seat.entry for seat in (await work.rounds.seats("sentiment", [1]))[1]] == [sent["a"].entry]
@@ -125,7 +125,9 @@ class PartsContract:
             for change, client in enumerate(reversed(clients), start=1):
                 await work.parts.add("sentiment", 1, change, more[client])
             await work.commit()
-        assert await counted(database, 70) == [part(one) for client in clients for one in (sent[client], more[client])]
+        assert await counted(database, 70) == [
+            part(contribution) for client in clients for contribution in (sent[client], more[client])
+        ]
 
     async def test_a_context_vector_behind_its_changes_is_claimed_once_until_the_claim_runs_out(self, database: Database) -> None:
         kept = task()

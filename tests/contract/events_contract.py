@@ -20,8 +20,8 @@ LATER = NOON + timedelta(minutes=1)
 
 
 def happening(task: str = "sentiment", **changes: object) -> DomainEvent:
-    told = {"round": 1, "round_kind": RoundKind.CONTEXT, "version": 0, "reason": "because"}
-    return DomainEvent(EventKind.ROUND_CLOSED, NOON, task, **(told | changes))  # type: ignore[arg-type]
+    fields = {"round": 1, "round_kind": RoundKind.CONTEXT, "version": 0, "reason": "because"}
+    return DomainEvent(EventKind.ROUND_CLOSED, NOON, task, **(fields | changes))  # type: ignore[arg-type]
 
 
 def webhook(name: str = "pager", **changes: object) -> Webhook:
@@ -33,7 +33,7 @@ async def queued(database: Database, count: int = 2) -> list[DomainEvent]:
     async with database.unit_of_work() as work:
         await work.webhooks.add(webhook())
         kept = await work.events.add([happening() for _ in range(count)])
-        await work.webhooks.queue([("pager", one) for one in kept], NOON)
+        await work.webhooks.queue([("pager", event) for event in kept], NOON)
         await work.commit()
     return kept
 
@@ -46,7 +46,7 @@ class EventsContract:
             assert await work.events.newest() == 0
             kept = await work.events.add([happening(), happening("topics", round=None, round_kind=None, version=None, reason=None)])
             await work.commit()
-        assert [one.number for one in kept] == [1, 2]
+        assert [event.number for event in kept] == [1, 2]
         async with database.read_only() as work:
             assert await work.events.page(0, 10) == kept
             assert await work.events.page(0, 1) == kept[:1]
@@ -132,7 +132,7 @@ class EventsContract:
         tried = Delivery(first, attempts=1, next_at=LATER, status=500, error="HTTP 500")
         done = Delivery(second, DeliveryState.DELIVERED, attempts=1, status=204, delivered_at=NOON)
         async with database.unit_of_work() as work:
-            assert await work.webhooks.pending("pager", NOON, 10) == [Delivery(one, next_at=NOON) for one in (first, second)]
+            assert await work.webhooks.pending("pager", NOON, 10) == [Delivery(event, next_at=NOON) for event in (first, second)]
             assert await work.webhooks.pending("pager", NOON - timedelta(seconds=1), 10) == []
             await work.webhooks.settle("pager", tried, NOON)
             await work.webhooks.settle("pager", done, NOON)
@@ -146,8 +146,8 @@ class EventsContract:
             assert await work.webhooks.page(None, 10) == [(webhook(), 1)]
 
     async def test_a_given_up_delivery_waits_for_nothing(self, database: Database) -> None:
-        (one,) = await queued(database, 1)
-        given_up = replace(Delivery(one, attempts=3, status=None, error="ConnectError"), state=DeliveryState.FAILED)
+        (delivery,) = await queued(database, 1)
+        given_up = replace(Delivery(delivery, attempts=3, status=None, error="ConnectError"), state=DeliveryState.FAILED)
         async with database.unit_of_work() as work:
             await work.webhooks.settle("pager", given_up, NOON)
             await work.commit()

@@ -120,8 +120,8 @@ class RecordsContract:
             await work.parties.saw({"a": NOON + timedelta(minutes=1)})
             await work.commit()
         async with database.read_only() as work:
-            found = await work.parties.get("a")
-            assert (found.token_hash, found.revoked_at, found.last_seen_at) == ("f" * 64, NOON, NOON + timedelta(minutes=1))
+            stored = await work.parties.get("a")
+            assert (stored.token_hash, stored.revoked_at, stored.last_seen_at) == ("f" * 64, NOON, NOON + timedelta(minutes=1))
 
     async def test_a_party_name_is_taken_once(self, database: Database) -> None:
         async with database.unit_of_work() as work:
@@ -170,9 +170,9 @@ class RecordsContract:
         async with database.read_only() as work:
             assert await work.sketches.find("new") == ("key", padded([1.0, 0.0]))
             assert await work.sketches.find("nowhere") is None
-            found = await work.sketches.nearest("new", "key", padded([1.0, 0.0]), 5)
-            assert [name for name, _ in found] == ["same", "like", "unlike"]
-            assert [similarity for _, similarity in found] == pytest.approx([1.0, 0.6, -1.0], abs=1e-6)
+            nearest = await work.sketches.nearest("new", "key", padded([1.0, 0.0]), 5)
+            assert [name for name, _ in nearest] == ["same", "like", "unlike"]
+            assert [similarity for _, similarity in nearest] == pytest.approx([1.0, 0.6, -1.0], abs=1e-6)
             assert len(await work.sketches.nearest("new", "key", padded([1.0, 0.0]), 2)) == 2
 
     async def test_a_version_keeps_the_rounds_behind_it_and_the_optimisers_memory(self, database: Database) -> None:

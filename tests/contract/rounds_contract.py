@@ -105,8 +105,8 @@ class RoundsContract:
                 await work.rounds.record(round_(), sent[client])
             await work.commit()
         async with database.read_only() as work:
-            found = [item async for item in work.rounds.bodies("sentiment", 1)]
-        assert found == [(client, sent[client].entry.weight, sent[client].body) for client in clients]
+            bodies = [item async for item in work.rounds.bodies("sentiment", 1)]
+        assert bodies == [(client, sent[client].entry.weight, sent[client].body) for client in clients]
 
     async def test_names_sort_by_their_bytes_on_every_database(self, database: Database) -> None:
         names = ["a-z", "a.z", "a1", "a_z", "aa", "b"]

@@ -43,8 +43,8 @@ class CacheContract:
             assert not await subscription.wait(AT_ONCE)
 
     async def test_every_subscriber_is_woken(self, cache: Cache) -> None:
-        with cache.subscribe("sentiment") as one, cache.subscribe("sentiment") as two:
-            waiting = [asyncio.create_task(subscription.wait(SOON)) for subscription in (one, two)]
+        with cache.subscribe("sentiment") as first, cache.subscribe("sentiment") as second:
+            waiting = [asyncio.create_task(subscription.wait(SOON)) for subscription in (first, second)]
             await asyncio.sleep(0)
             await cache.publish("sentiment")
             assert await asyncio.gather(*waiting) == [True, True]

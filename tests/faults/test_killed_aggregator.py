@@ -65,20 +65,20 @@ async def test_killed_around_the_commit_of_an_aggregate_the_round_closes_once(
 
 async def happened(admin: AggregatorClient, count: int) -> list[str]:
     """The first events, from the start."""
-    found = []
+    taken = []
     async with asyncio.timeout(20), contextlib.aclosing(admin.events(after=0)) as events:
         async for event in events:
-            found.append(event.kind.value)
-            if len(found) == count:
+            taken.append(event.kind.value)
+            if len(taken) == count:
                 break
-    return found
+    return taken
 
 
 async def test_an_event_that_was_on_its_way_to_a_webhook_is_delivered_after_a_kill(
     launch: Launch, database: dict[str, str]
 ) -> None:
-    given = {"WEBHOOK_PRIVATE_ADDRESSES": "true", "WEBHOOK_RETRY_SECONDS": "0.5", "WEBHOOK_TIMEOUT_SECONDS": "1"}
-    aggregator = await asyncio.to_thread(launch, **database, **given)
+    environment = {"WEBHOOK_PRIVATE_ADDRESSES": "true", "WEBHOOK_RETRY_SECONDS": "0.5", "WEBHOOK_TIMEOUT_SECONDS": "1"}
+    aggregator = await asyncio.to_thread(launch, **database, **environment)
     async with receiver(silent=True) as pager, AggregatorClient(aggregator.url, ADMIN_TOKEN) as admin:
         secret = (await admin.register_webhook(NewWebhook(name="pager", url=pager.url))).secret
         await admin.create_task(spec())

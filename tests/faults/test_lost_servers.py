@@ -67,16 +67,16 @@ async def test_what_was_refused_while_postgres_was_away_is_not_in_the_aggregate(
 
 
 async def test_redis_killed_in_a_round_loses_nothing(launch: Launch, postgres_database: str, own_redis: RedisServer) -> None:
-    given = {"database": postgres_database, "REDIS_URL": own_redis.url}
-    one, two = [await asyncio.to_thread(launch, **given) for _ in range(2)]
-    async with federation(one.url, CLIENTS) as task:
+    environment = {"database": postgres_database, "REDIS_URL": own_redis.url}
+    first, second = [await asyncio.to_thread(launch, **environment) for _ in range(2)]
+    async with federation(first.url, CLIENTS) as task:
         for rank in range(CLIENTS // 2):
             await task.contribute(rank)
         await asyncio.to_thread(own_redis.kill)
-        elsewhere = {rank: task.through(two.url, rank) for rank in range(CLIENTS // 2, CLIENTS)}
+        elsewhere = {rank: task.through(second.url, rank) for rank in range(CLIENTS // 2, CLIENTS)}
         await asyncio.gather(*(task.contribute(rank, client=client) for rank, client in elsewhere.items()))
         await task.holds_exactly(range(CLIENTS))
-        await task.holds_exactly(range(CLIENTS), url=two.url)
+        await task.holds_exactly(range(CLIENTS), url=second.url)
 
 
 def service(replica: Deployment) -> Services:
@@ -90,37 +90,37 @@ async def close(services: Services, claimed: Round) -> None:
 
 
 async def test_two_replicas_that_sum_one_round_up_at_once_close_it_once(postgres_database: str) -> None:
-    given = settings(postgres_database, tick_seconds=3600.0)
-    async with deployed(given) as one, deployed(given) as two:
-        await one.started(clients_expected=2, quorum=1, rounds=1)
-        a, _ = await one.clients("a", "b")
+    configuration = settings(postgres_database, tick_seconds=3600.0)
+    async with deployed(configuration) as first, deployed(configuration) as second:
+        await first.started(clients_expected=2, quorum=1, rounds=1)
+        a, _ = await first.clients("a", "b")
         await a.contribute(await a.assignment(TASK))
         now = datetime.now(UTC)
-        async with service(one).dependencies.database.unit_of_work() as work:
+        async with service(first).dependencies.database.unit_of_work() as work:
             round_ = await work.rounds.get(TASK, 1, for_update=True)
             round_.close_now()
             await work.rounds.save(round_)
             claimed = await work.rounds.claim(now, now + timedelta(hours=1))  # nobody else takes it meanwhile
             await work.commit()
         assert claimed is not None
-        await asyncio.gather(*(close(service(replica), claimed) for replica in (one, two, one, two)))
-        rounds = await one.admin.rounds(TASK)
+        await asyncio.gather(*(close(service(replica), claimed) for replica in (first, second, first, second)))
+        rounds = await first.admin.rounds(TASK)
         assert [(round_.number, round_.state) for round_ in rounds] == [(1, RoundState.CLOSED), (2, RoundState.OPEN)]
-        assert (await two.admin.task(TASK)).version == 0
+        assert (await second.admin.task(TASK)).version == 0
         assert (await a.context(TASK)).values.max() == 1.0
 
 
 async def test_a_round_closed_by_two_admins_on_two_replicas_closes_once(
     postgres_database: str, redis_url: str, redis_prefix: str
 ) -> None:
-    given = settings(postgres_database, redis_url=redis_url, redis_prefix=redis_prefix)
-    async with deployed(given) as one, deployed(given) as two:
-        await one.started(clients_expected=2, quorum=1, rounds=1)
-        a, _ = await one.clients("a", "b")
+    configuration = settings(postgres_database, redis_url=redis_url, redis_prefix=redis_prefix)
+    async with deployed(configuration) as first, deployed(configuration) as second:
+        await first.started(clients_expected=2, quorum=1, rounds=1)
+        a, _ = await first.clients("a", "b")
         await a.contribute(await a.assignment(TASK))
         answers = await asyncio.gather(
-            *(replica.raw("POST", f"/v1/tasks/{TASK}/rounds/1/close") for replica in (one, two, one, two))
+            *(replica.raw("POST", f"/v1/tasks/{TASK}/rounds/1/close") for replica in (first, second, first, second))
         )
         assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
-        await one.until_round(1, RoundState.CLOSED)
+        await first.until_round(1, RoundState.CLOSED)
         assert (await a.context(TASK)).values.max() == 1.0

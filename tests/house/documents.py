@@ -66,11 +66,11 @@ class Document:
 
     def section(self, heading: str) -> str:
         """The text under a heading, up to the next of its level or a higher one; empty when there is none."""
-        found = next((match for match in HEADING.finditer(self.text) if match["words"] == heading), None)
-        if found is None:
+        heading_match = next((match for match in HEADING.finditer(self.text) if match["words"] == heading), None)
+        if heading_match is None:
             return ""
-        rest = self.text[found.end() :]
-        end = re.search(rf"^#{{1,{len(found['level'])}}} ", rest, re.M)
+        rest = self.text[heading_match.end() :]
+        end = re.search(rf"^#{{1,{len(heading_match['level'])}}} ", rest, re.M)
         return rest[: end.start()] if end else rest
 
 

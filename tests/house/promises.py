@@ -80,10 +80,10 @@ def setting_names() -> set[str]:
 def app_of(service: str) -> FastAPI:
     """A service's application, made and not started, with settings that stand in for a deployment's."""
     kind = settings_class(service)
-    given: dict[str, Any] = {name: value for name, value in REQUIRED.items() if name in kind.model_fields}
+    values: dict[str, Any] = {name: value for name, value in REQUIRED.items() if name in kind.model_fields}
     present = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in kind.model_fields}
     try:
-        made: FastAPI = importlib.import_module(f"services.{service}.app").create_app(kind(_env_file=None, **given))
+        made: FastAPI = importlib.import_module(f"services.{service}.app").create_app(kind(_env_file=None, **values))
     finally:
         os.environ.update(present)
     return made
@@ -108,12 +108,12 @@ def routes_of(app: FastAPI) -> dict[str, Mapping[str, Any]]:
 def refusals() -> dict[str, type[IFedError]]:
     """Return every refusal by name: those of `ifed/errors.py`, and the one that only a client agent raises."""
     modules = ["ifed.errors", "services.client_agent.agent"]
-    found: dict[str, type[IFedError]] = {}
+    classes: dict[str, type[IFedError]] = {}
     for name in modules:
         module = importlib.import_module(name)
         own = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, IFedError)]
-        found |= {kind.__name__: kind for kind in own if kind.__module__ == name and kind is not IFedError}
-    return found
+        classes |= {kind.__name__: kind for kind in own if kind.__module__ == name and kind is not IFedError}
+    return classes
 
 
 def commands_of(command: Any) -> Iterator[str]:

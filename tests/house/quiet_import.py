@@ -37,16 +37,16 @@ def third_party_first(modules: list[str]) -> None:
 
 def deeds(modules: list[str]) -> list[str]:
     """What happened while the modules were imported, one sentence each."""
-    found: list[str] = []
+    problems: list[str] = []
     importing = ""
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if not importing:
             return
         if event in REFUSED:
-            found.append(f"importing {importing} does {event} {arguments!r:.120}")
+            problems.append(f"importing {importing} does {event} {arguments!r:.120}")
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
-            found.append(f"importing {importing} opens {arguments[0]!r} for writing")
+            problems.append(f"importing {importing} opens {arguments[0]!r} for writing")
 
     sys.addaudithook(hook)
     before = threading.active_count()
@@ -54,13 +54,13 @@ def deeds(modules: list[str]) -> list[str]:
     for importing in modules:
         importlib.import_module(importing)
         if threading.active_count() > before:
-            found.append(f"importing {importing} starts a thread")
+            problems.append(f"importing {importing} starts a thread")
             before = threading.active_count()
         if dict(os.environ) != environment:
-            found.append(f"importing {importing} changes the environment")
+            problems.append(f"importing {importing} changes the environment")
             environment = dict(os.environ)
     importing = ""
-    return found
+    return problems
 
 
 def main() -> None:
@@ -68,9 +68,9 @@ def main() -> None:
     modules = sys.argv[1:]
     sys.path.insert(0, str(Path.cwd()))
     third_party_first(modules)
-    found = deeds(modules)
-    sys.stdout.write("".join(f"{words}\n" for words in found))
-    sys.exit(bool(found))
+    problems = deeds(modules)
+    sys.stdout.write("".join(f"{words}\n" for words in problems))
+    sys.exit(bool(problems))
 
 
 if __name__ == "__main__":

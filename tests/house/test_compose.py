@@ -138,7 +138,7 @@ def test_git_and_the_images_leave_secrets_out() -> None:
     ]
     assert lines[0] == "*"
     assert {line for line in lines if line.startswith("!")} == {
-        f"!{one}" for one in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ifed", "services")
+        f"!{name}" for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ifed", "services")
     }
 
 
@@ -185,9 +185,9 @@ def test_two_aggregators_and_every_profile_are_there() -> None:
 
 def test_every_variable_is_in_the_example_environment_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    found = {(match[1], match[2] or "") for match in VARIABLE.finditer(FILE.read_text(encoding="utf-8"))}
+    variables = {(match[1], match[2] or "") for match in VARIABLE.finditer(FILE.read_text(encoding="utf-8"))}
     defaults: dict[str, set[str]] = {}
-    for name, default in found:
+    for name, default in variables:
         defaults.setdefault(name, set()).add(default)
     for name, values in sorted(defaults.items()):
         shown = re.search(rf"^# {name}=(.*)$", example, re.M)
@@ -232,11 +232,11 @@ def test_images_with_torch_share_its_layer() -> None:
 def names_in(registry: CollectorRegistry) -> set[str]:
     """Every series name that a registry can show."""
     endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
-    found: set[str] = set()
+    names: set[str] = set()
     for metric in registry.collect():
         assert isinstance(metric, Metric)
-        found |= {f"{metric.name}{ending}" for ending in endings.get(metric.type, ("",))}
-    return found
+        names |= {f"{metric.name}{ending}" for ending in endings.get(metric.type, ("",))}
+    return names
 
 
 def test_the_dashboard_names_metrics_of_the_code() -> None:
@@ -258,9 +258,9 @@ def test_the_dashboard_names_metrics_of_the_code() -> None:
 def test_prometheus_asks_services_where_they_listen() -> None:
     jobs = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
     for job in jobs:
-        (found,) = job["dns_sd_configs"]
-        assert found["names"] == [job["job_name"]]
-        assert found["port"] == int(services()[job["job_name"]]["environment"]["METRICS_PORT"])
+        (target,) = job["dns_sd_configs"]
+        assert target["names"] == [job["job_name"]]
+        assert target["port"] == int(services()[job["job_name"]]["environment"]["METRICS_PORT"])
         assert networks_of("prometheus") & networks_of(job["job_name"])
 
 
@@ -275,4 +275,4 @@ def test_metrics_have_a_port_that_no_proxy_leads_to_and_the_description_is_off()
 def test_the_table_of_faults_is_that_of_the_kept_figures() -> None:
     outcomes = report.read(ROOT / "benchmarks/results/compose-faults.json")
     assert report.table(outcomes) in documents.document("docs/ref-compose-faults.md").text
-    assert all(one.wrong == 0 for one in outcomes)
+    assert all(outcome.wrong == 0 for outcome in outcomes)

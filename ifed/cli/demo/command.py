@@ -47,8 +47,10 @@ def demo(
     _fetch(model, kept)
     _step("The organisations' texts")
     people = organisations(folder / "private", cache=kept, examples=preset.examples, announce=say)
-    for one in people:
-        say(f"  {one.name}: {one.examples} labelled texts of its own, and {len(one.test)} set apart for the last table")
+    for organisation in people:
+        say(
+            f"  {organisation.name}: {organisation.examples} labelled texts of its own, and {len(organisation.test)} set apart for the last table"
+        )
     say(f"  the private files are in {folder / 'private'}")
     with Stack(folder / "logs") as stack:
         _federate(stack, preset, people, model=model, cache=kept, folder=folder, compare_local=compare_local, leave=leave)

@@ -67,14 +67,16 @@ def organisations(folder: Path, *, cache: Path, examples: int, announce: Callabl
         megabytes=2,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    organisations_ = []
     for name, member in SOURCES.items():
         labelled = _shuffled(_labelled(_member(archive, member)), seed=name)
         test, private = labelled[:TEST_TEXTS], labelled[TEST_TEXTS : TEST_TEXTS + examples]
         file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps({"text": one.text, "label": one.label}, ensure_ascii=False) + "\n" for one in private))
-        found.append(Organisation(name, file, len(private), tuple(test)))
-    return found
+        file.write_text(
+            "".join(json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False) + "\n" for example in private)
+        )
+        organisations_.append(Organisation(name, file, len(private), tuple(test)))
+    return organisations_
 
 
 def _member(archive: Path, name: str) -> str:
@@ -87,15 +89,15 @@ def _member(archive: Path, name: str) -> str:
 
 def _labelled(lines: str) -> list[LabelledText[str]]:
     """Parse the clear snippets of a `GroundTruth` file: identifier, mean rating from -4 to 4 and text, separated by tabs; each text once."""
-    found: dict[str, LabelledText[str]] = {}
+    labelled: dict[str, LabelledText[str]] = {}
     for line in lines.splitlines():
         _, mean, text = line.split("\t", 2)
         if abs(rating := float(mean)) >= THRESHOLD:
             words = html.unescape(text).strip()
-            found.setdefault(words, LabelledText(words, LABELS[rating > 0]))
-    return list(found.values())
+            labelled.setdefault(words, LabelledText(words, LABELS[rating > 0]))
+    return list(labelled.values())
 
 
 def _shuffled(labelled: Sequence[LabelledText[str]], *, seed: str) -> list[LabelledText[str]]:
     """Return the texts in a random order that is the same on every machine."""
-    return sorted(labelled, key=lambda one: hashlib.sha256(f"{seed}/{one.text}".encode()).digest())
+    return sorted(labelled, key=lambda text: hashlib.sha256(f"{seed}/{text.text}".encode()).digest())

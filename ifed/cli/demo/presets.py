@@ -24,9 +24,9 @@ class Preset:
     learning_rate: float = 0.04
     examples: int = EXAMPLES
 
-    def changed(self, **given: object) -> Self:
+    def changed(self, **values: object) -> Self:
         """Return a copy of this preset with the given values; a value of None keeps the preset's own."""
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in values.items() if value is not None}
         if chosen.get("layers", "all") not in ("all", "upper_half", "upper_third"):
             raise LayoutMismatch(f"--layers takes all, upper_half or upper_third, not {chosen['layers']}")
         return replace(self, **chosen)  # type: ignore[arg-type]

@@ -29,6 +29,6 @@ def demo_texts(
         return
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".texts-") as scratch:
         people = organisations(Path(scratch), cache=cache_folder(cache), examples=examples, announce=say)
-        one = next(found for found in people if found.name == name)
-        one.file.replace(file)
-    say(f"{file} holds {one.examples} texts of {name}")
+        organisation = next(candidate for candidate in people if candidate.name == name)
+        organisation.file.replace(file)
+    say(f"{file} holds {organisation.examples} texts of {name}")

@@ -64,7 +64,7 @@ class PairedComparison:
         """
         pairs = list(zip(first, second, strict=True))
         return PairedComparison(
-            len(pairs), sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
+            len(pairs), sum(pair and not other for pair, other in pairs), sum(other and not pair for pair, other in pairs)
         )
 
     @property

@@ -45,10 +45,10 @@ class EventStream:
                 return await work.events.page(after, EVENTS_AT_ONCE, task)
 
         long_poll = self._dependencies.long_poll
-        with long_poll.hold(caller) as held:
+        with long_poll.hold(caller) as held_request:
             while True:
                 try:
-                    events = await long_poll.until_released(ALL_EVENTS, read, bool, wait=long_poll.longest, held=held)
+                    events = await long_poll.until_released(ALL_EVENTS, read, bool, wait=long_poll.longest, held=held_request)
                 except Unavailable:
                     await asyncio.sleep(RETRY_SECONDS)
                     events = []
@@ -56,7 +56,7 @@ class EventStream:
                     info = event_info(event)
                     yield info
                     after = info.number
-                if (long_poll.closing or held.released) and not events:
+                if (long_poll.closing or held_request.released) and not events:
                     return
 
 

@@ -448,6 +448,6 @@ def _record(body: bytes, client: str, now: datetime, meta: ContributionMeta) -> 
 
 async def _tasks_that_exist(work: UnitOfWork) -> str:
     """Name the tasks that a client may join, some of them if they are many."""
-    found = await work.tasks.page(None, MOST_NAMED)
-    names = [repr(task.name) for task in found if task.state is not TaskState.FAILED]
+    tasks = await work.tasks.page(None, MOST_NAMED)
+    names = [repr(task.name) for task in tasks if task.state is not TaskState.FAILED]
     return f"tasks that can be joined: {', '.join(names)}" if names else "no task can be joined now"

@@ -1,1 +1,1 @@
-"""The history of the schema."""
+"""The database migrations, which Alembic runs."""

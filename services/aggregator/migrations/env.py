@@ -1,4 +1,4 @@
-"""What Alembic runs: it uses the connection that `migrate` hands it and opens none."""
+"""The environment of Alembic. It uses the connection that `migrate` passes and opens none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     render_as_batch=True,
-    transactional_ddl=False,  # `migrate` holds one transaction around everything
+    transactional_ddl=False,  # `migrate` runs all migrations in one transaction
 )
 context.run_migrations()

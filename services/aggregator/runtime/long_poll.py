@@ -110,8 +110,8 @@ class LongPoll:
 
         While too many requests are held, return the last value of the oldest one early.
         """
-        with self.hold(caller) as held:
-            return await self.until_released(topic, read, is_settled, wait=wait, held=held)
+        with self.hold(caller) as held_request:
+            return await self.until_released(topic, read, is_settled, wait=wait, held=held_request)
 
     async def until_released(
         self,
@@ -120,7 +120,7 @@ class LongPoll:
         is_settled: Callable[[Value], bool],
         *,
         wait: float,
-        held: HeldRequest,
+        held_request: HeldRequest,
     ) -> Value:
         """Do as `until` for a request that is held already, such as a stream, which waits many times."""
         end = time.monotonic() + min(wait, self.longest)
@@ -131,37 +131,43 @@ class LongPoll:
                     async with self._readers:
                         value = await read()
                     remaining = end - time.monotonic()
-                    if is_settled(value) or remaining <= 0 or self.closing or held.released or await held.caller.has_hung_up():
+                    if (
+                        is_settled(value)
+                        or remaining <= 0
+                        or self.closing
+                        or held_request.released
+                        or await held_request.caller.has_hung_up()
+                    ):
                         return value
-                    await held.wait(subscription, min(remaining, self._recheck))
+                    await held_request.wait(subscription, min(remaining, self._recheck))
         finally:
             self._count(topic, -1)
 
     @contextmanager
     def hold(self, caller: Caller) -> Iterator[HeldRequest]:
         """Count a request as held within the block; release the oldest one if that is one too many."""
-        held = HeldRequest(caller)
+        held_request = HeldRequest(caller)
         of_party = self._by_party.setdefault(caller.party, OrderedDict())
-        self._held[held] = of_party[held] = None
+        self._held[held_request] = of_party[held_request] = None
         if len(of_party) > self._most_of_party:
             self._release(next(iter(of_party)))
         elif len(self._held) > self._most:
             self._release(next(iter(self._held)))
         try:
-            yield held
+            yield held_request
         finally:
-            self._forget(held)
+            self._forget(held_request)
 
-    def _release(self, held: HeldRequest) -> None:
-        self._forget(held)
-        held.release()
+    def _release(self, held_request: HeldRequest) -> None:
+        self._forget(held_request)
+        held_request.release()
 
-    def _forget(self, held: HeldRequest) -> None:
-        self._held.pop(held, None)
-        of_party = self._by_party.get(held.caller.party, OrderedDict())
-        of_party.pop(held, None)
+    def _forget(self, held_request: HeldRequest) -> None:
+        self._held.pop(held_request, None)
+        of_party = self._by_party.get(held_request.caller.party, OrderedDict())
+        of_party.pop(held_request, None)
         if not of_party:
-            self._by_party.pop(held.caller.party, None)
+            self._by_party.pop(held_request.caller.party, None)
 
     def _count(self, topic: str, change: int) -> None:
         self._topics[topic] = self._topics.get(topic, 0) + change

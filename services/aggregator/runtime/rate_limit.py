@@ -1,4 +1,4 @@
-"""How many requests a party may make in a minute, counted in Redis for all replicas together, or in this process."""
+"""How many requests a caller may make in a minute, counted in Redis for all replicas together, or in this process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BREAKER_SECONDS = 5.0
 
 
 class RateLimiter:
-    """Refuses the requests of a party beyond a number in a minute.
+    """Refuses the requests of a caller beyond a number in a minute.
 
-    While Redis does not answer each replica counts for itself: a party may then make more requests, and never fewer.
+    While Redis does not answer each replica counts for itself: a caller may then make more requests, and never fewer.
 
     Args:
         per_minute: the number of requests; None for no limit.
@@ -37,20 +37,20 @@ class RateLimiter:
             seconds=BREAKER_SECONDS, errors=(Exception,), consequence="each replica counts requests for itself"
         )
 
-    async def check(self, party: str, *, role: str) -> None:
-        """Count a request of the party with this role; a client that is called `admin` does not count as the admin.
+    async def check(self, caller: str, *, role: str) -> None:
+        """Count a request of the caller with this role; a client that is called `admin` does not count as the admin.
 
         Raises:
             Overloaded: it is one too many; `retry_after` says when the minute is over.
         """
         if self._item is None:
             return
-        key = f"{role} {party}"
+        key = f"{role} {caller}"
         limiter, admitted = await self._hit(self._item, key)
         if not admitted:
             window = await limiter.get_window_stats(self._item, key)
             seconds = max(1, math.ceil(window.reset_time - time.time()))
-            raise Overloaded(f"{party} has made the {self._item.amount} calls of this minute", retry_after=seconds)
+            raise Overloaded(f"{caller} has made the {self._item.amount} calls of this minute", retry_after=seconds)
 
     async def _hit(self, item: RateLimitItemPerMinute, key: str) -> tuple[FixedWindowRateLimiter, bool]:
         """Return the limiter that counted the request, and whether it is within the limit."""

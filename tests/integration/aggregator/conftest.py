@@ -16,7 +16,6 @@ from testing.factories import ADMIN_TOKEN
 from testing.servers import free_port
 from tests.integration.aggregator.deployment import Deployment, deployed, settings
 
-
 __all__ = ["current_postgres", "current_sqlite", "postgres_template", "sqlite_template"]
 
 

@@ -33,9 +33,9 @@ def settings(database: str, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def running(given: Settings) -> AsyncIterator[FastAPI]:
+async def running(configuration: Settings) -> AsyncIterator[FastAPI]:
     """An application between its start and its end."""
-    app = create_app(given)
+    app = create_app(configuration)
     async with app.router.lifespan_context(app):
         yield app
 
@@ -63,14 +63,14 @@ class SimulatedClient(AggregatorClient):
         return await self.submit_update(task, assignment.round, await self.update(assignment, task))
 
     async def update(self, assignment: Assignment, task: str = TASK) -> bytes:
-        given = await self.coefficients(task, version=assignment.version)
+        start = await self.coefficients(task, version=assignment.version)
         calibrates, gradient = assignment.kind is AssignmentKind.CALIBRATION, assignment.task.policy.mode == "gradient"
         dtype, update = assignment.task.policy.update_dtype, None
         if calibrates and gradient:
-            update = Gradient(np.full_like(given.values, -self.value))
+            update = Gradient(np.full_like(start.values, -self.value))
         elif calibrates:
-            made = Coefficients(given.values + np.float32(self.value))
-            update = made if dtype == "float32" else QuantizedUpdate.of(made.values - given.values, dtype)
+            made = Coefficients(start.values + np.float32(self.value))
+            update = made if dtype == "float32" else QuantizedUpdate.of(made.values - start.values, dtype)
         scores = np.array(self.label_probabilities, np.float32) if assignment.task.policy.label_bias else None
         meta = ContributionMeta(
             fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
@@ -142,7 +142,7 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployed(given: Settings) -> AsyncIterator[Deployment]:
+async def deployed(configuration: Settings) -> AsyncIterator[Deployment]:
     """A running aggregator and its admin."""
-    async with running(given) as app, AsyncExitStack() as stack:
+    async with running(configuration) as app, AsyncExitStack() as stack:
         yield Deployment(app, stack)

@@ -35,10 +35,10 @@ class Listening:
 
 
 @asynccontextmanager
-async def listening(given: Settings, *, port: int | None = None) -> AsyncIterator[Listening]:
+async def listening(configuration: Settings, *, port: int | None = None) -> AsyncIterator[Listening]:
     """An aggregator that answers on a port until the block ends."""
     port = port or free_port()
-    server = serve(given.model_copy(update={"port": port}))
+    server = serve(configuration.model_copy(update={"port": port}))
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.02)

@@ -79,12 +79,12 @@ async def test_the_database_refuses_to_change_the_audit(aggregator: Deployment, 
 
 
 async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every_replica(stack: Settings) -> None:
-    given = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
-    async with deployed(given) as one, deployed(given) as two:
-        await one.started()
-        client = await one.client("a")
+    configuration = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
+    async with deployed(configuration) as first, deployed(configuration) as second:
+        await first.started()
+        client = await first.client("a")
         token = client._http.headers["Authorization"].removeprefix("Bearer ")
-        shared = [one, two] if stack.redis_url else [one, one]
+        shared = [first, second] if stack.redis_url else [first, first]
         answers = [await replica.raw("GET", f"/v1/tasks/{TASK}/assignment", token=token) for replica in shared * 3]
         codes = [answer.status_code for answer in answers]
         assert codes[:1] == [200]
@@ -92,19 +92,19 @@ async def test_a_client_that_calls_too_often_is_told_when_to_come_again_on_every
         refused = answers[codes.index(429)]
         assert refused.json()["error"] == "Overloaded"
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
-        other = await one.client("b")
+        other = await first.client("b")
         assert (await other.assignment(TASK)).kind == "join", "one client's calls are not another's"
 
 
 async def test_requests_that_wait_for_an_adapter_are_counted_apart(stack: Settings) -> None:
-    given = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
-    async with deployed(given) as one:
-        await one.started()
-        reader = (await one.admin.enrol("reader", Role.READER)).token
+    configuration = settings(stack.database_url, redis_url=stack.redis_url, redis_prefix=stack.redis_prefix, requests_per_minute=3)
+    async with deployed(configuration) as replica:
+        await replica.started()
+        reader = (await replica.admin.enrol("reader", Role.READER)).token
         paths = [f"/v1/tasks/unknown/adapter?wait={wait}" for wait in (0, 0.01)]
-        looked_up = [(await one.raw("GET", paths[0], token=reader)).status_code for _ in range(8)]
+        looked_up = [(await replica.raw("GET", paths[0], token=reader)).status_code for _ in range(8)]
         assert 429 in looked_up
-        followed = [(await one.raw("GET", paths[1], token=reader)).status_code for _ in range(3)]
+        followed = [(await replica.raw("GET", paths[1], token=reader)).status_code for _ in range(3)]
         assert followed == [404] * 3, "look-ups of names cannot stop a service from following what it serves"
 
 
@@ -146,8 +146,8 @@ async def test_codes_that_begin_alike_are_counted_together_from_whatever_address
 
 async def test_the_callers_address_comes_from_a_trusted_proxy_alone(sqlite_database: str) -> None:
     for trusted, throttled in (("", True), ("127.0.0.1", False)):
-        given = settings(sqlite_database, failed_attempts_per_minute=2, trusted_proxies=trusted)
-        async with listening(given) as aggregator, httpx.AsyncClient(base_url=aggregator.url) as http:
+        configuration = settings(sqlite_database, failed_attempts_per_minute=2, trusted_proxies=trusted)
+        async with listening(configuration) as aggregator, httpx.AsyncClient(base_url=aggregator.url) as http:
             codes = []
             for number in range(9):
                 headers = {"Authorization": "Bearer ifed_wrong", "X-Forwarded-For": f"10.0.0.1, 198.51.100.{number}"}
@@ -226,14 +226,14 @@ def test_half_of_tls_is_refused_at_the_start(tmp_path: Path) -> None:
 
 async def test_held_requests_are_counted_while_they_are_held(embedded: Deployment) -> None:
     await embedded.started()
-    one = await embedded.client("a")
-    await one.join_task()
-    held = asyncio.create_task(one.assignment(TASK, wait=20))
+    client = await embedded.client("a")
+    await client.join_task()
+    long_poll = asyncio.create_task(client.assignment(TASK, wait=20))
     async with asyncio.timeout(5):
         while f'ifed_long_polls{{task="{TASK}"}} 1.0' not in (await embedded.raw("GET", "/metrics", token=None)).text:
             await asyncio.sleep(0.02)
     await embedded.app.state.services.dependencies.long_poll.close()
-    await held
+    await long_poll
     assert "ifed_long_polls{" not in (await embedded.raw("GET", "/metrics", token=None)).text
 
 
@@ -256,36 +256,36 @@ async def test_an_admin_is_answered_while_requests_are_held_and_streams_beyond_t
     async with deployed(settings(sqlite_database, max_held_requests_of_party=20)) as aggregator:
         await aggregator.started(clients_expected=5)
         (client,) = await aggregator.clients("a")
-        held = [asyncio.create_task(client.assignment(TASK, wait=30)) for _ in range(60)]
+        long_polls = [asyncio.create_task(client.assignment(TASK, wait=30)) for _ in range(60)]
         streams = [asyncio.create_task(aggregator.raw("GET", "/v1/events")) for _ in range(25)]
-        ended, _ = await asyncio.wait(held, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(long_polls, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         began = time.monotonic()
         assert (await aggregator.raw("GET", "/v1/tasks")).status_code == 200
         assert time.monotonic() - began < 3
         async with asyncio.timeout(PATIENCE):
-            while sum(task.done() for task in held) < 40 or sum(task.done() for task in streams) < 5:
+            while sum(task.done() for task in long_polls) < 40 or sum(task.done() for task in streams) < 5:
                 await asyncio.sleep(0.05)
         assert ended
-        assert sum(task.done() for task in held) == 40
+        assert sum(task.done() for task in long_polls) == 40
         await aggregator.app.state.services.dependencies.long_poll.close()
-        await asyncio.gather(*held, *streams)
+        await asyncio.gather(*long_polls, *streams)
 
 
 async def test_metrics_have_a_port_of_their_own_and_the_description_is_off_where_settings_say_so(sqlite_database: str) -> None:
-    given = settings(sqlite_database, metrics_port=free_port(), docs=False)
-    async with deployed(given) as aggregator, httpx.AsyncClient() as http:
+    configuration = settings(sqlite_database, metrics_port=free_port(), docs=False)
+    async with deployed(configuration) as aggregator, httpx.AsyncClient() as http:
         for path in ("/metrics", "/docs", "/redoc", "/openapi.json"):
             assert (await aggregator.raw("GET", path)).status_code == 404
-        shown = await http.get(f"http://127.0.0.1:{given.metrics_port}/metrics")
+        shown = await http.get(f"http://127.0.0.1:{configuration.metrics_port}/metrics")
     assert "ifed_failed_authentications" in shown.text
 
 
 async def test_metrics_tell_of_each_task_what_its_operators_watch(embedded: Deployment) -> None:
     await embedded.started(clients_expected=1, rounds=1)
-    (one,) = await embedded.clients("a")
-    await one.run()
+    (client,) = await embedded.clients("a")
+    await client.run()
     for _ in range(2):
-        await one.adapter(TASK)
+        await client.adapter(TASK)
     shown = (await embedded.raw("GET", "/metrics", token=None)).text
     for kind in ("context", "calibration", "evaluation"):
         for state in ("open", "closed"):

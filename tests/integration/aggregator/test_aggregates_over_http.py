@@ -17,9 +17,9 @@ from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedC
 
 async def finished(aggregator: Deployment, **policy: object) -> SimulatedClient:
     await aggregator.started(clients_expected=1, **policy)
-    (one,) = await aggregator.clients("a")
-    await one.run()
-    return one
+    (client,) = await aggregator.clients("a")
+    await client.run()
+    return client
 
 
 async def test_there_is_nothing_to_fetch_before_the_first_round_closed(embedded: Deployment) -> None:
@@ -32,7 +32,7 @@ async def test_there_is_nothing_to_fetch_before_the_first_round_closed(embedded:
 
 
 async def test_an_adapter_holds_what_a_model_needs_to_serve_the_task(aggregator: Deployment) -> None:
-    one = await finished(aggregator)
+    client = await finished(aggregator)
     reader = await aggregator.client("reader", role=Role.READER)
     fetched = await reader.adapter(TASK)
     assert fetched is not None
@@ -44,52 +44,52 @@ async def test_an_adapter_holds_what_a_model_needs_to_serve_the_task(aggregator:
         task.layout,
         FINGERPRINT,
     )
-    assert adapter.meta.evaluation == next(found for found in task.evaluations if found.version == task.served)
-    assert adapter.context == await one.context(TASK)
-    assert adapter.coefficients == await one.coefficients(TASK, version=task.served)
+    assert adapter.meta.evaluation == next(evaluation for evaluation in task.evaluations if evaluation.version == task.served)
+    assert adapter.context == await client.context(TASK)
+    assert adapter.coefficients == await client.coefficients(TASK, version=task.served)
     assert await reader.adapter(TASK, known=digest) is None
 
 
 async def test_a_body_in_the_cache_that_is_another_is_replaced_counted_and_never_served(aggregator: Deployment) -> None:
-    one = await finished(aggregator)
-    honest = await one.context(TASK), await one.coefficients(TASK)
+    client = await finished(aggregator)
+    honest = await client.context(TASK), await client.coefficients(TASK)
     cache = aggregator.app.state.services.dependencies.cache
-    answers = [await one._http.get(f"/v1/tasks/{TASK}/{kind}") for kind in ("context", "coefficients")]
+    answers = [await client._http.get(f"/v1/tasks/{TASK}/{kind}") for kind in ("context", "coefficients")]
     keys = [f"{kind}:{digest_of(answer.content)}" for kind, answer in zip(("context", "coefficients"), answers, strict=True)]
     for key, other in zip(keys, reversed(answers), strict=True):
         assert await cache.get(key) is not None
         await cache.put(key, other.content)
-    fetched = await one.adapter(TASK)
+    fetched = await client.adapter(TASK)
     assert fetched is not None
     assert (fetched[1].context, fetched[1].coefficients) == honest
-    assert (await one.context(TASK), await one.coefficients(TASK)) == honest
+    assert (await client.context(TASK), await client.coefficients(TASK)) == honest
     assert [await cache.get(key) for key in keys] == [answer.content for answer in answers]
     assert f'ifed_cache_mismatches_total{{task="{TASK}"}} 2.0' in (await aggregator.raw("GET", "/metrics", token=None)).text
 
 
 async def test_best_serves_the_most_accurate_version_and_latest_the_newest(aggregator: Deployment) -> None:
     await aggregator.started(clients_expected=1, rounds=2)
-    (one,) = await aggregator.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    (client,) = await aggregator.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
     tables = {0: [[3, 1], [1, 3]], 1: [[4, 0], [0, 4]], 2: [[1, 3], [3, 1]]}
     for version, table in tables.items():
-        given = await one.assignment(TASK, wait=5)
-        assert given.version == version
-        one.confusion[:] = table
-        await one.contribute(given)
+        assignment = await client.assignment(TASK, wait=5)
+        assert assignment.version == version
+        client.confusion[:] = table
+        await client.contribute(assignment)
     await aggregator.until_round(4, RoundState.CLOSED)
     task = await aggregator.admin.task(TASK)
     assert (task.version, task.served) == (2, 1)
-    fetched, newest = await one.adapter(TASK), await one.adapter(TASK, version=2)
+    fetched, newest = await client.adapter(TASK), await client.adapter(TASK, version=2)
     assert fetched is not None
     assert newest is not None
     assert (fetched[1].meta.version, newest[1].meta.version) == (1, 2)
 
 
 async def test_any_version_can_be_fetched_and_an_unknown_one_is_named(embedded: Deployment) -> None:
-    one = await finished(embedded)
-    assert {(await one.coefficients(TASK, version=version)).groups for version in (0, 1, 2)} == {2}
-    for fetch in (one.coefficients, one.adapter):
+    client = await finished(embedded)
+    assert {(await client.coefficients(TASK, version=version)).groups for version in (0, 1, 2)} == {2}
+    for fetch in (client.coefficients, client.adapter):
         with pytest.raises(UnknownVersion, match="no version 9"):
             await fetch(TASK, version=9)
 
@@ -108,33 +108,33 @@ async def test_every_tensor_answer_says_its_digest_and_is_not_sent_twice(embedde
 
 async def test_the_assignment_names_the_context_by_its_digest(embedded: Deployment) -> None:
     await embedded.started(clients_expected=1)
-    (one,) = await embedded.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
-    given = await one.assignment(TASK, wait=5)
+    (client,) = await embedded.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
+    assignment = await client.assignment(TASK, wait=5)
     answer = await embedded.raw("GET", f"/v1/tasks/{TASK}/context")
-    assert given.context_digest == hashlib.sha256(answer.content).hexdigest()
+    assert assignment.context_digest == hashlib.sha256(answer.content).hexdigest()
 
 
 async def test_a_long_poll_for_an_adapter_wakes_when_one_is_promoted(aggregator: Deployment) -> None:
     await aggregator.started(clients_expected=1, rounds=1)
-    (one,) = await aggregator.clients("a")
-    waiting = asyncio.create_task(one.adapter(TASK, wait=10))
+    (client,) = await aggregator.clients("a")
+    waiting = asyncio.create_task(client.adapter(TASK, wait=10))
     await asyncio.sleep(0.05)
-    await one.run()
+    await client.run()
     fetched = await waiting
     assert fetched is not None
     assert fetched[1].meta.version == 0, "the first version that was evaluated is the base model"
-    newer = await one.adapter(TASK, known=fetched[0], wait=10)
+    newer = await client.adapter(TASK, known=fetched[0], wait=10)
     assert newer is not None
     assert newer[1].meta.version == 1
 
 
 async def test_a_long_poll_that_nothing_wakes_ends_when_its_time_is_over(embedded: Deployment) -> None:
-    one = await finished(embedded)
-    fetched = await one.adapter(TASK)
+    client = await finished(embedded)
+    fetched = await client.adapter(TASK)
     assert fetched is not None
     began = time.monotonic()
-    assert await one.adapter(TASK, known=fetched[0], wait=0.4) is None
+    assert await client.adapter(TASK, known=fetched[0], wait=0.4) is None
     assert 0.4 <= time.monotonic() - began < 3
 
 

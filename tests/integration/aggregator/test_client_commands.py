@@ -18,10 +18,10 @@ async def speaks_for(ifed: CommandLine, token: str) -> str:
 
 async def test_a_token_goes_to_a_file_of_its_owner_and_not_to_the_terminal(ifed: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    said = await ifed("client", "enrol", "north", "--output", str(file))
+    output = await ifed("client", "enrol", "north", "--output", str(file))
     token = file.read_text().strip()
     assert await speaks_for(ifed, token) == "north"
-    assert token not in said
+    assert token not in output
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -39,12 +39,12 @@ async def test_a_rotated_token_and_a_webhooks_secret_go_to_files_of_their_owner(
     token.write_text("a lost one")
     token.chmod(0o644)
     await ifed("client", "enrol", "north", "--quiet")
-    said = await ifed("client", "rotate", "north", "--output", str(token))
-    said += await ifed("webhook", "add", "pager", "https://hooks.example.org", "--output", str(secret))
+    output = await ifed("client", "rotate", "north", "--output", str(token))
+    output += await ifed("webhook", "add", "pager", "https://hooks.example.org", "--output", str(secret))
     assert await speaks_for(ifed, token.read_text().strip()) == "north"
     assert secret.read_text().startswith("whsec_")
     assert [file.stat().st_mode & 0o777 for file in (token, secret)] == [0o600, 0o600]
-    assert not any(file.read_text().strip() in said for file in (token, secret))
+    assert not any(file.read_text().strip() in output for file in (token, secret))
 
 
 @pytest.mark.parametrize("left", [None, "ifed_of-another-database"])

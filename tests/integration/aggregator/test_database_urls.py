@@ -78,8 +78,8 @@ async def until_it_answers(url: str) -> None:
 
 
 async def test_a_task_runs_behind_a_pooler_of_transactions_without_prepared_statements(pooled_database: str) -> None:
-    given = settings(pooled_database, database_prepared_statements=False)
-    async with deployed(given) as aggregator:
+    configuration = settings(pooled_database, database_prepared_statements=False)
+    async with deployed(configuration) as aggregator:
         await aggregator.started(clients_expected=3, rounds=2)
         clients = await aggregator.clients("a", "b", "c")
         await asyncio.gather(*(client.run() for client in clients))

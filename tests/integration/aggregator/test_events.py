@@ -57,19 +57,19 @@ async def run_a_task(made: Listening, name: str = TASK) -> None:
         await admin.create_task(spec(name, clients_expected=1, rounds=1))
         await admin.start(name)
         token = (await admin.enrol(f"client-of-{name}")).token
-        async with SimulatedClient(made.app, "a", token, value=1.0, examples=1) as one:
-            await one.run(name)
+        async with SimulatedClient(made.app, "a", token, value=1.0, examples=1) as client:
+            await client.run(name)
 
 
 async def first(stream: AsyncIterator[Event], count: int) -> list[Event]:
-    found = []
+    events = []
     async with asyncio.timeout(20):
         async for event in stream:
-            found.append(event)
-            if len(found) == count:
+            events.append(event)
+            if len(events) == count:
                 break
     await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
-    return found
+    return events
 
 
 def told(events: list[Event]) -> list[tuple[str, int | None]]:
@@ -93,16 +93,16 @@ async def test_a_context_vector_that_changes_after_the_end_and_one_that_cannot_b
     async with served.admin() as admin:
         name = (await admin.task(TASK)).members[0].client
         token = (await admin.rotate(name)).token
-        async with AggregatorClient(served.url, token) as one:
-            await one.add_context(TASK, context_body(4.0, examples=2))
+        async with AggregatorClient(served.url, token) as client:
+            await client.add_context(TASK, context_body(4.0, examples=2))
             (revised,) = await first(admin.events(after=len(PLAN)), 1)
-            await one.withdraw(TASK)
+            await client.withdraw(TASK)
             (withdrawn,) = await first(admin.events(after=revised.number), 1)
             token = (await admin.enrol("late")).token
             async with SimulatedClient(served.app, "late", token, value=3.0, examples=1) as late:
                 await late.run(TASK)
             after = await first(admin.events(after=withdrawn.number), 2)
-    assert [(one.kind, one.version) for one in (revised, withdrawn, *after)] == [
+    assert [(event.kind, event.version) for event in (revised, withdrawn, *after)] == [
         ("context.revised", 2),
         ("adapter.withdrawn", 1),
         ("context.revised", 3),
@@ -155,8 +155,8 @@ async def test_a_round_that_fails_or_is_cancelled_and_a_way_back_are_told_with_t
         await admin.start(TASK)
         for name in ("a", "b"):
             token = (await admin.enrol(name)).token
-            async with AggregatorClient(served.url, token) as one:
-                await one.join(TASK, join_request())
+            async with AggregatorClient(served.url, token) as client:
+                await client.join(TASK, join_request())
         events = await first(admin.events(after=0), 5)
     assert told(events)[2:] == [("round.opened", 1), ("round.failed", 1), ("task.failed", None)]
     assert "missing: a, b" in str(events[3].reason)
@@ -165,9 +165,9 @@ async def test_a_round_that_fails_or_is_cancelled_and_a_way_back_are_told_with_t
 async def test_a_stream_ends_when_the_process_stops_and_its_client_goes_on_at_the_next(stack: Settings) -> None:
     port = free_port()
     async with AggregatorClient(f"http://127.0.0.1:{port}", ADMIN_TOKEN) as admin:
-        async with listening(stack, port=port) as one:
+        async with listening(stack, port=port) as restarted:
             listener = asyncio.create_task(first(admin.events(), len(PLAN)))
-            await held(one, 1)
+            await held(restarted, 1)
             began = time.monotonic()
         assert time.monotonic() - began < 5, "a stopping server waits for no stream"
         async with listening(stack, port=port) as two:
@@ -177,25 +177,25 @@ async def test_a_stream_ends_when_the_process_stops_and_its_client_goes_on_at_th
 
 async def test_an_event_on_one_replica_wakes_a_stream_on_another(current_postgres: str, redis_url: str, redis_prefix: str) -> None:
     # The truth is looked at every minute only, so what comes sooner came by the wake-up.
-    given = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=60.0)
-    async with listening(given) as one, listening(given) as two, two.admin() as admin:
+    configuration = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=60.0)
+    async with listening(configuration) as replica, listening(configuration) as two, two.admin() as admin:
         listener = asyncio.create_task(first(admin.events(), 1))
         await held(two, 1)
-        async with one.admin() as other:
+        async with replica.admin() as other:
             await other.create_task(spec())
         assert told(await listener) == PLAN[:1]
 
 
 async def test_numbers_come_in_the_order_of_commits_while_many_replicas_write(current_postgres: str) -> None:
-    given = settings(current_postgres)
-    async with listening(given) as one, listening(given) as two, one.admin() as admin:
+    configuration = settings(current_postgres)
+    async with listening(configuration) as replica, listening(configuration) as two, replica.admin() as admin:
         listener = asyncio.create_task(first(admin.events(after=0), 20))
 
         async def define(made: Listening, rank: int) -> None:
             async with made.admin() as other:
                 await other.create_task(spec(f"task-{rank}"))
 
-        await asyncio.gather(*(define(made, rank) for rank, made in enumerate([one, two] * 10)))
+        await asyncio.gather(*(define(made, rank) for rank, made in enumerate([replica, two] * 10)))
         events = await listener
     assert [event.number for event in events] == list(range(1, 21)), "none was skipped and none came late"
 

@@ -20,7 +20,7 @@ async def test_a_calibration_round_asks_a_sample_that_anyone_can_draw_again(aggr
     clients = await aggregator.clients(*names)
     await asyncio.gather(*(client.run() for client in clients))
     rounds = await aggregator.admin.rounds(TASK)
-    assert [one.expected for one in rounds] == [
+    assert [round_.expected for round_ in rounds] == [
         names,
         sample(names, 2, seed_of(TASK, 2)),
         sample(names, 2, seed_of(TASK, 3)),
@@ -31,9 +31,9 @@ async def test_a_calibration_round_asks_a_sample_that_anyone_can_draw_again(aggr
 async def test_a_client_that_was_not_drawn_waits_and_cannot_contribute(embedded: Deployment) -> None:
     await embedded.started(clients_expected=2, sample=1)
     clients = await embedded.clients("a", "b")
-    given = await clients[0].assignment(TASK, wait=5)
+    assignment = await clients[0].assignment(TASK, wait=5)
     for client in clients:
-        await client.contribute(given)
+        await client.contribute(assignment)
     drawn = (await embedded.until_round(2, RoundState.OPEN)).expected
     (other,) = [client for client in clients if client.name not in drawn]
     assert (await other.assignment(TASK)).kind is AssignmentKind.WAIT
@@ -46,7 +46,7 @@ async def test_a_failed_round_is_opened_again_as_often_as_the_policy_says(aggreg
     await aggregator.clients("a", "b")
     await aggregator.until_state(TaskState.FAILED)
     rounds = await aggregator.admin.rounds(TASK)
-    assert [(one.number, one.kind, one.state, one.attempt) for one in rounds] == [
+    assert [(round_.number, round_.kind, round_.state, round_.attempt) for round_ in rounds] == [
         (1, RoundKind.CONTEXT, RoundState.FAILED, 1),
         (2, RoundKind.CONTEXT, RoundState.FAILED, 2),
     ]
@@ -58,44 +58,44 @@ async def test_a_failed_round_is_opened_again_as_often_as_the_policy_says(aggreg
 
 async def test_a_finished_task_serves_the_version_it_was_rolled_back_to(aggregator: Deployment) -> None:
     await aggregator.started(rounds=3, clients_expected=1)
-    (one,) = await aggregator.clients("a")
-    await one.run()
-    before = await one.adapter(TASK)
+    (client,) = await aggregator.clients("a")
+    await client.run()
+    before = await client.adapter(TASK)
     assert before is not None
-    waiting = asyncio.create_task(one.adapter(TASK, known=before[0], wait=10))
+    waiting = asyncio.create_task(client.adapter(TASK, known=before[0], wait=10))
     task = await aggregator.admin.rollback(TASK, 1)
     assert (task.state, task.version, task.served, task.reason) == (TaskState.FINISHED, 1, 1, "rolled back to version 1")
-    assert [found.version for found in task.evaluations] == [0, 1]
+    assert [evaluation.version for evaluation in task.evaluations] == [0, 1]
     served = await waiting
     assert served is not None
-    assert (served[1].meta.version, served[1].coefficients) == (1, await one.coefficients(TASK, version=1))
-    kept = await one.adapter(TASK, version=3)
+    assert (served[1].meta.version, served[1].coefficients) == (1, await client.coefficients(TASK, version=1))
+    kept = await client.adapter(TASK, version=3)
     assert kept is not None
     assert kept[1].meta.version == 3
 
 
 async def test_a_running_task_goes_on_from_the_version_it_was_rolled_back_to(aggregator: Deployment) -> None:
     await aggregator.started(rounds=3, clients_expected=1, serve="latest")
-    (one,) = await aggregator.clients("a")
+    (client,) = await aggregator.clients("a")
     for _ in range(3):  # context, and the calibration rounds that make versions 1 and 2
-        await one.contribute(await one.assignment(TASK, wait=5))
+        await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.until_round(4, RoundState.OPEN)
     task = await aggregator.admin.rollback(TASK, 1)
     assert (task.state, task.version, task.served) == (TaskState.PAUSED, 1, 1)
     assert (await aggregator.admin.round(TASK, 4)).state is RoundState.CANCELLED
     assert task.round is not None
     with pytest.raises(RoundClosed):
-        await one.submit_update(TASK, 4, update_body(version=2))
+        await client.submit_update(TASK, 4, update_body(version=2))
     await aggregator.admin.resume(TASK)
-    await one.run()
+    await client.run()
     rounds = await aggregator.admin.rounds(TASK)
-    assert [(one.kind, one.state, one.version, one.produced) for one in rounds[3:]] == [
+    assert [(round_.kind, round_.state, round_.version, round_.produced) for round_ in rounds[3:]] == [
         (RoundKind.CALIBRATION, RoundState.CANCELLED, 2, None),
         (RoundKind.CALIBRATION, RoundState.CLOSED, 1, 3),
         (RoundKind.CALIBRATION, RoundState.CLOSED, 3, 4),
         (RoundKind.EVALUATION, RoundState.CLOSED, 4, None),
     ]
-    assert [found.version for found in (await aggregator.admin.task(TASK)).evaluations] == [0, 1, 1, 3, 4]
+    assert [evaluation.version for evaluation in (await aggregator.admin.task(TASK)).evaluations] == [0, 1, 1, 3, 4]
 
 
 async def test_there_is_no_way_back_to_a_version_that_never_was(embedded: Deployment) -> None:
@@ -106,13 +106,15 @@ async def test_there_is_no_way_back_to_a_version_that_never_was(embedded: Deploy
 
 async def test_the_ledger_names_every_contribution_by_its_digest(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1)
-    one, two = await aggregator.clients("a", "b")
-    given = await one.assignment(TASK, wait=5)
-    receipts = [await client.contribute(given) for client in (one, two)]
-    await asyncio.gather(one.run(), two.run())
+    first, second = await aggregator.clients("a", "b")
+    assignment = await first.assignment(TASK, wait=5)
+    receipts = [await client.contribute(assignment) for client in (first, second)]
+    await asyncio.gather(first.run(), second.run())
     entries = await aggregator.admin.ledger(TASK)
     assert [(entry.round, entry.client) for entry in entries] == [(number, name) for number in (1, 2, 3) for name in ("a", "b")]
-    assert [(entry.digest, entry.received_at) for entry in entries[:2]] == [(one.digest, one.received_at) for one in receipts]
+    assert [(entry.digest, entry.received_at) for entry in entries[:2]] == [
+        (receipt.digest, receipt.received_at) for receipt in receipts
+    ]
     assert [entry.bytes for entry in entries[:1]] == [len(context_body(1.0, examples=1, seconds=1.5))]
     page = (await aggregator.raw("GET", f"/v1/tasks/{TASK}/ledger", params={"limit": 3})).json()
     assert (len(page["items"]), page["next"]) == (3, "2/a/0")
@@ -134,10 +136,10 @@ async def test_every_closed_round_is_proven_byte_for_byte(aggregator: Deployment
     clients = await aggregator.clients("a", "b")
     await asyncio.gather(*(client.run() for client in clients))
     rounds = await aggregator.admin.rounds(TASK)
-    replays = [await aggregator.admin.replay(TASK, one.number) for one in rounds]
-    assert [(one.proven, one.contributions, one.altered) for one in replays] == [(True, 2, [])] * 4
-    assert [one.version for one in replays] == [1, 1, 2, None]
-    assert all(one.stored == one.replayed for one in replays)
+    replays = [await aggregator.admin.replay(TASK, round_.number) for round_ in rounds]
+    assert [(replay.proven, replay.contributions, replay.altered) for replay in replays] == [(True, 2, [])] * 4
+    assert [replay.version for replay in replays] == [1, 1, 2, None]
+    assert all(replay.stored == replay.replayed for replay in replays)
 
 
 async def test_a_replay_names_the_contribution_that_was_altered(embedded: Deployment) -> None:
@@ -145,9 +147,9 @@ async def test_a_replay_names_the_contribution_that_was_altered(embedded: Deploy
     clients = await embedded.clients("a", "b")
     await asyncio.gather(*(client.run() for client in clients))
     await alter_in(embedded.app, "b")
-    found = await embedded.admin.replay(TASK, 1)
-    assert (found.proven, found.altered) == (False, ["b"])
-    assert found.stored != found.replayed
+    replay = await embedded.admin.replay(TASK, 1)
+    assert (replay.proven, replay.altered) == (False, ["b"])
+    assert replay.stored != replay.replayed
 
 
 async def alter_in(app: FastAPI, client: str) -> None:

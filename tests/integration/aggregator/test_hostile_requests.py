@@ -77,8 +77,8 @@ async def test_no_json_of_any_role_gives_500_or_a_long_answer(embedded: Deployme
             continue
         for body in JSON:
             token = ADMIN_TOKEN if "admin" in ALLOWED.get(route, ()) else client
-            found = path.format(task=TASK, number=1, version=1, client="nobody", webhook="none") + WRONGLY.get(route, "")
-            answer = await embedded.raw(method, found, token=token, content=body, headers={"Content-Type": "application/json"})
+            url = path.format(task=TASK, number=1, version=1, client="nobody", webhook="none") + WRONGLY.get(route, "")
+            answer = await embedded.raw(method, url, token=token, content=body, headers={"Content-Type": "application/json"})
             if answer.status_code >= 500 or len(answer.content) > 20_000:
                 wrong.append(f"{route} {body[:40]!r}: {answer.status_code} {len(answer.content)} {answer.text[:80]}")
     assert wrong == []
@@ -115,9 +115,9 @@ async def test_a_body_of_somebody_without_a_token_is_not_read(embedded: Deployme
 
     for route in ALLOWED:
         method, path = route.split()
-        found = path.format(task=TASK, number=1, version=1, client="nobody", webhook="none")
+        url = path.format(task=TASK, number=1, version=1, client="nobody", webhook="none")
         for token in (None, "ifed_unknown"):
-            answer = await embedded.raw(method, found, token=token, content=body(), headers={"Content-Type": "application/json"})
+            answer = await embedded.raw(method, url, token=token, content=body(), headers={"Content-Type": "application/json"})
             assert (answer.status_code, read) == (401, 0), route
 
 

@@ -40,16 +40,16 @@ async def in_calibration(aggregator: Deployment, *names: str, **policy: object) 
     """Clients 1, 2, … whose context round has closed and whose first calibration round is open."""
     await aggregator.started(clients_expected=len(names), **policy)
     clients = await aggregator.clients(*names)
-    given = await clients[0].assignment(TASK, wait=5)
+    assignment = await clients[0].assignment(TASK, wait=5)
     for client in clients:
-        await client.contribute(given)
+        await client.contribute(assignment)
     await aggregator.until_round(2, RoundState.OPEN)
     return clients
 
 
 async def test_a_late_joiner_brings_its_part_and_the_others_are_not_asked_again(aggregator: Deployment) -> None:
-    one, two = await in_calibration(aggregator, "a", "b", rounds=2)
-    assert await value(one) == np.float16((1 * 1 + 2 * 2) / 3)
+    first, second = await in_calibration(aggregator, "a", "b", rounds=2)
+    assert await value(first) == np.float16((1 * 1 + 2 * 2) / 3)
     late = await aggregator.client("c", value=5.0, examples=3)
     assert (await late.assignment(TASK)).kind is AssignmentKind.JOIN
     await late.join_task()
@@ -59,11 +59,11 @@ async def test_a_late_joiner_brings_its_part_and_the_others_are_not_asked_again(
     assert receipt == await late.contribute(asked)
     assert (receipt.round, (await late.assignment(TASK)).kind) == (1, AssignmentKind.WAIT)
     await until_context(aggregator, 2)
-    assert await value(one) == np.float16((1 * 1 + 2 * 2 + 3 * 5) / 6)
-    given = await one.assignment(TASK)
-    assert (given.kind, given.round, given.context_version) == (AssignmentKind.CALIBRATION, 2, 1)
-    for client in (one, two):
-        await client.contribute(given)
+    assert await value(first) == np.float16((1 * 1 + 2 * 2 + 3 * 5) / 6)
+    assignment = await first.assignment(TASK)
+    assert (assignment.kind, assignment.round, assignment.context_version) == (AssignmentKind.CALIBRATION, 2, 1)
+    for client in (first, second):
+        await client.contribute(assignment)
     assert (await aggregator.until_round(3, RoundState.OPEN)).expected == ["a", "b", "c"]
     after = await late.assignment(TASK, wait=5)
     assert (after.kind, after.context_version) == (AssignmentKind.CALIBRATION, 2)
@@ -71,23 +71,23 @@ async def test_a_late_joiner_brings_its_part_and_the_others_are_not_asked_again(
 
 
 async def test_the_bytes_are_those_of_a_task_in_which_those_who_remain_were_from_the_start(aggregator: Deployment) -> None:
-    one, *_ = await in_calibration(aggregator, "a", "b", "c")
+    client, *_ = await in_calibration(aggregator, "a", "b", "c")
     first = await bytes_of(aggregator)
-    await one.add_context(TASK, context_body(0.1, examples=7))
+    await client.add_context(TASK, context_body(0.1, examples=7))
     late = await aggregator.client("aa", value=1 / 3, examples=5)
     await late.join_task()
     await late.add_context(TASK, context_body(1 / 3, examples=5))
     await until_context(aggregator, 2)
     await aggregator.admin.withdraw(TASK, "aa")
     await aggregator.until(lambda task: len(task.members) == 3)
-    changes = [one.changes for one in await settled(aggregator, 3)]
+    changes = [context.changes for context in await settled(aggregator, 3)]
     assert changes[-1] == 3
     assert await bytes_of(aggregator) != first
-    assert await value(one) == np.float16((1 * 1 + 7 * np.float16(0.1) + 2 * 2 + 3 * 3) / 13)
-    await one.withdraw(TASK)
+    assert await value(client) == np.float16((1 * 1 + 7 * np.float16(0.1) + 2 * 2 + 3 * 3) / 13)
+    await client.withdraw(TASK)
     await settled(aggregator, 4)
     again = await aggregator.admin.withdraw(TASK, "a")
-    assert again == await one.withdraw(TASK)
+    assert again == await client.withdraw(TASK)
     kept = await aggregator.admin.contexts(TASK)
     proofs = [await aggregator.admin.replay_context(TASK, head.version) for head in kept]
     assert all(proof.proven for proof in proofs)
@@ -99,9 +99,9 @@ async def test_the_bytes_are_those_of_a_task_in_which_those_who_remain_were_from
 async def settled(aggregator: Deployment, changes: int) -> list:  # type: ignore[type-arg]
     """The context vectors once one of them reflects so many changes."""
     async with asyncio.timeout(10):
-        while (found := await aggregator.admin.contexts(TASK))[-1].changes < changes:
+        while (contexts := await aggregator.admin.contexts(TASK))[-1].changes < changes:
             await asyncio.sleep(0.02)
-    return found
+    return contexts
 
 
 async def test_what_was_withdrawn_is_deleted_after_its_time_and_earlier_versions_say_so(sqlite_database: str) -> None:
@@ -123,13 +123,13 @@ async def test_what_was_withdrawn_is_deleted_after_its_time_and_earlier_versions
 
 async def test_a_client_that_has_sent_its_additions_is_refused_more(sqlite_database: str) -> None:
     async with deployed(settings(sqlite_database, max_additions=2)) as aggregator:
-        one, two = await in_calibration(aggregator, "a", "b")
+        first, second = await in_calibration(aggregator, "a", "b")
         for value_ in (3.0, 4.0):
-            await one.add_context(TASK, context_body(value_))
+            await first.add_context(TASK, context_body(value_))
         with pytest.raises(QuotaExceeded, match="a has sent 2 additions"):
-            await one.add_context(TASK, context_body(5.0))
-        await one.add_context(TASK, context_body(3.0))
-        await two.add_context(TASK, context_body(5.0))
+            await first.add_context(TASK, context_body(5.0))
+        await first.add_context(TASK, context_body(3.0))
+        await second.add_context(TASK, context_body(5.0))
 
 
 async def test_who_came_and_went_leaves_no_trace_in_the_bytes(aggregator: Deployment) -> None:
@@ -141,49 +141,49 @@ async def test_who_came_and_went_leaves_no_trace_in_the_bytes(aggregator: Deploy
     await settled(aggregator, 1)
     assert await bytes_of(aggregator) != first
     await late.withdraw(TASK)
-    found = await settled(aggregator, 2)
+    contexts = await settled(aggregator, 2)
     assert await bytes_of(aggregator) == first
-    assert found[0].digest == found[-1].digest
+    assert contexts[0].digest == contexts[-1].digest
     assert await bytes_of(aggregator, 1) == first
 
 
 async def test_a_client_of_a_finished_task_adds_and_the_adapter_follows(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1, clients_expected=1)
-    (one,) = await aggregator.clients("a")
-    await one.run()
-    before = await one.adapter(TASK)
+    (client,) = await aggregator.clients("a")
+    await client.run()
+    before = await client.adapter(TASK)
     assert before is not None
-    waiting = asyncio.create_task(one.adapter(TASK, known=before[0], wait=10))
-    await one.add_context(TASK, context_body(4.0, examples=2))
+    waiting = asyncio.create_task(client.adapter(TASK, known=before[0], wait=10))
+    await client.add_context(TASK, context_body(4.0, examples=2))
     served = await waiting
     assert served is not None
     assert (before[1].meta.context_version, served[1].meta.context_version) == (1, 2)
     assert served[1].context.values.max() == (1 * 1 + 2 * 4) / 3
     assert served[1].meta.version == before[1].meta.version
-    pinned = await one.adapter(TASK, version=served[1].meta.version)
+    pinned = await client.adapter(TASK, version=served[1].meta.version)
     assert pinned is not None
     assert (pinned[1].meta.context_version, pinned[1].context) == (1, before[1].context)
     late = await aggregator.client("z", value=2.0, examples=3)
     assert (await late.run()).kind is AssignmentKind.DONE
     await until_context(aggregator, 3)
     assert (await aggregator.admin.task(TASK)).state is TaskState.FINISHED
-    assert await value(one) == (1 * 1 + 2 * 4 + 3 * 2) / 6
+    assert await value(client) == (1 * 1 + 2 * 4 + 3 * 2) / 6
 
 
 async def test_a_withdrawn_client_is_asked_no_more_and_the_round_does_not_wait_for_it(aggregator: Deployment) -> None:
-    one, two = await in_calibration(aggregator, "a", "b", rounds=1)
-    await one.contribute(await one.assignment(TASK))
-    assert (await two.assignment(TASK)).kind is AssignmentKind.CALIBRATION
-    await two.withdraw(TASK)
+    first, second = await in_calibration(aggregator, "a", "b", rounds=1)
+    await first.contribute(await first.assignment(TASK))
+    assert (await second.assignment(TASK)).kind is AssignmentKind.CALIBRATION
+    await second.withdraw(TASK)
     assert (await aggregator.until_round(2, RoundState.CLOSED)).expected == ["a"]
-    assert (await two.assignment(TASK)).kind is AssignmentKind.WITHDRAWN
+    assert (await second.assignment(TASK)).kind is AssignmentKind.WITHDRAWN
     assert (await aggregator.until_round(3, RoundState.OPEN)).expected == ["a"]
-    for refused in (two.join_task(), two.add_context(TASK, context_body()), two.submit_update(TASK, 3, update_body())):
+    for refused in (second.join_task(), second.add_context(TASK, context_body()), second.submit_update(TASK, 3, update_body())):
         with pytest.raises(Withdrawn):
             await refused
     await until_context(aggregator, 2)
-    assert await value(one) == 1.0
-    await one.run()
+    assert await value(first) == 1.0
+    await first.run()
     entries = await aggregator.admin.ledger(TASK)
     assert [(line.round, line.withdrawn) for line in entries if line.client == "b"] == [(1, True)]
 
@@ -191,12 +191,12 @@ async def test_a_withdrawn_client_is_asked_no_more_and_the_round_does_not_wait_f
 async def test_a_client_that_withdraws_from_the_open_context_round_is_not_in_it(aggregator: Deployment) -> None:
     await aggregator.started(clients_expected=3)
     clients = await aggregator.clients("a", "b", "c")
-    given = await clients[0].assignment(TASK, wait=5)
+    assignment = await clients[0].assignment(TASK, wait=5)
     for client in clients[:2]:
-        await client.contribute(given)
+        await client.contribute(assignment)
     await clients[1].withdraw(TASK)
     assert (await aggregator.admin.round(TASK, 1)).expected == ["a", "c"]
-    await clients[2].contribute(given)
+    await clients[2].contribute(assignment)
     await aggregator.until_round(2, RoundState.OPEN)
     assert await value(clients[0]) == (1 * 1 + 3 * 3) / 4
     assert (await aggregator.admin.replay(TASK, 1)).proven
@@ -205,13 +205,13 @@ async def test_a_client_that_withdraws_from_the_open_context_round_is_not_in_it(
 
 async def test_when_nobody_is_left_nothing_is_served_until_somebody_comes(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1, clients_expected=1)
-    (one,) = await aggregator.clients("a")
-    await one.run()
-    served = await one.adapter(TASK)
+    (client,) = await aggregator.clients("a")
+    await client.run()
+    served = await client.adapter(TASK)
     assert served is not None
-    waiting = asyncio.create_task(one.adapter(TASK, known=served[0], wait=30))
+    waiting = asyncio.create_task(client.adapter(TASK, known=served[0], wait=30))
     await asyncio.sleep(0.05)
-    await one.withdraw(TASK)
+    await client.withdraw(TASK)
     with pytest.raises(NothingYet):
         await asyncio.wait_for(waiting, 5)  # whoever follows must not serve until its long poll is over
     task = await aggregator.until(lambda task: task.served is None)
@@ -225,25 +225,25 @@ async def test_when_nobody_is_left_nothing_is_served_until_somebody_comes(aggreg
 
 @pytest.mark.parametrize("policy", [{"aggregation": "median"}, {"aggregation": "geometric_median"}, {"weight_cap": 2}])
 async def test_every_rule_follows_and_is_proven(embedded: Deployment, policy: dict[str, object]) -> None:
-    one, *_ = await in_calibration(embedded, "a", "b", "c", **policy)
-    await one.add_context(TASK, context_body(9.0, examples=5))
+    client, *_ = await in_calibration(embedded, "a", "b", "c", **policy)
+    await client.add_context(TASK, context_body(9.0, examples=5))
     await embedded.admin.withdraw(TASK, "c")
     await settled(embedded, 2)
     for head in await embedded.admin.contexts(TASK):
         assert (await embedded.admin.replay_context(TASK, head.version)).proven
     mean = np.float16((1 * 1 + 5 * 9) / 6)
     expected = {"median": (mean + 2) / 2, "geometric_median": mean}.get(str(policy.get("aggregation")), (2 * (46 / 6) + 2 * 2) / 4)
-    assert await value(one) == pytest.approx(expected, rel=1e-2)
+    assert await value(client) == pytest.approx(expected, rel=1e-2)
 
 
 async def test_the_same_addition_sent_by_many_hands_counts_once(aggregator: Deployment) -> None:
-    one, _ = await in_calibration(aggregator, "a", "b")
+    client, _ = await in_calibration(aggregator, "a", "b")
     body = context_body(6.0, examples=3)
-    receipts = await asyncio.gather(*(one.add_context(TASK, body) for _ in range(6)))
+    receipts = await asyncio.gather(*(client.add_context(TASK, body) for _ in range(6)))
     assert len({receipt.model_dump_json() for receipt in receipts}) == 1
     await settled(aggregator, 1)
-    assert await value(one) == np.float16((1 * 1 + 3 * 6 + 2 * 2) / 6)
-    assert await one.add_context(TASK, context_body(1.0, examples=1)) == await one.submit_context(
+    assert await value(client) == np.float16((1 * 1 + 3 * 6 + 2 * 2) / 6)
+    assert await client.add_context(TASK, context_body(1.0, examples=1)) == await client.submit_context(
         TASK, 1, context_body(1.0, examples=1)
     )
 

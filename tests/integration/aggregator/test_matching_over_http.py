@@ -24,60 +24,60 @@ def leaning(first: float, second: float) -> ContextVector:
     return ContextVector(values)
 
 
-async def run(aggregator: Deployment, one: SimulatedClient, name: str, how: Start | None = None, **changes: object) -> None:
+async def run(aggregator: Deployment, client: SimulatedClient, name: str, how: Start | None = None, **changes: object) -> None:
     """A task through all of its rounds, with the context vector of its direction."""
     await aggregator.admin.create_task(spec(name, clients_expected=1, rounds=1, **changes))
     await aggregator.admin.start(name, how)
-    await one.join_task(name)
-    await gather_context(one, name)
-    await one.run(name)
+    await client.join_task(name)
+    await gather_context(client, name)
+    await client.run(name)
 
 
-async def gather_context(one: SimulatedClient, name: str) -> None:
-    given = await one.assignment(name, wait=5)
-    assert given.kind is AssignmentKind.CONTEXT
-    assert given.round is not None
+async def gather_context(client: SimulatedClient, name: str) -> None:
+    assignment = await client.assignment(name, wait=5)
+    assert assignment.kind is AssignmentKind.CONTEXT
+    assert assignment.round is not None
     vector = leaning(*DIRECTIONS.get(name, (1.0, 0.3)))
-    await one.submit_context(
-        name, given.round, ContextBody(vector, ContributionMeta(fingerprint=FINGERPRINT, examples=1)).to_bytes()
+    await client.submit_context(
+        name, assignment.round, ContextBody(vector, ContributionMeta(fingerprint=FINGERPRINT, examples=1)).to_bytes()
     )
-    await one.assignment(name, wait=5)
+    await client.assignment(name, wait=5)
 
 
 async def finished(aggregator: Deployment) -> SimulatedClient:
-    one = await aggregator.client("a")
+    client = await aggregator.client("a")
     for rank, name in enumerate(DIRECTIONS, start=1):
-        one.value = float(rank)
-        await run(aggregator, one, name)
-    return one
+        client.value = float(rank)
+        await run(aggregator, client, name)
+    return client
 
 
 async def test_the_most_similar_finished_tasks_are_found(aggregator: Deployment) -> None:
-    one = await finished(aggregator)
-    await run(aggregator, one, "other-layout", groups=4)
-    await run(aggregator, one, "new")
-    found = await aggregator.admin.match("new")
-    assert [match.task for match in found] == ["movies", "tweets", "chemistry"]
-    assert found[0].similarity > 0.9 > found[2].similarity
+    client = await finished(aggregator)
+    await run(aggregator, client, "other-layout", groups=4)
+    await run(aggregator, client, "new")
+    matches = await aggregator.admin.match("new")
+    assert [match.task for match in matches] == ["movies", "tweets", "chemistry"]
+    assert matches[0].similarity > 0.9 > matches[2].similarity
     task = await aggregator.admin.task("movies")
-    assert (found[0].version, found[0].labels) == (task.served, task.spec.labels)
-    assert found[0].evaluation == next(one for one in task.evaluations if one.version == task.served)
+    assert (matches[0].version, matches[0].labels) == (task.served, task.spec.labels)
+    assert matches[0].evaluation == next(evaluation for evaluation in task.evaluations if evaluation.version == task.served)
     assert [match.task for match in await aggregator.admin.match("new", limit=1)] == ["movies"]
 
 
 @pytest.mark.parametrize("how", [Start(warm_start=True), Start(warm_start_from="chemistry")])
 async def test_a_warm_start_begins_with_the_coefficients_of_another_task(aggregator: Deployment, how: Start) -> None:
-    one = await finished(aggregator)
-    await run(aggregator, one, "new", how)
+    client = await finished(aggregator)
+    await run(aggregator, client, "new", how)
     source = how.warm_start_from or "movies"
     assert (await aggregator.admin.task("new")).warm_start == source
     served = (await aggregator.admin.task(source)).served
-    assert await one.coefficients("new", version=0) == await one.coefficients(source, version=served)
+    assert await client.coefficients("new", version=0) == await client.coefficients(source, version=served)
 
 
 async def test_where_nothing_is_like_it_a_task_starts_cold(embedded: Deployment) -> None:
-    one = await embedded.client("a")
-    await run(embedded, one, "first", Start(warm_start=True))
+    client = await embedded.client("a")
+    await run(embedded, client, "first", Start(warm_start=True))
     task = await embedded.admin.task("first")
     assert (task.state, task.warm_start) == (TaskState.FINISHED, None)
     assert await embedded.admin.match("first") == []
@@ -85,17 +85,17 @@ async def test_where_nothing_is_like_it_a_task_starts_cold(embedded: Deployment)
 
 @pytest.mark.parametrize(("source", "words"), [("nowhere", "no task named 'nowhere'"), ("other-layout", "other groups")])
 async def test_a_source_that_cannot_be_taken_fails_the_round_by_name(embedded: Deployment, source: str, words: str) -> None:
-    one = await embedded.client("a")
-    await run(embedded, one, "other-layout", groups=4)
+    client = await embedded.client("a")
+    await run(embedded, client, "other-layout", groups=4)
     await embedded.admin.create_task(spec("sentiment", clients_expected=1))
     await embedded.admin.start("sentiment", Start(warm_start_from=source))
-    await one.join_task()
-    await gather_context(one, "sentiment")
+    await client.join_task()
+    await gather_context(client, "sentiment")
     failed = await embedded.until_round(1, RoundState.FAILED)
     assert failed.reason is not None
     assert words in failed.reason
     await embedded.admin.start("sentiment")
-    await gather_context(one, "sentiment")
+    await gather_context(client, "sentiment")
     assert (await embedded.until_round(2, RoundState.CLOSED)).produced == 0
 
 

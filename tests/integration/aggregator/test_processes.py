@@ -53,20 +53,20 @@ async def test_nothing_acknowledged_is_lost_when_the_process_is_killed_in_a_roun
         await admin.create_task(spec(TASK, rounds=1))
         await admin.start(TASK)
         tokens = [(await admin.enrol(name)).token for name in ("a", "b")]
-    async with AggregatorClient(process.url, tokens[0]) as one, AggregatorClient(process.url, tokens[1]) as two:
-        for client in (one, two):
+    async with AggregatorClient(process.url, tokens[0]) as first, AggregatorClient(process.url, tokens[1]) as second:
+        for client in (first, second):
             await client.join(TASK, join_request())
-        receipt = await one.submit_context(TASK, 1, context_body(1.0, examples=1))
-        held = asyncio.create_task(one.assignment(TASK, wait=20))
+        receipt = await first.submit_context(TASK, 1, context_body(1.0, examples=1))
+        long_poll = asyncio.create_task(first.assignment(TASK, wait=20))
         await asyncio.sleep(0.2)
         assert process.stop(signal.SIGKILL) == -signal.SIGKILL
         with pytest.raises(Unavailable):
-            await held
+            await long_poll
         await asyncio.to_thread(process.start)
-        assert await one.submit_context(TASK, 1, context_body(1.0, examples=1)) == receipt
-        await two.submit_context(TASK, 1, context_body(3.0, examples=3))
-        assert (await one.assignment(TASK, wait=10)).kind is AssignmentKind.CALIBRATION
-        assert (await one.context(TASK)).values.max() == (1 * 1 + 3 * 3) / 4
+        assert await first.submit_context(TASK, 1, context_body(1.0, examples=1)) == receipt
+        await second.submit_context(TASK, 1, context_body(3.0, examples=3))
+        assert (await first.assignment(TASK, wait=10)).kind is AssignmentKind.CALIBRATION
+        assert (await first.context(TASK)).values.max() == (1 * 1 + 3 * 3) / 4
 
 
 async def test_a_round_left_half_aggregated_is_closed_after_a_restart(process: Process) -> None:
@@ -74,12 +74,12 @@ async def test_a_round_left_half_aggregated_is_closed_after_a_restart(process: P
         await admin.create_task(spec(TASK, clients_expected=1, rounds=1))
         await admin.start(TASK)
         token = (await admin.enrol("a")).token
-        async with AggregatorClient(process.url, token) as one:
-            await one.join(TASK, join_request())
-            await one.submit_context(TASK, 1, context_body())
+        async with AggregatorClient(process.url, token) as client:
+            await client.join(TASK, join_request())
+            await client.submit_context(TASK, 1, context_body())
             process.stop(signal.SIGKILL)  # at whatever point of closing it is now
             await asyncio.to_thread(process.start)
-            assert (await one.assignment(TASK, wait=10)).kind is AssignmentKind.CALIBRATION
+            assert (await client.assignment(TASK, wait=10)).kind is AssignmentKind.CALIBRATION
         rounds = await admin.rounds(TASK)
     assert [(round_.number, round_.state) for round_ in rounds] == [(1, RoundState.CLOSED), (2, RoundState.OPEN)]
 
@@ -89,13 +89,13 @@ async def test_a_process_told_to_stop_answers_its_long_polls_and_ends(process: P
         await admin.create_task(spec(TASK))
         await admin.start(TASK)
         token = (await admin.enrol("a")).token
-    async with AggregatorClient(process.url, token) as one:
-        await one.join(TASK, join_request())
-        held = asyncio.create_task(one.assignment(TASK, wait=50))
+    async with AggregatorClient(process.url, token) as client:
+        await client.join(TASK, join_request())
+        long_poll = asyncio.create_task(client.assignment(TASK, wait=50))
         await asyncio.sleep(0.3)
         began = time.monotonic()
         assert await asyncio.to_thread(process.stop, signal.SIGTERM) in (0, -signal.SIGTERM)
-        answered = await held
+        answered = await long_poll
         assert time.monotonic() - began < 5
     assert (answered.kind, answered.state) == (AssignmentKind.WAIT, TaskState.RUNNING)
 

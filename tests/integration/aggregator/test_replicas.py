@@ -20,9 +20,9 @@ from tests.integration.aggregator.deployment import TASK, Deployment, SimulatedC
 @pytest.fixture
 async def replicas(current_postgres: str, redis_url: str, redis_prefix: str) -> AsyncIterator[tuple[Deployment, Deployment]]:
     # A slow recheck: what wakes a long poll in these tests is the other replica's announcement.
-    given = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=30.0)
-    async with deployed(given) as one, deployed(given) as two:
-        yield one, two
+    configuration = settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix, recheck_seconds=30.0)
+    async with deployed(configuration) as first, deployed(configuration) as second:
+        yield first, second
 
 
 def through(client: SimulatedClient, replica: Deployment) -> AggregatorClient:
@@ -32,31 +32,31 @@ def through(client: SimulatedClient, replica: Deployment) -> AggregatorClient:
 
 
 async def test_a_long_poll_on_one_replica_wakes_by_a_contribution_on_the_other(replicas: tuple[Deployment, Deployment]) -> None:
-    one, two = replicas
-    await one.started()
-    a, b = await one.clients("a", "b")
-    given = await a.assignment(TASK, wait=5)
-    await a.contribute(given)
-    async with through(a, two) as elsewhere:
+    first, second = replicas
+    await first.started()
+    a, b = await first.clients("a", "b")
+    assignment = await a.assignment(TASK, wait=5)
+    await a.contribute(assignment)
+    async with through(a, second) as elsewhere:
         began = time.monotonic()
         waiting = asyncio.create_task(elsewhere.assignment(TASK, wait=20))
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        await b.contribute(given)
+        await b.contribute(assignment)
         assert (await waiting).kind is AssignmentKind.CALIBRATION
         assert time.monotonic() - began < 10
 
 
 async def test_both_replicas_serve_one_task_to_its_end(replicas: tuple[Deployment, Deployment]) -> None:
-    one, two = replicas
-    await one.started(rounds=3)
-    a = await one.client("a")
-    b = await one.client("b", value=3.0, examples=3)
+    first, second = replicas
+    await first.started(rounds=3)
+    a = await first.client("a")
+    b = await first.client("b", value=3.0, examples=3)
     async with SimulatedClient(
-        two.app, "b", b._http.headers["Authorization"].removeprefix("Bearer "), value=3.0, examples=3
+        second.app, "b", b._http.headers["Authorization"].removeprefix("Bearer "), value=3.0, examples=3
     ) as elsewhere:
         await asyncio.gather(a.run(), elsewhere.run())
-    rounds = await two.admin.rounds(TASK)
+    rounds = await second.admin.rounds(TASK)
     assert [round_.state for round_ in rounds] == [RoundState.CLOSED] * 5
     assert [round_.produced for round_ in rounds] == [0, 1, 2, 3, None]
     mean = (1 * 1 + 3 * 3) / 4
@@ -64,16 +64,16 @@ async def test_both_replicas_serve_one_task_to_its_end(replicas: tuple[Deploymen
 
 
 async def test_a_deadline_fires_once_whoever_notices(replicas: tuple[Deployment, Deployment]) -> None:
-    one, two = replicas
-    await one.started(deadline_seconds=2.0, quorum=1, rounds=1)
-    (a, _silent) = await one.clients("a", "b")
+    first, second = replicas
+    await first.started(deadline_seconds=2.0, quorum=1, rounds=1)
+    (a, _silent) = await first.clients("a", "b")
     await a.contribute(await a.assignment(TASK, wait=5))
-    await one.until_round(1, RoundState.CLOSED)
-    await one.until_state(TaskState.FAILED)
+    await first.until_round(1, RoundState.CLOSED)
+    await first.until_state(TaskState.FAILED)
     await asyncio.sleep(0.3)
-    rounds = await one.admin.rounds(TASK)
+    rounds = await first.admin.rounds(TASK)
     assert [(round_.number, round_.state) for round_ in rounds] == [(1, RoundState.CLOSED), (2, RoundState.FAILED)]
-    closed = [await counted(replica, "ifed_rounds_total", 'kind="context",state="closed"') for replica in (one, two)]
+    closed = [await counted(replica, "ifed_rounds_total", 'kind="context",state="closed"') for replica in (first, second)]
     assert sorted(closed) == [0.0, 1.0]
 
 
@@ -83,28 +83,28 @@ async def counted(replica: Deployment, name: str, labels: str) -> float:
 
 
 async def test_one_contribution_sent_to_both_replicas_at_once_counts_once(replicas: tuple[Deployment, Deployment]) -> None:
-    one, two = replicas
-    await one.started()
-    a, _ = await one.clients("a", "b")
-    given = await a.assignment(TASK, wait=5)
-    async with through(a, two) as elsewhere:
-        assert given.round is not None
-        sent = [client.submit_context(TASK, given.round, context_body()) for client in (a, elsewhere) for _ in range(3)]
+    first, second = replicas
+    await first.started()
+    a, _ = await first.clients("a", "b")
+    assignment = await a.assignment(TASK, wait=5)
+    async with through(a, second) as elsewhere:
+        assert assignment.round is not None
+        sent = [client.submit_context(TASK, assignment.round, context_body()) for client in (a, elsewhere) for _ in range(3)]
         receipts = await asyncio.gather(*sent)
     assert len({receipt.received_at for receipt in receipts}) == 1
 
 
 async def test_without_redis_replicas_are_slower_and_not_wrong(current_postgres: str) -> None:
-    given = settings(current_postgres, redis_url="redis://127.0.0.1:1/0", recheck_seconds=0.3)
-    async with deployed(given) as one, deployed(given) as two:
-        ready = (await one.raw("GET", "/readyz", token=None)).json()
+    configuration = settings(current_postgres, redis_url="redis://127.0.0.1:1/0", recheck_seconds=0.3)
+    async with deployed(configuration) as first, deployed(configuration) as second:
+        ready = (await first.raw("GET", "/readyz", token=None)).json()
         assert ready["ready"] is True
         assert ready["checks"]["cache"].startswith("degraded: redis cannot be reached")
-        await one.started(rounds=1)
-        a = await one.client("a")
-        b = await one.client("b")
+        await first.started(rounds=1)
+        a = await first.client("a")
+        b = await first.client("b")
         token = b._http.headers["Authorization"].removeprefix("Bearer ")
-        async with SimulatedClient(two.app, "b", token, value=3.0, examples=3) as elsewhere:
+        async with SimulatedClient(second.app, "b", token, value=3.0, examples=3) as elsewhere:
             ends = await asyncio.gather(a.run(), elsewhere.run())
         assert [end.state for end in ends] == [TaskState.FINISHED] * 2
 

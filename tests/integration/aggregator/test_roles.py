@@ -83,8 +83,8 @@ async def test_a_token_opens_the_routes_of_its_role_and_no_other(embedded: Deplo
         method, path = route.split()
         for role, token in tokens.items():
             # Names that exist nowhere: whoever is let in finds nothing, or a malformed body, and changes nothing.
-            found = path.format(task="nowhere", number=1, version=1, client="nobody", webhook="none")
-            answer = await embedded.raw(method, found + WRONGLY.get(route, ""), token=token)
+            url = path.format(task="nowhere", number=1, version=1, client="nobody", webhook="none")
+            answer = await embedded.raw(method, url + WRONGLY.get(route, ""), token=token)
             let_in = answer.status_code not in (Unauthenticated.status, Forbidden.status)
             refused = Forbidden if isinstance(role, Role) else Unauthenticated
             if let_in is not (role in allowed) or (not let_in and answer.json()["error"] != refused.__name__):
@@ -99,12 +99,12 @@ async def test_a_refused_caller_learns_how_to_authenticate(embedded: Deployment)
 
 async def test_a_revoked_token_ends_at_once_and_its_name_is_not_given_again(aggregator: Deployment) -> None:
     await aggregator.started()
-    one = await aggregator.client("a")
-    await one.join_task()
+    client = await aggregator.client("a")
+    await client.join_task()
     await aggregator.admin.revoke("a")
     await aggregator.admin.revoke("a")
     with pytest.raises(Unauthenticated):
-        await one.assignment(TASK)
+        await client.assignment(TASK)
     answer = await aggregator.raw("POST", "/v1/clients", json={"name": "a"})
     assert (answer.status_code, answer.json()["error"]) == (409, "AlreadyExists")
     assert (await aggregator.raw("POST", "/v1/clients/a/rotate")).json()["error"] == "WrongState"
@@ -120,8 +120,8 @@ async def test_a_rotated_token_ends_the_old_one(aggregator: Deployment) -> None:
 
 
 async def test_only_the_hash_of_a_token_is_kept(embedded: Deployment) -> None:
-    one = await embedded.client("a")
-    token = one._http.headers["Authorization"].removeprefix("Bearer ")
+    client = await embedded.client("a")
+    token = client._http.headers["Authorization"].removeprefix("Bearer ")
     database = embedded.app.state.services.dependencies.database
     async with database.read_only() as work:
         kept = await work.parties.get("a")
@@ -130,10 +130,10 @@ async def test_only_the_hash_of_a_token_is_kept(embedded: Deployment) -> None:
 
 
 async def test_a_party_is_seen_when_it_calls(embedded: Deployment) -> None:
-    one = await embedded.client("a")
+    client = await embedded.client("a")
     await embedded.started()
     assert (await embedded.admin.enrolled())[0].last_seen_at is None
-    await one.assignment(TASK)
+    await client.assignment(TASK)
     async with asyncio.timeout(PATIENCE):
         while (await embedded.admin.enrolled())[0].last_seen_at is None:  # written for many together, at the next tick
             await asyncio.sleep(0.02)

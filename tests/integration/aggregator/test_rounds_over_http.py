@@ -24,24 +24,24 @@ async def test_a_task_runs_from_its_first_client_to_its_last_evaluation(aggregat
     ends = await asyncio.gather(*(client.run() for client in clients))
     assert [end.state for end in ends] == [TaskState.FINISHED, TaskState.FINISHED]
     rounds = await aggregator.admin.rounds(TASK)
-    assert [(one.number, one.kind, one.state) for one in rounds] == [
+    assert [(round_.number, round_.kind, round_.state) for round_ in rounds] == [
         (1, RoundKind.CONTEXT, RoundState.CLOSED),
         (2, RoundKind.CALIBRATION, RoundState.CLOSED),
         (3, RoundKind.CALIBRATION, RoundState.CLOSED),
         (4, RoundKind.EVALUATION, RoundState.CLOSED),
     ]
-    assert [(one.version, one.produced) for one in rounds] == [(None, 0), (0, 1), (1, 2), (2, None)]
+    assert [(round_.version, round_.produced) for round_ in rounds] == [(None, 0), (0, 1), (1, 2), (2, None)]
 
 
 async def test_a_huge_loss_is_refused_and_one_that_is_stored_already_breaks_no_answer(embedded: Deployment) -> None:
     await embedded.started(clients_expected=2, rounds=1)
-    one, two = await embedded.clients("a", "b")
-    for client in (one, two):
+    first, second = await embedded.clients("a", "b")
+    for client in (first, second):
         await client.contribute(await client.assignment(TASK, wait=5))
     await embedded.until_round(2, RoundState.OPEN)
     with pytest.raises(Malformed, match="loss"):
-        await one.submit_update(TASK, 2, with_loss(update_body(), 1e308))
-    for client in (one, two):
+        await first.submit_update(TASK, 2, with_loss(update_body(), 1e308))
+    for client in (first, second):
         await client.submit_update(TASK, 2, update_body())
     await embedded.until_round(3, RoundState.OPEN)
     async with embedded.app.state.services.dependencies.database.unit_of_work() as work:
@@ -88,9 +88,9 @@ async def test_the_aggregates_are_those_worked_out_by_hand(aggregator: Deploymen
 
 async def test_a_task_tells_all_there_is_to_show(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1)
-    one, two = await aggregator.clients("a", "b")
-    two.confusion = np.array([[1, 1], [0, 0]])
-    await asyncio.gather(one.run(), two.run())
+    first, second = await aggregator.clients("a", "b")
+    second.confusion = np.array([[1, 1], [0, 0]])
+    await asyncio.gather(first.run(), second.run())
     task = await aggregator.admin.task(TASK)
     assert (task.state, task.version, task.served, task.reason) == (TaskState.FINISHED, 1, 1, None)
     assert (task.identity, task.layout) == (identity(), layout())
@@ -99,7 +99,10 @@ async def test_a_task_tells_all_there_is_to_show(aggregator: Deployment) -> None
         ("b", 2, 8),
     ]
     # 6 of 8 and 1 of 2 held-out examples: counts are added, accuracies are not averaged.
-    assert [(one.version, one.accuracy, one.examples) for one in task.evaluations] == [(0, 0.7, 10), (1, 0.7, 10)]
+    assert [(evaluation.version, evaluation.accuracy, evaluation.examples) for evaluation in task.evaluations] == [
+        (0, 0.7, 10),
+        (1, 0.7, 10),
+    ]
     calibration = await aggregator.admin.round(TASK, 2)
     assert calibration.loss == pytest.approx((1 * 1 + 2 * 2) / 3)
     assert calibration.evaluation == task.evaluations[0]
@@ -113,20 +116,20 @@ async def test_a_task_tells_all_there_is_to_show(aggregator: Deployment) -> None
 
 async def test_at_the_deadline_a_quorum_goes_on_without_the_missing(aggregator: Deployment) -> None:
     await aggregator.started(deadline_seconds=0.4, quorum=1)
-    (one, _silent) = await aggregator.clients("a", "b")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    (client, _silent) = await aggregator.clients("a", "b")
+    await client.contribute(await client.assignment(TASK, wait=5))
     context = await aggregator.until_round(1, RoundState.CLOSED)
     assert (context.state, context.missing) == (RoundState.CLOSED, ["b"])
-    assert (await one.context(TASK)).values.max() == 1.0
+    assert (await client.context(TASK)).values.max() == 1.0
 
 
 async def test_a_deadline_without_a_quorum_fails_the_task_and_start_tries_again(aggregator: Deployment) -> None:
     await aggregator.started(deadline_seconds=0.4)
-    one, two = await aggregator.clients("a", "b")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    first, second = await aggregator.clients("a", "b")
+    await first.contribute(await first.assignment(TASK, wait=5))
     failed = await aggregator.until_state(TaskState.FAILED)
     assert failed.reason == "round 1 (context) failed: 1 of 2 needed contributions came; missing: b"
-    done = await two.assignment(TASK)
+    done = await second.assignment(TASK)
     assert (done.kind, done.state, done.reason) == (AssignmentKind.DONE, TaskState.FAILED, failed.reason)
     restarted = await aggregator.admin.start(TASK)
     assert restarted.round is not None
@@ -136,40 +139,40 @@ async def test_a_deadline_without_a_quorum_fails_the_task_and_start_tries_again(
 
 async def test_a_late_joiner_takes_part_from_the_next_round_on(aggregator: Deployment) -> None:
     await aggregator.started(clients_expected=1, rounds=1)
-    (one,) = await aggregator.clients("a")
+    (client,) = await aggregator.clients("a")
     late = await aggregator.client("z")
     await late.join_task()
     assert (await late.assignment(TASK)).kind is AssignmentKind.WAIT
     with pytest.raises(RoundClosed, match="opened without z"):
         await late.submit_context(TASK, 1, context_body())
-    await one.contribute(await one.assignment(TASK, wait=5))
+    await client.contribute(await client.assignment(TASK, wait=5))
     assert (await late.assignment(TASK, wait=5)).kind is AssignmentKind.CALIBRATION
     assert (await aggregator.admin.round(TASK, 2)).expected == ["a", "z"]
 
 
 async def test_a_paused_task_takes_what_is_on_its_way_and_opens_nothing(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, two = await aggregator.clients("a", "b")
-    given = await one.assignment(TASK, wait=5)
+    first, second = await aggregator.clients("a", "b")
+    assignment = await first.assignment(TASK, wait=5)
     await aggregator.admin.pause(TASK)
-    assert (await two.assignment(TASK)).kind is AssignmentKind.WAIT
-    for client in (one, two):
-        await client.contribute(given)
+    assert (await second.assignment(TASK)).kind is AssignmentKind.WAIT
+    for client in (first, second):
+        await client.contribute(assignment)
     await aggregator.until_round(1, RoundState.CLOSED)
     await asyncio.sleep(0.2)
     assert len(await aggregator.admin.rounds(TASK)) == 1
     await aggregator.admin.resume(TASK)
-    assert (await two.assignment(TASK, wait=5)).kind is AssignmentKind.CALIBRATION
+    assert (await second.assignment(TASK, wait=5)).kind is AssignmentKind.CALIBRATION
 
 
 async def test_a_cancelled_round_pauses_the_task_and_resume_gathers_anew(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, _two = await aggregator.clients("a", "b")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    client, _two = await aggregator.clients("a", "b")
+    await client.contribute(await client.assignment(TASK, wait=5))
     cancelled = await aggregator.admin.cancel_round(TASK, 1)
     assert cancelled.state is RoundState.CANCELLED
-    held = await aggregator.admin.task(TASK)
-    assert (held.state, held.reason) == (TaskState.PAUSED, "round 1 of task 'sentiment' was cancelled; resume opens a new one")
+    paused = await aggregator.admin.task(TASK)
+    assert (paused.state, paused.reason) == (TaskState.PAUSED, "round 1 of task 'sentiment' was cancelled; resume opens a new one")
     resumed = await aggregator.admin.resume(TASK)
     assert resumed.round is not None
     assert (resumed.round.number, resumed.round.missing) == (2, ["a", "b"])
@@ -177,10 +180,10 @@ async def test_a_cancelled_round_pauses_the_task_and_resume_gathers_anew(aggrega
 
 async def test_an_admin_may_close_a_round_without_its_quorum(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, _silent = await aggregator.clients("a", "b")
+    client, _silent = await aggregator.clients("a", "b")
     with pytest.raises(WrongState, match="no contributions"):
         await aggregator.admin.close_round(TASK, 1)
-    await one.contribute(await one.assignment(TASK, wait=5))
+    await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.admin.close_round(TASK, 1)
     assert (await aggregator.until_round(1, RoundState.CLOSED)).missing == ["b"]
 
@@ -197,8 +200,8 @@ async def test_an_extended_round_stays_open_past_its_first_deadline(aggregator: 
 
 async def test_a_revoked_client_is_not_waited_for(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, _gone = await aggregator.clients("a", "b")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    client, _gone = await aggregator.clients("a", "b")
+    await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.admin.revoke("b")
     closed = await aggregator.until_round(1, RoundState.CLOSED)
     assert (closed.expected, closed.missing) == (["a"], [])
@@ -207,8 +210,8 @@ async def test_a_revoked_client_is_not_waited_for(aggregator: Deployment) -> Non
 
 async def test_a_task_stops_early_when_its_accuracy_stalls(aggregator: Deployment) -> None:
     await aggregator.started(rounds=50, clients_expected=1, patience=1)
-    (one,) = await aggregator.clients("a")
-    end = await one.run()
+    (client,) = await aggregator.clients("a")
+    end = await client.run()
     assert end.reason == "stopped early after 2 of 50 rounds: the accuracy had not risen for 1 in a row"
     assert [round_.kind for round_ in await aggregator.admin.rounds(TASK)] == [
         RoundKind.CONTEXT,
@@ -220,29 +223,29 @@ async def test_a_task_stops_early_when_its_accuracy_stalls(aggregator: Deploymen
 
 async def test_the_learning_rate_follows_the_round(embedded: Deployment) -> None:
     await embedded.started(rounds=2, clients_expected=1, learning_rate=0.1)
-    (one,) = await embedded.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    (client,) = await embedded.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
     rates, seeds = [], []
     for _ in range(2):
-        given = await one.assignment(TASK, wait=5)
-        assert given.work is not None
-        rates += [given.work.learning_rate, given.work.learning_rate_end]
-        seeds.append(given.work.seed)
-        await one.contribute(given)
+        assignment = await client.assignment(TASK, wait=5)
+        assert assignment.work is not None
+        rates += [assignment.work.learning_rate, assignment.work.learning_rate_end]
+        seeds.append(assignment.work.seed)
+        await client.contribute(assignment)
     assert rates == pytest.approx([0.1, 0.05, 0.05, 0.0])
     assert seeds[0] != seeds[1]
-    evaluation = await one.assignment(TASK, wait=5)
+    evaluation = await client.assignment(TASK, wait=5)
     assert (evaluation.kind, evaluation.version, evaluation.work) == (AssignmentKind.EVALUATION, 2, None)
 
 
 async def test_a_changed_draft_asks_its_members_to_join_again(embedded: Deployment) -> None:
     await embedded.admin.create_task((await embedded.started()).spec.model_copy(update={"name": "draft"}))
-    one = await embedded.client("a")
-    await one.join_task("draft")
+    client = await embedded.client("a")
+    await client.join_task("draft")
     assert (await embedded.admin.change_task("draft", TaskChanges(groups=4))).members != []
     changed = await embedded.admin.change_task("draft", TaskChanges(model="other"))
     assert (changed.members, changed.identity) == ([], None)
-    assert (await one.assignment("draft")).kind is AssignmentKind.JOIN
+    assert (await client.assignment("draft")).kind is AssignmentKind.JOIN
     with pytest.raises(WrongState, match="be changed only while it is draft"):
         await embedded.admin.change_task(TASK, TaskChanges(groups=4))
 
@@ -276,9 +279,9 @@ async def test_lists_come_in_pages(embedded: Deployment) -> None:
 
 
 async def test_a_client_that_asks_for_an_unknown_task_gets_the_names_of_those_it_may_join(embedded: Deployment) -> None:
-    one = await embedded.client("a")
+    client = await embedded.client("a")
     with pytest.raises(UnknownTask, match="there is no task named 'sentimnt'; no task can be joined now"):
-        await one.assignment("sentimnt")
+        await client.assignment("sentimnt")
     await embedded.admin.create_task(spec(TASK))
     with pytest.raises(UnknownTask, match=f"there is no task named 'sentimnt'; tasks that can be joined: '{TASK}'"):
-        await one.assignment("sentimnt")
+        await client.assignment("sentimnt")

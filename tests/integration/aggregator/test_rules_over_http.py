@@ -31,9 +31,9 @@ async def test_in_gradient_mode_the_aggregator_takes_the_step(aggregator: Deploy
 
 async def test_momentum_outlives_the_round_it_came_from(aggregator: Deployment) -> None:
     await aggregator.started(rounds=2, clients_expected=1, server_optimizer="fedavgm", server_momentum=0.5)
-    (one,) = await aggregator.clients("a")
-    await one.run()
-    assert [await context_weight(one, version) for version in (1, 2)] == [1.0, 1.0 + 1.5]
+    (client,) = await aggregator.clients("a")
+    await client.run()
+    assert [await context_weight(client, version) for version in (1, 2)] == [1.0, 1.0 + 1.5]
 
 
 async def test_one_liar_among_five_moves_a_median_nowhere(aggregator: Deployment) -> None:
@@ -46,8 +46,8 @@ async def test_one_liar_among_five_moves_a_median_nowhere(aggregator: Deployment
 
 async def test_a_rule_that_too_few_came_for_fails_the_round_by_name(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1, clients_expected=5, aggregation="multi_krum")
-    one, *_ = await aggregator.clients("a", "b", "c", "d", "e")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    client, *_ = await aggregator.clients("a", "b", "c", "d", "e")
+    await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.admin.close_round(TASK, 1)
     failed = await aggregator.until_round(1, RoundState.FAILED)
     assert failed.reason == "it could not be aggregated: multi-Krum against 1 needs 5 contributions, 1 came"
@@ -64,19 +64,19 @@ async def test_a_policy_that_could_not_aggregate_is_refused_when_the_task_is_mad
 @pytest.mark.parametrize("mode", ["coefficients", "gradient"])
 async def test_a_round_takes_what_its_mode_asks_for_and_nothing_else(embedded: Deployment, mode: str) -> None:
     await embedded.started(clients_expected=1, mode=mode)
-    (one,) = await embedded.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
-    given = await one.assignment(TASK, wait=5)
-    assert given.work is not None
-    assert given.work.mode == mode
-    for wrong in wrong_updates(given, mode):
+    (client,) = await embedded.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
+    assignment = await client.assignment(TASK, wait=5)
+    assert assignment.work is not None
+    assert assignment.work.mode == mode
+    for wrong in wrong_updates(assignment, mode):
         with pytest.raises(LayoutMismatch, match="this is a calibration round; it takes"):
-            await one.submit_update(TASK, 2, wrong)
-    await one.contribute(given)
+            await client.submit_update(TASK, 2, wrong)
+    await client.contribute(assignment)
 
 
-def wrong_updates(given: Assignment, mode: str) -> list[bytes]:
-    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=given.version)
+def wrong_updates(assignment: Assignment, mode: str) -> list[bytes]:
+    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=assignment.version)
     table, values = np.eye(2, dtype=np.int64), coefficients().values
     alone, slope = Coefficients(values), Gradient(values)
     return [UpdateBody(update, table, meta).to_bytes() for update in (None, alone if mode == "gradient" else slope)]
@@ -90,35 +90,35 @@ async def test_changes_are_added_to_the_version_a_round_starts_from(aggregator: 
     step = (1 * 1 + 2 * 2) / 3
     assert [await context_weight(clients[0], version) for version in (0, 1, 2)] == pytest.approx([0, step, 2 * step], rel=1e-5)
     replayed = [await aggregator.admin.replay(TASK, number) for number in (2, 3)]
-    assert all(one.proven for one in replayed)
+    assert all(replay.proven for replay in replayed)
 
 
 @pytest.mark.parametrize(("dtype", "takes"), [("float32", "coefficients"), ("float16", "a change in float16"), ("int8", "in int8")])
 async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployment, dtype: str, takes: str) -> None:
     await embedded.started(clients_expected=1, update_dtype=dtype)
-    (one,) = await embedded.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
-    given = await one.assignment(TASK, wait=5)
-    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=given.version)
+    (client,) = await embedded.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
+    assignment = await client.assignment(TASK, wait=5)
+    meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=assignment.version)
     table, values = np.eye(2, dtype=np.int64), coefficients().values
     bodies = {name: UpdateBody(QuantizedUpdate.of(values, name), table, meta) for name in ("float16", "int8")}
     bodies["float32"] = UpdateBody(Coefficients(values), table, meta)
     for wrong in (body for name, body in bodies.items() if name != dtype):
         with pytest.raises(LayoutMismatch, match=f"it takes {takes}|it takes .*{takes}"):
-            await one.submit_update(TASK, 2, wrong.to_bytes())
+            await client.submit_update(TASK, 2, wrong.to_bytes())
     flat = QuantizedUpdate.of(np.ones((1, 2, 2, 5), np.float32), "int8" if dtype == "int8" else "float16")
     if dtype != "float32":
         with pytest.raises(LayoutMismatch, match="the update has shape"):
-            await one.submit_update(TASK, 2, UpdateBody(flat, table, meta).to_bytes())
-    await one.contribute(given)
+            await client.submit_update(TASK, 2, UpdateBody(flat, table, meta).to_bytes())
+    await client.contribute(assignment)
 
 
 async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Deployment) -> None:
     await aggregator.started(rounds=1)
-    one, two = await aggregator.clients("a", "b")
-    two.confusion = np.array([[1, 1], [0, 0]])
-    await asyncio.gather(one.run(), two.run())
-    fetched = await one.adapter(TASK)
+    first, second = await aggregator.clients("a", "b")
+    second.confusion = np.array([[1, 1], [0, 0]])
+    await asyncio.gather(first.run(), second.run())
+    fetched = await first.adapter(TASK)
     assert fetched is not None
     # 8 and 2 held-out examples told 0.25 and 0.5 for the first label, which 6 of the 10 carry.
     assert fetched[1].meta.label_bias == pytest.approx(np.log([0.3 / (7 / 12), 0.7 / (5 / 12)]))
@@ -126,8 +126,8 @@ async def test_an_adapter_carries_the_label_bias_of_its_version(aggregator: Depl
 
 async def test_without_the_option_an_adapter_carries_no_bias(embedded: Deployment) -> None:
     await embedded.started(rounds=1, clients_expected=1, label_bias=False)
-    (one,) = await embedded.clients("a")
-    await one.run()
-    fetched = await one.adapter(TASK)
+    (client,) = await embedded.clients("a")
+    await client.run()
+    fetched = await client.adapter(TASK)
     assert fetched is not None
     assert fetched[1].meta.label_bias is None

@@ -93,8 +93,8 @@ async def run_a_task(url: str) -> None:
         await admin.create_task(spec(clients_expected=1, rounds=1))
         await admin.start(TASK)
         token = (await admin.enrol("north")).token
-        async with RemoteClient(url, token) as one:
-            await one.run()
+        async with RemoteClient(url, token) as client:
+            await client.run()
 
 
 class RemoteClient(SimulatedClient):

@@ -34,26 +34,26 @@ META = {"fingerprint": FINGERPRINT, "examples": 10}
 
 async def test_the_same_bytes_again_are_the_same_receipt_even_after_the_round_closed(aggregator: Deployment) -> None:
     await aggregator.started(clients_expected=1)
-    (one,) = await aggregator.clients("a")
+    (client,) = await aggregator.clients("a")
     body = context_body()
-    first = await one.submit_context(TASK, 1, body)
+    first = await client.submit_context(TASK, 1, body)
     assert first.digest == hashlib.sha256(body).hexdigest()
     await aggregator.until_round(1, RoundState.CLOSED)
-    assert await one.submit_context(TASK, 1, body) == first
+    assert await client.submit_context(TASK, 1, body) == first
 
 
 async def test_other_bytes_of_the_same_client_are_refused(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, _ = await aggregator.clients("a", "b")
-    await one.submit_context(TASK, 1, context_body(1.0))
+    client, _ = await aggregator.clients("a", "b")
+    await client.submit_context(TASK, 1, context_body(1.0))
     with pytest.raises(AlreadyContributed):
-        await one.submit_context(TASK, 1, context_body(2.0))
+        await client.submit_context(TASK, 1, context_body(2.0))
 
 
 async def test_one_contribution_sent_many_times_at_once_counts_once(aggregator: Deployment) -> None:
     await aggregator.started()
-    one, _ = await aggregator.clients("a", "b")
-    receipts = await asyncio.gather(*(one.submit_context(TASK, 1, context_body()) for _ in range(6)))
+    client, _ = await aggregator.clients("a", "b")
+    receipts = await asyncio.gather(*(client.submit_context(TASK, 1, context_body()) for _ in range(6)))
     assert len({receipt.received_at for receipt in receipts}) == 1
     gathered = await aggregator.admin.round(TASK, 1)
     assert (gathered.state, gathered.missing) == (RoundState.OPEN, ["b"])
@@ -61,8 +61,8 @@ async def test_one_contribution_sent_many_times_at_once_counts_once(aggregator: 
 
 async def test_a_late_update_is_told_what_the_assignment_is_now(aggregator: Deployment) -> None:
     await aggregator.started(deadline_seconds=0.5, quorum=1)
-    one, late = await aggregator.clients("a", "b")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    client, late = await aggregator.clients("a", "b")
+    await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.until_round(2, RoundState.OPEN)
     with pytest.raises(
         RoundClosed, match=r"round 1 .* is closed; the client's assignment is now calibration in round 2 from version 0"
@@ -72,22 +72,22 @@ async def test_a_late_update_is_told_what_the_assignment_is_now(aggregator: Depl
 
 async def in_calibration(aggregator: Deployment) -> SimulatedClient:
     await aggregator.started(clients_expected=1)
-    (one,) = await aggregator.clients("a")
-    await one.contribute(await one.assignment(TASK, wait=5))
+    (client,) = await aggregator.clients("a")
+    await client.contribute(await client.assignment(TASK, wait=5))
     await aggregator.until_round(2, RoundState.OPEN)
-    return one
+    return client
 
 
 async def test_an_update_from_another_version_is_stale(embedded: Deployment) -> None:
-    one = await in_calibration(embedded)
+    client = await in_calibration(embedded)
     with pytest.raises(StaleUpdate, match=r"version 0, this update from version 7; .* now calibration in round 2"):
-        await one.submit_update(TASK, 2, update_body(version=7))
+        await client.submit_update(TASK, 2, update_body(version=7))
 
 
 async def test_a_round_that_never_was_is_closed(embedded: Deployment) -> None:
-    one = await in_calibration(embedded)
+    client = await in_calibration(embedded)
     with pytest.raises(RoundClosed, match="has no round 9; it was never open"):
-        await one.submit_update(TASK, 9, update_body())
+        await client.submit_update(TASK, 9, update_body())
 
 
 def context_of(values: Any, **meta: Any) -> bytes:
@@ -119,34 +119,34 @@ BAD_CONTEXTS: dict[str, tuple[bytes, type[IFedError]]] = {
 async def test_nothing_of_a_bad_contribution_is_stored(embedded: Deployment, case: str) -> None:
     body, refusal = BAD_CONTEXTS[case]
     await embedded.started()
-    one, _ = await embedded.clients("a", "b")
+    client, _ = await embedded.clients("a", "b")
     with pytest.raises(refusal) as raised:
-        await one.submit_context(TASK, 1, body)
+        await client.submit_context(TASK, 1, body)
     assert type(raised.value) is refusal
     assert (await embedded.admin.round(TASK, 1)).missing == ["a", "b"]
-    assert (await one.assignment(TASK)).kind is AssignmentKind.CONTEXT
+    assert (await client.assignment(TASK)).kind is AssignmentKind.CONTEXT
 
 
 async def test_confusion_counts_must_fit_the_labels_and_the_held_out_examples(embedded: Deployment) -> None:
-    one = await in_calibration(embedded)
+    client = await in_calibration(embedded)
     with pytest.raises(LayoutMismatch):
-        await one.submit_update(TASK, 2, update_body(confusion=np.ones((3, 3))))
+        await client.submit_update(TASK, 2, update_body(confusion=np.ones((3, 3))))
     with pytest.raises(LayoutMismatch):
-        await one.submit_update(TASK, 2, update_body(confusion=[[1, -1], [0, 0]]))
+        await client.submit_update(TASK, 2, update_body(confusion=[[1, -1], [0, 0]]))
     with pytest.raises(Malformed, match="more than the 8 held-out examples"):
-        await one.submit_update(TASK, 2, update_body(confusion=[[9, 0], [0, 0]]))
+        await client.submit_update(TASK, 2, update_body(confusion=[[9, 0], [0, 0]]))
 
 
 async def test_a_vector_is_no_update_and_an_update_no_vector(embedded: Deployment) -> None:
-    one = await in_calibration(embedded)
+    client = await in_calibration(embedded)
     with pytest.raises(WrongState, match="this is a calibration round"):
-        await one.submit_context(TASK, 2, context_body())
+        await client.submit_context(TASK, 2, context_body())
 
 
 async def test_a_body_changed_on_the_way_is_refused(embedded: Deployment) -> None:
     await embedded.started()
-    one, _ = await embedded.clients("a", "b")
-    token = one._http.headers["Authorization"].removeprefix("Bearer ")
+    client, _ = await embedded.clients("a", "b")
+    token = client._http.headers["Authorization"].removeprefix("Bearer ")
     answer = await embedded.raw(
         "PUT",
         f"/v1/tasks/{TASK}/rounds/1/context",
@@ -160,32 +160,32 @@ async def test_a_body_changed_on_the_way_is_refused(embedded: Deployment) -> Non
 async def test_a_body_over_the_limit_is_refused_while_it_streams_in(current_sqlite: str) -> None:
     async with deployed(settings(current_sqlite, max_body_bytes=4096)) as aggregator:
         await aggregator.started()
-        one, _ = await aggregator.clients("a", "b")
+        client, _ = await aggregator.clients("a", "b")
         with pytest.raises(TooLarge):
-            await one.submit_context(TASK, 1, bytes(5000))
+            await client.submit_context(TASK, 1, bytes(5000))
 
         async def endless() -> Any:
             for _ in range(10):
                 yield bytes(1000)
 
-        token = one._http.headers["Authorization"].removeprefix("Bearer ")
+        token = client._http.headers["Authorization"].removeprefix("Bearer ")
         answer = await aggregator.raw("PUT", f"/v1/tasks/{TASK}/rounds/1/context", token=token, content=endless())
         assert (answer.status_code, answer.json()["error"]) == (413, TooLarge.__name__)
 
 
 async def test_a_client_with_another_model_cannot_join(embedded: Deployment) -> None:
     await embedded.started()
-    one = await embedded.client("a")
+    client = await embedded.client("a")
     other = await embedded.client("b")
-    await one.join_task()
+    await client.join_task()
     with pytest.raises(FingerprintMismatch, match=f"{FINGERPRINT}.*{OTHER_FINGERPRINT}"):
         await other.join(TASK, join_request(fingerprint=OTHER_FINGERPRINT))
 
 
 async def test_a_client_whose_model_works_otherwise_cannot_join(embedded: Deployment) -> None:
     await embedded.started()
-    one, other = await embedded.client("a"), await embedded.client("b")
-    await one.join_task()
+    client, other = await embedded.client("a"), await embedded.client("b")
+    await client.join_task()
     await other.join(TASK, join_request().model_copy(update={"probe": probe(noise=0.05)}))
     with pytest.raises(ProbeMismatch, match=r"first differs at layer 0, by \d\d%.*15% is allowed"):
         await other.join(TASK, join_request().model_copy(update={"probe": probe(noise=0.5)}))
@@ -200,52 +200,52 @@ async def test_a_client_whose_model_works_otherwise_cannot_join(embedded: Deploy
 async def test_an_admin_may_set_the_probe_before_anyone_joins(embedded: Deployment) -> None:
     made = await embedded.started()
     await embedded.admin.create_task(made.spec.model_copy(update={"name": "probed", "probe": probe(noise=0.5)}))
-    one = await embedded.client("a")
+    client = await embedded.client("a")
     with pytest.raises(ProbeMismatch):
-        await one.join_task("probed")
+        await client.join_task("probed")
 
 
 async def test_a_changed_template_forgets_the_probe_and_keeps_the_model(embedded: Deployment) -> None:
     await embedded.admin.create_task((await embedded.started()).spec.model_copy(update={"name": "draft"}))
-    one = await embedded.client("a")
-    await one.join_task("draft")
+    client = await embedded.client("a")
+    await client.join_task("draft")
     changed = await embedded.admin.change_task("draft", TaskChanges(template="News: {text}\nTopic:"))
     assert (changed.members, changed.spec.probe) == ([], None)
     assert changed.identity is not None
-    await one.join(TASK, join_request().model_copy(update={"probe": probe(tokens="d" * 64)}))
+    await client.join(TASK, join_request().model_copy(update={"probe": probe(tokens="d" * 64)}))
 
 
 async def test_a_model_that_the_groups_do_not_divide_cannot_join(embedded: Deployment) -> None:
     await embedded.started()
-    one = await embedded.client("a")
+    client = await embedded.client("a")
     with pytest.raises(LayoutMismatch, match="2 groups do not divide the hidden size 9"):
-        await one.join(TASK, join_request(hidden_size=9))
+        await client.join(TASK, join_request(hidden_size=9))
 
 
 async def test_joining_again_takes_the_new_counts(embedded: Deployment) -> None:
     await embedded.started()
-    one, _ = await embedded.clients("a", "b")
+    client, _ = await embedded.clients("a", "b")
     before = (await embedded.admin.task(TASK)).members[0]
-    again = await one.join(TASK, join_request(examples=30, holdout=2))
+    again = await client.join(TASK, join_request(examples=30, holdout=2))
     assert (again.joined_at, again.holdout, sum(again.label_counts.values())) == (before.joined_at, 2, 30)
     with pytest.raises(Malformed, match="labels this task does not have: neutral"):
-        await one.join(TASK, join_request().model_copy(update={"label_counts": {"neutral": 3}}))
+        await client.join(TASK, join_request().model_copy(update={"label_counts": {"neutral": 3}}))
 
 
 async def test_a_finished_task_takes_a_late_client_and_asks_for_its_part_of_the_context(embedded: Deployment) -> None:
     await embedded.started(clients_expected=1, rounds=1)
-    (one,) = await embedded.clients("a")
-    await one.run()
+    (client,) = await embedded.clients("a")
+    await client.run()
     late = await embedded.client("b")
     await late.join_task()
     assert (await late.assignment(TASK)).kind is AssignmentKind.ADDITION
-    await one.join_task()
-    assert (await one.assignment(TASK)).kind is AssignmentKind.DONE
+    await client.join_task()
+    assert (await client.assignment(TASK)).kind is AssignmentKind.DONE
 
 
 async def test_no_token_and_no_value_is_in_the_log(embedded: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     await embedded.started(clients_expected=1, rounds=1)
-    (one,) = await embedded.clients("a")
-    await one.run()
-    for secret in (ADMIN_TOKEN, one._http.headers["Authorization"], "Review:"):
+    (client,) = await embedded.clients("a")
+    await client.run()
+    for secret in (ADMIN_TOKEN, client._http.headers["Authorization"], "Review:"):
         assert secret not in caplog.text

@@ -33,8 +33,8 @@ async def command(ifed: CommandLine) -> Command:
     async with AggregatorClient(ifed.url, ADMIN_TOKEN) as admin:
         await admin.create_task(spec(clients_expected=1, rounds=1))
         await admin.start(TASK)
-        async with SimulatedClient(ifed.server._app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
-            await one.run()
+        async with SimulatedClient(ifed.server._app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as client:
+            await client.run()
     return partial(ifed, "task")
 
 
@@ -44,9 +44,9 @@ def json_lines(output: str) -> list[str]:
 
 
 async def test_the_way_back_is_one_command(command: Command) -> None:
-    said = await command("rollback", TASK, "0")
-    assert "rolled back to version 0" in said
-    assert "serves version 0" in said
+    output = await command("rollback", TASK, "0")
+    assert "rolled back to version 0" in output
+    assert "serves version 0" in output
 
 
 async def test_the_ledger_is_listed_and_proven(command: Command) -> None:
@@ -86,7 +86,7 @@ async def test_json_has_every_field_of_what_the_tables_show(command: Command, if
 async def test_details_are_precision_and_recall_confusions_and_each_clients_accuracy(command: Command, ifed: CommandLine) -> None:
     (report,) = map(json.loads, json_lines(await command("show", TASK, "--details", "--json")))
     details = [EvaluationDetails.model_validate(evaluation) for evaluation in report["evaluations"]]
-    assert [(one.version, one.round, one.accuracy, one.confusion) for one in details] == [
+    assert [(detail.version, detail.round, detail.accuracy, detail.confusion) for detail in details] == [
         (0, 2, 0.75, [[3, 1], [1, 3]]),
         (1, 3, 0.75, [[3, 1], [1, 3]]),
     ]

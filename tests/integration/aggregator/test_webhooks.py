@@ -65,9 +65,9 @@ async def until(admin: AggregatorClient, *states: DeliveryState, name: str = NAM
     """What became of the events, once they are in these states."""
     async with asyncio.timeout(20):
         while True:
-            found = await admin.deliveries(name)
-            if [one.state for one in found] == list(states):
-                return found
+            deliveries = await admin.deliveries(name)
+            if [delivery.state for delivery in deliveries] == list(states):
+                return deliveries
             await asyncio.sleep(0.02)
 
 
@@ -76,9 +76,9 @@ async def test_what_is_told_is_signed_as_the_specification_says(served: Listenin
         secret = await registered(admin, pager)
         await admin.create_task(spec())
         ((headers, body),) = await pager.has(1)
-        told = Webhook(secret).verify(body, headers)
-        assert (told["type"], told["data"]["task"], told["data"]["number"]) == ("task.created", TASK, 1)
-        assert told["timestamp"] == told["data"]["at"]
+        event = Webhook(secret).verify(body, headers)
+        assert (event["type"], event["data"]["task"], event["data"]["number"]) == ("task.created", TASK, 1)
+        assert event["timestamp"] == event["data"]["at"]
         assert headers["webhook-id"] == "evt_1"
         for altered in (body.replace(b"created", b"deleted"), body + b" "):
             with pytest.raises(WebhookVerificationError):
@@ -97,10 +97,10 @@ async def test_a_webhook_is_told_what_it_asked_for_in_the_order_of_the_events(al
         await admin.create_task(spec("topics"))
         await admin.create_task(spec(clients_expected=1, rounds=1))
         await admin.start(TASK)
-        async with SimulatedClient(alone.app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
-            await one.run()
+        async with SimulatedClient(alone.app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as client:
+            await client.run()
         got = [json.loads(body) for _, body in await pager.has(4)]
-    assert [(one["type"], one["data"].get("round")) for one in got] == [
+    assert [(event["type"], event["data"].get("round")) for event in got] == [
         ("round.opened", 1),
         ("round.opened", 2),
         ("round.opened", 3),
@@ -174,8 +174,8 @@ async def test_a_receiver_that_never_answers_holds_up_no_round_and_no_other_rece
         began = time.monotonic()
         await admin.create_task(spec(clients_expected=1, rounds=1))
         await admin.start(TASK)
-        async with SimulatedClient(served.app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as one:
-            await one.run()
+        async with SimulatedClient(served.app, "a", (await admin.enrol("a")).token, value=1.0, examples=1) as client:
+            await client.run()
         assert (await admin.task(TASK)).state is TaskState.FINISHED
         await pager.has(11)
         took = time.monotonic() - began
@@ -187,7 +187,7 @@ async def test_a_receiver_that_never_answers_holds_up_no_round_and_no_other_rece
 
 async def test_what_was_on_its_way_when_the_process_stopped_is_delivered_by_the_next(stack: Settings, pager: Receiver) -> None:
     pager.status = 500
-    async with listening(quick(stack, webhook_retry_seconds=1.0)) as one, one.admin() as admin:
+    async with listening(quick(stack, webhook_retry_seconds=1.0)) as served, served.admin() as admin:
         secret = await registered(admin, pager)
         await admin.create_task(spec())
         await pager.has(1)
@@ -198,8 +198,14 @@ async def test_what_was_on_its_way_when_the_process_stopped_is_delivered_by_the_
 
 
 async def test_two_replicas_deliver_each_event_once(current_postgres: str, redis_url: str, redis_prefix: str) -> None:
-    given = quick(settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix))
-    async with listening(given) as one, listening(given) as two, one.admin() as admin, two.admin() as other, receiver() as at:
+    configuration = quick(settings(current_postgres, redis_url=redis_url, redis_prefix=redis_prefix))
+    async with (
+        listening(configuration) as first,
+        listening(configuration) as second,
+        first.admin() as admin,
+        second.admin() as other,
+        receiver() as at,
+    ):
         await registered(admin, at)
         await asyncio.gather(*((admin, other)[rank % 2].create_task(spec(f"task-{rank}")) for rank in range(12)))
         await until(admin, *[DeliveryState.DELIVERED] * 12)

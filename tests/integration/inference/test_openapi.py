@@ -84,6 +84,6 @@ def test_every_refusal_is_the_error_body_with_an_example_for_each_of_its_names()
 
 
 def test_metrics_and_readiness_show_what_this_service_says() -> None:
-    for path, said in (("/metrics", "ifed_inference_requests_total"), ("/readyz", "adapters")):
+    for path, words in (("/metrics", "ifed_inference_requests_total"), ("/readyz", "adapters")):
         content = DESCRIPTION["paths"][path]["get"]["responses"]["200"]["content"]
-        assert any(said in str(media["example"]) for media in content.values())
+        assert any(words in str(media["example"]) for media in content.values())

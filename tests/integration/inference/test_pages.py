@@ -54,14 +54,14 @@ def blocks(page: str) -> list[str]:
 def block(page: str, beginning: str) -> str:
     """The one block of a page that begins so."""
     assert beginning in RUN_HERE[page]
-    (found,) = (one for one in blocks(page) if one.startswith(beginning))
-    return found
+    (block_,) = (block_ for block_ in blocks(page) if block_.startswith(beginning))
+    return block_
 
 
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_every_block_of_a_page_is_run_here_or_says_why_not(page: str) -> None:
     known = (*RUN_HERE[page], *ELSEWHERE[page])
-    counts = [sum(one.startswith(beginning) for beginning in known) for one in blocks(page)]
+    counts = [sum(block.startswith(beginning) for beginning in known) for block in blocks(page)]
     assert counts == [1] * len(known), f"docs/{page}.md: {blocks(page)}"
 
 
@@ -159,7 +159,7 @@ def test_a_running_service_is_asked_pinned_and_watched_as_the_pages_say(running:
     shell = Shell(tmp_path, running.url, IFED_TOKEN=KEY)
     asking = re.sub(r"export IFED_TOKEN=ifed_…\n", "", block("how-to-serve", "export IFED_TOKEN=ifed_"))
     answer = json.loads(shell.run(asking))
-    assert [one["label"] in LABELS for one in answer["data"]] == [True, True]
+    assert [result["label"] in LABELS for result in answer["data"]] == [True, True]
     (tmp_path / "reviews.csv").write_text("id,text\n1,good\n2,bad\n")
     shell.run(block("how-to-serve", "ifed classify"))
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 2
@@ -174,8 +174,8 @@ def test_a_running_service_is_asked_pinned_and_watched_as_the_pages_say(running:
 
 def test_the_pages_python_asks_a_running_service(running: Running, tmp_path: Path) -> None:
     shell = Shell(tmp_path, running.url, IFED_TOKEN=KEY)
-    told = shell.run(block("how-to-serve", "import asyncio, os"), sys.executable).splitlines()
-    assert len(told) == 3, told
-    assert told[1] in LABELS
+    lines = shell.run(block("how-to-serve", "import asyncio, os"), sys.executable).splitlines()
+    assert len(lines) == 3, lines
+    assert lines[1] in LABELS
     public = shell.run(block("how-to-serve", "import os"), sys.executable)
     assert "TextClassificationOutputElement(label=" in public

@@ -27,7 +27,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 def by_label(running: Running, model: str = "sentiment") -> list[dict[str, float]]:
     """What our own route says, to hold the others against."""
     answer = httpx.post(f"{running.url}/v1/classify", json={"model": model, "input": TEXTS}, headers=BEARER).json()
-    return [dict(zip(answer["labels"], one["probs"], strict=True)) for one in answer["data"]]
+    return [dict(zip(answer["labels"], result["probs"], strict=True)) for result in answer["data"]]
 
 
 class TestHuggingFace:
@@ -35,9 +35,9 @@ class TestHuggingFace:
 
     def test_labels_come_best_first(self, running: Running) -> None:
         client = HubClient(model=f"{running.url}/models/sentiment", token=KEY)
-        found = client.text_classification(TEXTS[0])
-        assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-        assert {one.label: one.score for one in found} == pytest.approx(by_label(running)[0])
+        labels = client.text_classification(TEXTS[0])
+        assert [result.score for result in labels] == sorted((result.score for result in labels), reverse=True)
+        assert {result.label: result.score for result in labels} == pytest.approx(by_label(running)[0])
 
     def test_top_k_and_raw_scores_are_honoured(self, running: Running) -> None:
         client = HubClient(model=f"{running.url}/models/sentiment@1", token=KEY)
@@ -60,20 +60,20 @@ class TestVllm:
             return requests.post(api_url, headers=headers | BEARER, json=payload)
 
         payload = {"model": "sentiment", "input": TEXTS}
-        said = post_http_request(payload=payload, api_url=f"{running.url}/v1/classify").json()
-        assert said["object"] == "list"
-        assert [one["index"] for one in said["data"]] == [0, 1, 2]
-        for one in said["data"]:
-            assert one["num_classes"] == 3
-            assert one["label"] == LABELS[int(np.argmax(one["probs"]))]
-        assert said["usage"]["prompt_tokens"] == said["usage"]["total_tokens"] > 0
+        answer = post_http_request(payload=payload, api_url=f"{running.url}/v1/classify").json()
+        assert answer["object"] == "list"
+        assert [result["index"] for result in answer["data"]] == [0, 1, 2]
+        for result in answer["data"]:
+            assert result["num_classes"] == 3
+            assert result["label"] == LABELS[int(np.argmax(result["probs"]))]
+        assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
 
     def test_without_activation_the_scores_are_logarithms(self, running: Running) -> None:
         payload = {"model": "sentiment", "input": TEXTS, "use_activation": False, "top_k": 1}
-        said = requests.post(f"{running.url}/v1/classify", headers=BEARER, json=payload).json()
-        for one, wanted in zip(said["data"], by_label(running), strict=True):
-            assert np.exp(one["probs"]) == pytest.approx(list(wanted.values()), rel=1e-4)
-            assert one["top"] == [{"label": one["label"], "score": max(one["probs"])}]
+        answer = requests.post(f"{running.url}/v1/classify", headers=BEARER, json=payload).json()
+        for result, wanted in zip(answer["data"], by_label(running), strict=True):
+            assert np.exp(result["probs"]) == pytest.approx(list(wanted.values()), rel=1e-4)
+            assert result["top"] == [{"label": result["label"], "score": max(result["probs"])}]
 
 
 class TestSglang:
@@ -85,12 +85,12 @@ class TestSglang:
             headers={"Content-Type": "application/json"} | BEARER,
             json={"model": "sentiment", "input": "This is a test text", "user": "someone", "rid": "one", "priority": 1},
         )
-        said = answer.json()
-        assert {"id", "object", "created", "model", "data", "usage"} <= said.keys()
-        assert {"index", "label", "probs", "num_classes"} <= said["data"][0].keys()
-        assert said["usage"] == {
-            "prompt_tokens": said["usage"]["total_tokens"],
-            "total_tokens": said["usage"]["prompt_tokens"],
+        body = answer.json()
+        assert {"id", "object", "created", "model", "data", "usage"} <= body.keys()
+        assert {"index", "label", "probs", "num_classes"} <= body["data"][0].keys()
+        assert body["usage"] == {
+            "prompt_tokens": body["usage"]["total_tokens"],
+            "total_tokens": body["usage"]["prompt_tokens"],
             "completion_tokens": 0,
             "prompt_tokens_details": None,
         }
@@ -106,11 +106,11 @@ class TestCurl:
         (shown,) = re.findall(r"```json\n(.*?)\n```", readme, re.DOTALL)
         command = command.replace("http://127.0.0.1:8081", running.url) + f" -H 'Authorization: Bearer {KEY}'"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-        said, promised = json.loads(done.stdout), json.loads(shown)
-        assert said.keys() == promised.keys()
-        assert said["data"][0].keys() == promised["data"][0].keys()
-        assert said["usage"].keys() == promised["usage"].keys()
-        assert said["model"] == promised["model"] == "sentiment"
+        shown_now, promised = json.loads(done.stdout), json.loads(shown)
+        assert shown_now.keys() == promised.keys()
+        assert shown_now["data"][0].keys() == promised["data"][0].keys()
+        assert shown_now["usage"].keys() == promised["usage"].keys()
+        assert shown_now["model"] == promised["model"] == "sentiment"
 
 
 class TestTextEmbeddingsInference:
@@ -120,24 +120,24 @@ class TestTextEmbeddingsInference:
         return requests.post(f"{running.url}/predict", json=body, headers=BEARER)
 
     def test_one_text_gives_a_flat_list(self, running: Running) -> None:
-        said = self.predict(running, inputs=TEXTS[0]).json()
-        assert {one["label"]: one["score"] for one in said} == pytest.approx(by_label(running)[0])
-        assert self.predict(running, inputs=[TEXTS[0]]).json() == said
+        answer = self.predict(running, inputs=TEXTS[0]).json()
+        assert {result["label"]: result["score"] for result in answer} == pytest.approx(by_label(running)[0])
+        assert self.predict(running, inputs=[TEXTS[0]]).json() == answer
 
     def test_a_batch_keeps_its_order(self, running: Running) -> None:
-        said = self.predict(running, inputs=[[text] for text in TEXTS]).json()
-        found = [{one["label"]: one["score"] for one in row} for row in said]
-        for row, wanted in zip(found, by_label(running), strict=True):
+        answer = self.predict(running, inputs=[[text] for text in TEXTS]).json()
+        scores = [{result["label"]: result["score"] for result in row} for row in answer]
+        for row, wanted in zip(scores, by_label(running), strict=True):
             assert row == pytest.approx(wanted, rel=1e-4)
 
     @pytest.mark.parametrize("inputs", [["one", "other"], [["one", "other"]], [["one"], ["two", "three"]]])
     def test_a_pair_is_refused_with_a_hint(self, running: Running, inputs: object) -> None:
-        said = self.predict(running, inputs=inputs)
-        assert (said.status_code, said.json()["error"]) == (422, "PairNotSupported")
-        assert '[["first"], ["second"]]' in said.json()["detail"]
+        answer = self.predict(running, inputs=inputs)
+        assert (answer.status_code, answer.json()["error"]) == (422, "PairNotSupported")
+        assert '[["first"], ["second"]]' in answer.json()["detail"]
 
     def test_raw_scores_are_logarithms(self, running: Running) -> None:
-        scores = {one["label"]: one["score"] for one in self.predict(running, inputs=TEXTS[0], raw_scores=True).json()}
+        scores = {result["label"]: result["score"] for result in self.predict(running, inputs=TEXTS[0], raw_scores=True).json()}
         assert {label: np.exp(score) for label, score in scores.items()} == pytest.approx(by_label(running)[0], rel=1e-4)
 
     def test_a_long_text_is_cut_only_when_that_is_wanted(self, running: Running) -> None:
@@ -151,9 +151,13 @@ class TestTextEmbeddingsInference:
         assert (long["error"], blank["error"]) == ("TextTooLong", "EmptyText")
 
     def test_info_tells_labels_and_limits(self, running: Running) -> None:
-        said = requests.get(f"{running.url}/info", headers=BEARER).json()
-        assert said["model_type"]["classifier"]["id2label"] == {"0": "negative", "1": "positive", "2": "mixed"}
-        assert (said["max_client_batch_size"], said["max_input_length"], said["model_sha"]) == (64, 64, running.lm.fingerprint)
+        answer = requests.get(f"{running.url}/info", headers=BEARER).json()
+        assert answer["model_type"]["classifier"]["id2label"] == {"0": "negative", "1": "positive", "2": "mixed"}
+        assert (answer["max_client_batch_size"], answer["max_input_length"], answer["model_sha"]) == (
+            64,
+            64,
+            running.lm.fingerprint,
+        )
 
 
 class TestTriton:  # its client writes into the headers it is given, so each call gets its own
@@ -178,7 +182,7 @@ class TestTriton:  # its client writes into the headers it is given, so each cal
             await client.close()
         rows = by_label(running, "sentiment@1")
         assert result.as_numpy("probabilities") == pytest.approx(np.array([list(row.values()) for row in rows]), rel=1e-4)
-        labels = [one.decode() if isinstance(one, bytes) else one for one in result.as_numpy("label").tolist()]
+        labels = [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label").tolist()]
         assert labels == [max(row, key=row.__getitem__) for row in rows]
         assert (result.get_response()["model_version"], result.get_response()["id"]) == ("1", "one")
 

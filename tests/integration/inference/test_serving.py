@@ -70,13 +70,13 @@ class TestAnswers:
     async def test_every_answer_names_task_version_and_digest(self, running: Running) -> None:
         async with httpx.AsyncClient(base_url=running.url, headers=BEARER) as http:
             answer = await http.post("/v1/classify", json={"model": "sentiment", "input": "good", "top_k": 2})
-        said = answer.json()
-        assert (said["task"], said["adapter_version"]) == ("sentiment", 2)
+        body = answer.json()
+        assert (body["task"], body["adapter_version"]) == ("sentiment", 2)
         assert answer.headers["x-adapter-version"] == "2"
-        assert answer.headers["x-adapter-digest"] == said["adapter_digest"]
+        assert answer.headers["x-adapter-digest"] == body["adapter_digest"]
         assert int(answer.headers["x-queue-time"]) >= 0
         assert int(answer.headers["x-inference-time"]) >= 0
-        assert len(said["data"][0]["top"]) == 2
+        assert len(body["data"][0]["top"]) == 2
 
     @pytest.mark.parametrize(
         ("path", "message"),
@@ -102,7 +102,7 @@ class TestAnswers:
     async def test_pinned_bare_and_few_shot_are_other_answers(self, running: Running) -> None:
         async with InferenceClient(running.url, KEY) as client:
             names = ("sentiment", "sentiment@2", "sentiment@1", "sentiment@base", "sentiment@few-shot:4")
-            found = {name: (await client.classify(name, "the film was good")) for name in names}
+            answers = {name: (await client.classify(name, "the film was good")) for name in names}
             assert [(await client.model(name)).id for name in names[:3]] == list(names[:3])
             with pytest.raises(UnknownVersion):
                 await client.classify("sentiment@9", "good")
@@ -110,11 +110,11 @@ class TestAnswers:
                 await client.classify("nothing", "good")
             with pytest.raises(NotFound, match="12 demonstrations were asked for and task 'sentiment' has 4"):
                 await client.classify("sentiment@few-shot", "good")
-        probabilities = {name: tuple(answer.data[0].probs) for name, answer in found.items()}
+        probabilities = {name: tuple(answer.data[0].probs) for name, answer in answers.items()}
         assert probabilities["sentiment"] == probabilities["sentiment@2"]
         assert len(set(probabilities.values())) == 4
-        assert found["sentiment@few-shot:4"].adapter_digest == "few-shot:4"
-        assert found["sentiment@few-shot:4"].usage.prompt_tokens > found["sentiment"].usage.prompt_tokens
+        assert answers["sentiment@few-shot:4"].adapter_digest == "few-shot:4"
+        assert answers["sentiment@few-shot:4"].usage.prompt_tokens > answers["sentiment"].usage.prompt_tokens
 
     async def test_a_new_file_is_served_within_a_second(self, running: Running) -> None:
         put(running.folder, adapter_body(running.lm, "moving", 1, seed=1))
@@ -133,11 +133,13 @@ class TestAnswers:
                 async with asyncio.timeout(30):
                     while answers[-1].adapter_version != version:
                         answers += await asyncio.gather(*(client.classify("swapped", "good") for _ in range(8)))
-        seen = {(one.adapter_version, one.adapter_digest) for one in answers}
+        seen = {(answer.adapter_version, answer.adapter_digest) for answer in answers}
         assert sorted(version for version, _ in seen) == [1, 2, 3], "one digest for each version"
         for version in (1, 2, 3):
-            first, *others = [one.data[0].probs for one in answers if one.adapter_version == version]
-            assert all(one == pytest.approx(first, abs=1e-5) for one in others), f"version {version} answered in two ways"
+            first, *others = [answer.data[0].probs for answer in answers if answer.adapter_version == version]
+            assert all(probabilities == pytest.approx(first, abs=1e-5) for probabilities in others), (
+                f"version {version} answered in two ways"
+            )
 
     async def test_many_callers_of_many_tasks_get_their_own_answers(self, running: Running) -> None:
         names = ["sentiment", "sentiment@1", "topic", "sentiment@base"]
@@ -145,8 +147,8 @@ class TestAnswers:
         async with InferenceClient(running.url, KEY) as client:
             alone = {(name, text): (await client.classify(name, text)).data[0].probs for name in names for text in texts}
             pairs = [pair for pair in alone for _ in range(5)]
-            found = await asyncio.gather(*(client.classify(*pair) for pair in pairs))
-        for pair, answer in zip(pairs, found, strict=True):
+            answers = await asyncio.gather(*(client.classify(*pair) for pair in pairs))
+        for pair, answer in zip(pairs, answers, strict=True):
             assert answer.data[0].probs == pytest.approx(alone[pair], abs=1e-5)
 
     async def test_a_request_beyond_a_limit_is_refused(self, running: Running) -> None:
@@ -161,7 +163,7 @@ class TestAnswers:
     async def test_any_number_of_texts_come_back_in_order(self, running: Running) -> None:
         texts = [f"{'good' if n % 3 else 'bad'} film number {n}" for n in range(150)]
         async with InferenceClient(running.url, KEY) as client:
-            together = [one.probs async for one, _ in client.classify_all("sentiment", texts)]
+            together = [result.probs async for result, _ in client.classify_all("sentiment", texts)]
             some = {n: (await client.classify("sentiment", texts[n])).data[0].probs for n in (0, 77, 149)}
         assert len(together) == 150
         for n, probs in some.items():
@@ -170,8 +172,8 @@ class TestAnswers:
     def test_the_blocking_client_gives_the_same_answers(self, running: Running) -> None:
         with BlockingInferenceClient(running.url, KEY) as client:
             assert client.classify("sentiment", "good").adapter_version == 2
-            assert next(one.label for one, _ in client.classify_all("sentiment", ["good", "good"])) is not None
-            assert "sentiment" in [one.id for one in client.models().data]
+            assert next(result.label for result, _ in client.classify_all("sentiment", ["good", "good"])) is not None
+            assert "sentiment" in [result.id for result in client.models().data]
             with pytest.raises(UnknownTask):
                 client.classify("nothing", "good")
 

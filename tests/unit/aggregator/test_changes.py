@@ -54,10 +54,10 @@ def test_what_was_changed_and_not_saved_makes_no_event() -> None:
 
 def test_a_round_that_is_loaded_again_is_compared_with_the_first_load() -> None:
     changes = ChangeTracker()
-    held = changes.round_loaded(round_())
-    held.state = RoundState.CANCELLED
-    changes.round_loaded(held)
-    changes.round_saved(held)
+    loaded = changes.round_loaded(round_())
+    loaded.state = RoundState.CANCELLED
+    changes.round_loaded(loaded)
+    changes.round_saved(loaded)
     assert kinds(changes) == [EventKind.ROUND_CANCELLED]
 
 

@@ -75,10 +75,10 @@ weighted = st.lists(st.tuples(vectors, st.integers(1, 1000)), min_size=1, max_si
 
 @given(weighted)
 def test_the_mean_lies_between_the_least_and_the_greatest(parts: list[tuple[np.ndarray, int]]) -> None:
-    found = np.array(mean(*parts))
+    actual = np.array(mean(*parts))
     stacked = np.stack([values for values, _ in parts]).astype(np.float64)
-    assert (found >= stacked.min(axis=0) - 1e-9).all()
-    assert (found <= stacked.max(axis=0) + 1e-9).all()
+    assert (actual >= stacked.min(axis=0) - 1e-9).all()
+    assert (actual <= stacked.max(axis=0) + 1e-9).all()
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(1, 500)), min_size=1, max_size=6), st.randoms())
@@ -87,30 +87,30 @@ def test_the_aggregate_is_the_same_bytes_whatever_order_contributions_came_in(
 ) -> None:
     sent = [context_contribution(f"client-{index}", value, examples=weight) for index, (value, weight) in enumerate(parts)]
     arrived = shuffler.sample(sent, len(sent))
-    assert context_of(sent) == context_of(sorted(arrived, key=lambda one: one.entry.client))
+    assert context_of(sent) == context_of(sorted(arrived, key=lambda contribution: contribution.entry.client))
 
 
 def context_of(sent: list[Contribution]) -> bytes | None:
     accumulator = ContextAccumulator("sentiment", 1, policy())
-    for one in sent:
-        accumulator.add(one.entry.client, one.entry.weight, one.body)
+    for contribution in sent:
+        accumulator.add(contribution.entry.client, contribution.entry.weight, contribution.body)
     return accumulator.summed().body
 
 
 def summed(kind: RoundKind, sent: list[Contribution]) -> bytes | None:
     accumulator = RoundAccumulator(round_(kind=kind), 2, policy())
-    for one in sent:
-        accumulator.add(one.entry.weight, one.body)
+    for contribution in sent:
+        accumulator.add(contribution.entry.weight, contribution.body)
     return accumulator.summed().body
 
 
 @given(arrays.arrays(np.int64, (3, 3), elements=st.integers(0, 50)))
 def test_accuracy_and_macro_f1_lie_between_none_and_all(counts: np.ndarray) -> None:
     if counts.any():
-        found = measure(counts)
-        assert 0.0 <= found.accuracy <= 1.0
-        assert 0.0 <= found.macro_f1 <= 1.0
-        assert found.examples == counts.sum()
+        evaluation = measure(counts)
+        assert 0.0 <= evaluation.accuracy <= 1.0
+        assert 0.0 <= evaluation.macro_f1 <= 1.0
+        assert evaluation.examples == counts.sum()
 
 
 def test_an_evaluation_gives_a_measure_and_no_aggregate() -> None:

@@ -117,9 +117,9 @@ def test_the_order_of_contributions_changes_no_bit(rule: Rule, table: np.ndarray
 @each_rule
 @given(table=tables)
 def test_an_aggregate_lies_between_the_least_and_the_greatest(rule: Rule, table: np.ndarray) -> None:
-    found = rule(table)
-    assert (found >= table.min(axis=0) - 1e-3).all()
-    assert (found <= table.max(axis=0) + 1e-3).all()
+    aggregate = rule(table)
+    assert (aggregate >= table.min(axis=0) - 1e-3).all()
+    assert (aggregate <= table.max(axis=0) + 1e-3).all()
 
 
 @each_rule
@@ -133,15 +133,15 @@ def test_contributions_that_agree_are_the_aggregate(rule: Rule, value: np.ndarra
 @given(poison=arrays.arrays(np.float32, (HOSTILE, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_below_the_breakdown_point_no_poison_carries_the_aggregate_away(name: str, poison: np.ndarray) -> None:
     good = honest()[: CLIENTS - HOSTILE, :4]
-    found = RULES[name](np.vstack([good, poison]))
+    aggregate = RULES[name](np.vstack([good, poison]))
     spread = float(np.sqrt(squared_distances(good).max()))
-    assert np.linalg.norm(found - good.mean(axis=0)) <= 4 * spread
+    assert np.linalg.norm(aggregate - good.mean(axis=0)) <= 4 * spread
 
 
 def test_at_the_breakdown_point_the_median_is_carried_away() -> None:
-    held = coordinate_median(rows(0, 0, 0, 1e9, 1e9))
+    robust = coordinate_median(rows(0, 0, 0, 1e9, 1e9))
     lost = coordinate_median(rows(0, 0, 1e9, 1e9, 1e9))
-    assert (held[0], lost[0]) == (0, 1e9)
+    assert (robust[0], lost[0]) == (0, 1e9)
 
 
 def honest() -> np.ndarray:
@@ -170,8 +170,8 @@ def test_an_attacker_moves_a_robust_rule_by_no_more_than_the_honest_differ(
     if attack is large_norm and "then the mean" in request.node.callspec.id:
         return  # mixing alone leaves the attackers' own rows large; a robust rule follows it
     good = honest()[: CLIENTS - HOSTILE]
-    found = rule(np.vstack([good, attack(good)]).astype(np.float32))
-    off = float(np.abs(found - good.mean(axis=0)).max())
+    aggregate = rule(np.vstack([good, attack(good)]).astype(np.float32))
+    off = float(np.abs(aggregate - good.mean(axis=0)).max())
     limit = 2.0 if "then the mean" in request.node.callspec.id else 0.35
     assert off < limit
     if attack is not alie:

@@ -92,9 +92,9 @@ def test_the_memory_of_a_mean_does_not_grow_with_contributions() -> None:
         for _ in range(count):
             combination.add(np.ones(10_000, np.float32), 1)
         combination.value()
-        found = tracemalloc.get_traced_memory()[1]
+        largest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return largest
 
     assert peak(400) < 1.2 * peak(20)
 
@@ -130,9 +130,9 @@ def start(value: float = 1.0, moments: bytes | None = None) -> StartingVersion:
     return StartingVersion(TensorBody({"coefficients": coefficients(value).values}, {}).to_bytes(), moments)
 
 
-def calibrated(rules: Policy, given: StartingVersion, *values: float) -> tuple[float, AggregationResult]:
+def calibrated(rules: Policy, starting_version: StartingVersion, *values: float) -> tuple[float, AggregationResult]:
     """A calibration round's aggregate at one place, of updates or gradients that are `values` everywhere."""
-    accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, given)
+    accumulator = RoundAccumulator(round_(kind=RoundKind.CALIBRATION), 2, rules, starting_version)
     for value in values:
         body = update_body(value) if rules.mode == "coefficients" else gradient_body(value)
         accumulator.add(10, body)
@@ -144,8 +144,8 @@ def calibrated(rules: Policy, given: StartingVersion, *values: float) -> tuple[f
 def gradient_body(value: float, scores: list[float] | None = None) -> bytes:
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=10, version=0)
     gradient = Gradient(np.full_like(coefficients().values, value))
-    told = None if scores is None else np.array(scores, np.float32)
-    return UpdateBody(gradient, np.array([[1, 0], [0, 3]]), meta, label_probabilities=told).to_bytes()
+    probabilities = None if scores is None else np.array(scores, np.float32)
+    return UpdateBody(gradient, np.array([[1, 0], [0, 3]]), meta, label_probabilities=probabilities).to_bytes()
 
 
 def test_in_gradient_mode_the_server_steps_against_the_mean_gradient() -> None:
@@ -184,8 +184,8 @@ def test_a_change_counts_as_the_coefficients_it_leads_to(dtype: UpdateDType) -> 
         accumulator.add(10, UpdateBody(change, np.array([[1, 0], [0, 3]]), meta).to_bytes())
     result = accumulator.summed()
     assert result.body is not None
-    found = read_coefficients(TensorBody.from_bytes(result.body)).values
-    assert found == pytest.approx(np.full_like(found, 1 + (0.01 + 1 / found.size**0.5) / 2), rel=1e-4)
+    coefficients_ = read_coefficients(TensorBody.from_bytes(result.body)).values
+    assert coefficients_ == pytest.approx(np.full_like(coefficients_, 1 + (0.01 + 1 / coefficients_.size**0.5) / 2), rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", ROBUST)

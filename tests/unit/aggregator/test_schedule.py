@@ -24,7 +24,7 @@ from services.aggregator.domain.schedule import (
     stalled,
 )
 from services.aggregator.domain.task import Task
-from testing.factories import NOON, entry, policy, round_, task
+from testing.factories import NOON, contribution_record, policy, round_, task
 
 
 def measured(*accuracies: float) -> list[tuple[int, EvaluationResult]]:
@@ -197,7 +197,7 @@ def test_work_is_given_only_in_an_open_round_of_a_running_task() -> None:
 
 def test_a_client_that_contributed_or_came_too_late_waits() -> None:
     asked, newest = running(), round_()
-    for seat in (Seat("a", entry("a")), None):
+    for seat in (Seat("a", contribution_record("a")), None):
         assert assigned(asked, joined=True, newest=newest, seat=seat, now=NOON) is AssignmentKind.WAIT
     assert assigned(asked, joined=True, newest=newest, seat=Seat("a"), now=newest.deadline) is AssignmentKind.WAIT
     assert assigned(asked, joined=True, newest=None, seat=None, now=NOON) is AssignmentKind.WAIT

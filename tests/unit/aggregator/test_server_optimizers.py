@@ -40,19 +40,19 @@ def test_fedavgm_goes_on_where_it_went() -> None:
 def test_fedadam_is_algorithm_two_worked_out_by_hand() -> None:
     first = 0.1 * 2
     second = 0.99 * 0.001**2 + 0.01 * 4
-    one = 0.5 * first / (math.sqrt(second) + 0.001)
+    step = 0.5 * first / (math.sqrt(second) + 0.001)
     first, second = 0.9 * first + 0.1 * 3, 0.99 * second + 0.01 * 9
-    two = one + 0.5 * first / (math.sqrt(second) + 0.001)
-    assert steps(ServerOptimizer("fedadam", 0.5), 2.0, 3.0) == pytest.approx([one, two])
+    two = step + 0.5 * first / (math.sqrt(second) + 0.001)
+    assert steps(ServerOptimizer("fedadam", 0.5), 2.0, 3.0) == pytest.approx([step, two])
 
 
 def test_fedyogi_is_algorithm_two_worked_out_by_hand() -> None:
     first = 0.1 * 2
     second = 0.001**2 + 0.01 * 4  # v < Δ², so it grows by (1 - β₂) Δ²
-    one = 0.5 * first / (math.sqrt(second) + 0.001)
+    step = 0.5 * first / (math.sqrt(second) + 0.001)
     first, second = 0.9 * first + 0.1 * 0.1, second - 0.01 * 0.01  # v > Δ², so it shrinks by that, whatever v is
-    two = one + 0.5 * first / (math.sqrt(second) + 0.001)
-    assert steps(ServerOptimizer("fedyogi", 0.5), 2.0, 0.1) == pytest.approx([one, two])
+    two = step + 0.5 * first / (math.sqrt(second) + 0.001)
+    assert steps(ServerOptimizer("fedyogi", 0.5), 2.0, 0.1) == pytest.approx([step, two])
 
 
 def test_only_fedavg_at_rate_one_is_plain_averaging() -> None:
@@ -78,7 +78,7 @@ def test_every_step_is_finite_and_follows_the_sign_of_a_first_update(
 @given(start=vectors, update=vectors)
 def test_a_step_changes_nothing_it_was_given(name: OptimizerName, start: np.ndarray, update: np.ndarray) -> None:
     moments = Moments(np.ones(3), np.ones(3))
-    before = [one.copy() for one in (start, update, moments.first, moments.second)]
+    before = [array.copy() for array in (start, update, moments.first, moments.second)]
     ServerOptimizer(name, 0.1).step(start, update, moments)
     for was, now in zip(before, (start, update, moments.first, moments.second), strict=True):
         assert np.array_equal(was, now)

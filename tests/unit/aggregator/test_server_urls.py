@@ -20,7 +20,7 @@ PLAIN = "postgresql://u:p@h:5432/d"
 
 
 @pytest.mark.parametrize(
-    ("given", "dsn"),
+    ("url", "dsn"),
     [
         (PLAIN, PLAIN),
         ("postgres://u:p@h/d", "postgresql://u:p@h/d"),
@@ -35,13 +35,13 @@ PLAIN = "postgresql://u:p@h:5432/d"
         ("postgresql:///d?host=a&host=b", "postgresql:///d?host=a%2Cb"),
     ],
 )
-def test_the_words_of_libpq_reach_the_driver(given: str, dsn: str) -> None:
-    assert postgres_address(given).dsn == dsn
+def test_the_words_of_libpq_reach_the_driver(url: str, dsn: str) -> None:
+    assert postgres_address(url).dsn == dsn
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("?connect_timeout=5", 5.0), ("?connect_timeout=0", None), ("", None)])
-def test_a_connect_timeout_is_the_drivers(given: str, seconds: float | None) -> None:
-    assert postgres_address(f"{PLAIN}{given}").connect_timeout == seconds
+@pytest.mark.parametrize(("url", "seconds"), [("?connect_timeout=5", 5.0), ("?connect_timeout=0", None), ("", None)])
+def test_a_connect_timeout_is_the_drivers(url: str, seconds: float | None) -> None:
+    assert postgres_address(f"{PLAIN}{url}").connect_timeout == seconds
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def only_these(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "used"),
+    ("url", "used"),
     [
         ("postgres://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
         ("postgresql://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
@@ -27,8 +27,8 @@ def only_these(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite+aiosqlite:///ifed.db", "sqlite+aiosqlite:///ifed.db"),
     ],
 )
-def test_a_database_url_gets_the_driver_of_this_service(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
-    monkeypatch.setenv("DATABASE_URL", given)
+def test_a_database_url_gets_the_driver_of_this_service(monkeypatch: pytest.MonkeyPatch, url: str, used: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("ADMIN_TOKEN", ADMIN_TOKEN)
     assert Settings().database_url == used
 
@@ -69,19 +69,17 @@ def test_an_admin_token_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize(
-    ("server", "given", "used"),
+    ("server", "url", "used"),
     [
         ("database", "postgresql://ifed@db:5432/ifed", "postgresql+asyncpg://ifed:p%40ss%2Fw%3Ard@db:5432/ifed"),
         ("database", "postgres://ifed:old@db/ifed?ssl=require", "postgresql+asyncpg://ifed:p%40ss%2Fw%3Ard@db/ifed?ssl=require"),
         ("redis", "redis://cache:6379/0", "redis://:p%40ss%2Fw%3Ard@cache:6379/0"),
     ],
 )
-def test_a_password_may_come_from_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, given: str, used: str
-) -> None:
+def test_a_password_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, url: str, used: str) -> None:
     (tmp_path / "password").write_text("p@ss/w:rd\n")
     monkeypatch.setenv(f"{server.upper()}_PASSWORD_FILE", str(tmp_path / "password"))
-    monkeypatch.setenv(f"{server.upper()}_URL", given)
+    monkeypatch.setenv(f"{server.upper()}_URL", url)
     assert getattr(Settings(admin_token=ADMIN_TOKEN), f"{server}_url") == used
 
 

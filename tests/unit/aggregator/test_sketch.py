@@ -21,10 +21,10 @@ def drawn(seed: int) -> np.ndarray:
 
 @given(vectors)
 def test_a_sketch_has_length_one_and_the_same_vector_the_same_sketch(values: np.ndarray) -> None:
-    found = sketch(values)
-    assert found.shape == (SIZE,)
-    assert np.linalg.norm(found) == pytest.approx(1.0 if values.any() else 0.0)
-    assert found.tobytes() == sketch(values.copy()).tobytes()
+    numbers = sketch(values)
+    assert numbers.shape == (SIZE,)
+    assert np.linalg.norm(numbers) == pytest.approx(1.0 if values.any() else 0.0)
+    assert numbers.tobytes() == sketch(values.copy()).tobytes()
 
 
 @given(vectors, st.floats(0.5, 8, width=32))
@@ -34,16 +34,16 @@ def test_the_size_of_a_vector_says_nothing(values: np.ndarray, factor: float) ->
 
 def test_the_projection_is_fixed_for_good() -> None:
     # Stored sketches stay comparable only while these numbers stay.
-    found = sketch(np.arange(16, dtype=np.float32).reshape(2, 2, 4))
-    assert found[:4] == pytest.approx(FIRST_FOUR, abs=1e-6)
+    numbers = sketch(np.arange(16, dtype=np.float32).reshape(2, 2, 4))
+    assert numbers[:4] == pytest.approx(FIRST_FOUR, abs=1e-6)
 
 
 def test_likeness_of_vectors_is_likeness_of_sketches() -> None:
-    one, other = drawn(1), drawn(2)
-    cosines = [float(sketch(one) @ sketch(one + share * other)) for share in (0.0, 0.3, 1.0, 3.0)]
+    left, other = drawn(1), drawn(2)
+    cosines = [float(sketch(left) @ sketch(left + share * other)) for share in (0.0, 0.3, 1.0, 3.0)]
     assert cosines == sorted(cosines, reverse=True)
     assert cosines == pytest.approx([1.0, 0.96, 0.71, 0.32], abs=0.25)
-    assert float(sketch(one) @ sketch(-one)) == pytest.approx(-1)
+    assert float(sketch(left) @ sketch(-left)) == pytest.approx(-1)
 
 
 def test_only_tasks_of_the_same_model_layers_and_groups_are_compared() -> None:

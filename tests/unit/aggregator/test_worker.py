@@ -140,12 +140,12 @@ async def test_a_full_round_closes_and_the_next_opens(world: World) -> None:
 
 
 async def test_of_two_replicas_that_close_one_round_one_result_is_stored(world: World) -> None:
-    one = await world.gathering("a")
-    two = world.replica()
-    await send_context(one, "a")
+    first = await world.gathering("a")
+    second = world.replica()
+    await send_context(first, "a")
     (claimed,) = await world.rounds()
     with world.cache.subscribe(TASK) as subscription:
-        await asyncio.gather(*(replica.worker.run(RoundClosing(replica.dependencies, claimed)) for replica in (one, two)))
+        await asyncio.gather(*(replica.worker.run(RoundClosing(replica.dependencies, claimed)) for replica in (first, second)))
         assert await subscription.wait(0.1)
     assert [round_.number for round_ in await world.rounds()] == [1, 2]
 
@@ -243,13 +243,13 @@ async def test_without_a_cache_aggregates_are_served_from_the_database(world: Wo
 
 
 async def test_of_two_replicas_that_revise_one_context_vector_one_version_is_stored(world: World) -> None:
-    one = await world.gathered("a", "b")
-    two = world.replica()
-    await one.participation.add(TASK, "a", context_body(4.0))
-    job = await one.worker.claim_context()
+    first = await world.gathered("a", "b")
+    second = world.replica()
+    await first.participation.add(TASK, "a", context_body(4.0))
+    job = await first.worker.claim_context()
     assert job is not None
-    assert await two.worker.claim_context() is None
-    await asyncio.gather(one.worker.run(job), two.worker.run(job))
+    assert await second.worker.claim_context() is None
+    await asyncio.gather(first.worker.run(job), second.worker.run(job))
     assert await world.contexts() == [(1, 0, 1.0), (2, 1, 2.0)]
 
 

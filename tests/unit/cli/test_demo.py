@@ -65,13 +65,13 @@ def task_of(rounds: list[RoundInfo], *, joined: bool = True) -> TaskInfo:
         layout=None,
         members=[member] if joined else [],
         round=rounds[-1] if rounds else None,
-        evaluations=[one.evaluation for one in rounds if one.evaluation],
+        evaluations=[round_.evaluation for round_ in rounds if round_.evaluation],
     )
 
 
 def test_a_clear_cut_snippet_is_labelled_and_the_rest_is_dropped() -> None:
-    found = corpora._labelled("1\t2.1\tSo good &amp; true\r\n2\t-0.5\tmeh\r\n3\t0.49\tso so\r\n4\t0.5\tmeh\r\n")
-    assert found == [LabelledText("So good & true", "positive"), LabelledText("meh", "negative")]
+    texts = corpora._labelled("1\t2.1\tSo good &amp; true\r\n2\t-0.5\tmeh\r\n3\t0.49\tso so\r\n4\t0.5\tmeh\r\n")
+    assert texts == [LabelledText("So good & true", "positive"), LabelledText("meh", "negative")]
 
 
 @pytest.fixture
@@ -89,11 +89,11 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_test_text_stands_in_a_private_file(tmp_path: Path, fetched: None) -> None:
     people = corpora.organisations(tmp_path / "private", cache=tmp_path, examples=200, announce=print)
-    assert [one.name for one in people] == list(corpora.SOURCES)
-    for one in people:
-        private = {json.loads(line)["text"] for line in one.file.read_text().splitlines()}
-        assert (len(private), len(one.test)) == (200, 125)
-        assert not private & {text.text for text in one.test}
+    assert [organisation.name for organisation in people] == list(corpora.SOURCES)
+    for organisation in people:
+        private = {json.loads(line)["text"] for line in organisation.file.read_text().splitlines()}
+        assert (len(private), len(organisation.test)) == (200, 125)
+        assert not private & {text.text for text in organisation.test}
 
 
 def test_one_organisations_private_file_is_that_of_the_demo_and_made_once(tmp_path: Path, fetched: None) -> None:

@@ -45,12 +45,12 @@ def test_the_test_is_exact() -> None:
 
 def test_two_texts_are_no_evidence_and_twenty_are() -> None:
     right, wrong = [True] * 400, [False] * 100
-    one, two = right + wrong, [*right, True, True, *wrong[2:]]
-    assert PairedComparison.of(one, two) == PairedComparison(500, 0, 2)
-    assert PairedComparison.of(one, two).verdict("a", "b") == "no evidence of a difference"
-    assert PairedComparison.of(one, right + [True] * 20 + wrong[20:]).verdict("a", "b") == "evidence for b"
+    first, second = right + wrong, [*right, True, True, *wrong[2:]]
+    assert PairedComparison.of(first, second) == PairedComparison(500, 0, 2)
+    assert PairedComparison.of(first, second).verdict("a", "b") == "no evidence of a difference"
+    assert PairedComparison.of(first, right + [True] * 20 + wrong[20:]).verdict("a", "b") == "evidence for b"
     with pytest.raises(ValueError, match="longer"):
-        PairedComparison.of(right, one)
+        PairedComparison.of(right, first)
 
 
 def test_the_table_of_the_demo_fits_80_columns_and_cuts_no_name() -> None:

@@ -144,8 +144,14 @@ def start(
     """Run an agent's process function that must end by itself; return its exit code and the last line on standard error."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
-    given = {"AGGREGATOR_URL": NOBODY, "CLIENT_TOKEN": "token", "TASK": "sentiment", "DATA_FILE": "none.csv", "MODEL": "tiny"}
-    for name, value in (given | environment).items():
+    configuration = {
+        "AGGREGATOR_URL": NOBODY,
+        "CLIENT_TOKEN": "token",
+        "TASK": "sentiment",
+        "DATA_FILE": "none.csv",
+        "MODEL": "tiny",
+    }
+    for name, value in (configuration | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["agent", *arguments])
     with pytest.raises(SystemExit) as ended:

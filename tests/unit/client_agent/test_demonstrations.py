@@ -140,9 +140,9 @@ def test_a_split_loses_no_row_puts_no_text_on_both_sides_and_stays_below_its_max
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_file() -> None:
-    one = split_holdout(rows(100), holdout=0.2, max_holdout=100)
+    split = split_holdout(rows(100), holdout=0.2, max_holdout=100)
     reverse = split_holdout(rows(100)[::-1], holdout=0.2, max_holdout=100)
-    assert set(one.holdout) == set(reverse.holdout)
+    assert set(split.holdout) == set(reverse.holdout)
 
 
 def test_the_same_share_of_every_label_is_held_out() -> None:

@@ -96,10 +96,10 @@ def test_a_path_or_url_of_a_task_is_no_model(name: str) -> None:
 
 
 def test_without_a_model_the_agent_starts_only_if_the_tasks_model_is_accepted() -> None:
-    given = {"aggregator_url": "http://127.0.0.1:1", "client_token": "a", "task": "a", "data_file": "a.csv"}
+    environment = {"aggregator_url": "http://127.0.0.1:1", "client_token": "a", "task": "a", "data_file": "a.csv"}
     with pytest.raises(ValueError, match=r"MODEL is not set; set it .* or ACCEPT_TASK_MODEL=true"):
-        Settings.model_validate(given)
-    assert Settings.model_validate(given | {"accept_task_model": True}).model is None
+        Settings.model_validate(environment)
+    assert Settings.model_validate(environment | {"accept_task_model": True}).model is None
 
 
 async def test_a_context_vector_of_fewer_texts_than_the_floor_is_refused(tmp_path: Path) -> None:

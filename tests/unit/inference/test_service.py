@@ -161,9 +161,9 @@ async def test_the_label_bias_of_an_adapter_is_removed_but_not_from_the_bare_mod
 
 async def test_look_ups_are_counted_for_the_caller() -> None:
     async with classifier_of() as classifier:
-        one, two = classifier.for_caller("one"), classifier.for_caller("two")
+        first, second = classifier.for_caller("one"), classifier.for_caller("two")
         with pytest.raises(UnknownTask):
-            await one.classify("unknown", ["no"])
+            await first.classify("unknown", ["no"])
         with pytest.raises(Overloaded):
-            await one.model("other")
-        assert (await two.classify("a", ["no"])).task == "a"
+            await first.model("other")
+        assert (await second.classify("a", ["no"])).task == "a"

@@ -80,8 +80,8 @@ def test_contradicting_settings_are_reported_in_a_sentence(
 ) -> None:
     assert "SETTINGS: neither AGGREGATOR_URL nor ADAPTER_FOLDER is set" in start(monkeypatch, capsys)
     both = {"AGGREGATOR_URL": "http://127.0.0.1:1", "ADAPTER_FOLDER": "adapters", "OPEN_ACCESS": "true"}
-    said = start(monkeypatch, capsys, **both)
-    assert "AGGREGATOR_URL and ADAPTER_FOLDER are both set; unset AGGREGATOR_URL to serve the folder, or ADAPTER_FOLDER" in said
+    message = start(monkeypatch, capsys, **both)
+    assert "AGGREGATOR_URL and ADAPTER_FOLDER are both set; unset AGGREGATOR_URL to serve the folder, or ADAPTER_FOLDER" in message
     tokens = {"READER_TOKEN": "a", "READER_TOKEN_FILE": "b", "ADAPTER_FOLDER": ""}
     assert "READER_TOKEN and READER_TOKEN_FILE are both set; unset one" in start(monkeypatch, capsys, **tokens)
 

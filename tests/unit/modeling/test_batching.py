@@ -52,7 +52,7 @@ def test_arranging_undoes_splitting(layout: BatchLayout) -> None:
     batch = Batch.of([Row.for_last_token((5, 6, 7)), Row.for_last_token((8,))], layout=layout)
     parts = [torch.randn(3, 2), torch.randn(1, 2)]
     again = batch.split(batch.arrange(parts))
-    assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+    assert all(torch.equal(part, other) for part, other in zip(parts, again, strict=True))
 
 
 @pytest.mark.parametrize(

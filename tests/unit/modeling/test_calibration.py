@@ -129,18 +129,18 @@ def test_the_same_plan_gives_the_same_bytes_whatever_ran_before(layers: tuple[in
     first, second = calibrator(lm, layers=layers), calibrator(lm, layers=layers)
     second.run(start, replace(PLAN, seed=99))
     second.evaluate(start)
-    one, other = first.run(start, PLAN), second.run(start, PLAN)
-    assert one == other
-    assert one.coefficients.values.tobytes() == first.run(start, PLAN).coefficients.values.tobytes()
-    assert one.coefficients != first.run(start, replace(PLAN, seed=4)).coefficients
+    result, other = first.run(start, PLAN), second.run(start, PLAN)
+    assert result == other
+    assert result.coefficients.values.tobytes() == first.run(start, PLAN).coefficients.values.tobytes()
+    assert result.coefficients != first.run(start, replace(PLAN, seed=4)).coefficients
 
 
 def test_caching_the_lower_layers_changes_nothing_but_rounding() -> None:
     lm = build()
     start = random_coefficients(2, 4)
     cached, computed = calibrator(lm, layers=(1, 2)), calibrator(lm, layers=(1, 2), cache_bytes=0)
-    one, other = (client.mean_gradient(start, batch_size=8, seed=0) for client in (cached, computed))
-    np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-6)
+    gradient, other = (client.mean_gradient(start, batch_size=8, seed=0) for client in (cached, computed))
+    np.testing.assert_allclose(gradient.values, other.values, rtol=1e-4, atol=1e-6)
     assert cached.evaluate(start).tolist() == computed.evaluate(start).tolist()
 
 
@@ -152,9 +152,11 @@ def test_a_step_divided_into_small_passes_has_the_same_gradient() -> None:
         Calibrator(lm, prompts, prompts.labels(SINGLE), every, random_context(3), ALL, token_budget=budget)
         for budget in (10_000, 1)
     )
-    one, other = (client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0) for client in (single_pass, small_passes))
-    np.testing.assert_allclose(one.values, other.values, rtol=1e-5, atol=1e-8)
-    assert one.loss == pytest.approx(other.loss)
+    gradient, other = (
+        client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0) for client in (single_pass, small_passes)
+    )
+    np.testing.assert_allclose(gradient.values, other.values, rtol=1e-5, atol=1e-8)
+    assert gradient.loss == pytest.approx(other.loss)
 
 
 @pytest.mark.parametrize("names", [SINGLE, TREE], ids=["single", "tree"])
@@ -169,7 +171,10 @@ def test_held_out_counts_equal_a_plain_evaluation(layers: tuple[int, ...], names
     assert client.evaluate(coefficients).tolist() == expected.tolist()
     assert client.evaluate(coefficients).tolist() == expected.tolist(), "the second time from the cache"
     _, means = client.measure(coefficients)
-    items = [ScoringItem(prompts.prompt(one.text), prompts.labels(names), injected) for one in examples(15, labels=len(names))[8:]]
+    items = [
+        ScoringItem(prompts.prompt(example.text), prompts.labels(names), injected)
+        for example in examples(15, labels=len(names))[8:]
+    ]
     each = np.exp(score(lm, items))
     assert means is not None
     assert means == pytest.approx(each.mean(axis=0), abs=1e-5)
@@ -204,8 +209,8 @@ def test_a_batch_larger_than_the_training_set_is_the_training_set() -> None:
 def test_the_learning_rate_falls_linearly_from_its_start_to_its_end() -> None:
     client = calibrator(build())
     start = Coefficients.identity(3, 4)
-    one = client.run(start, replace(PLAN, steps=1, learning_rate=0.05, learning_rate_end=0.0)).coefficients
-    np.testing.assert_allclose(np.abs(one.values - start.values), 0.05, rtol=1e-2)  # Adam's first step is as long as the rate
+    stepped = client.run(start, replace(PLAN, steps=1, learning_rate=0.05, learning_rate_end=0.0)).coefficients
+    np.testing.assert_allclose(np.abs(stepped.values - start.values), 0.05, rtol=1e-2)  # Adam's first step is as long as the rate
 
 
 def test_progress_counts_every_step() -> None:
@@ -335,7 +340,7 @@ def test_backward_keeps_no_input_of_a_frozen_projection() -> None:
     def inputs_kept() -> int:
         entered: list[torch.Tensor] = []  # held, so that no memory is used a second time
         saved: list[torch.Tensor] = []
-        hooks = [one.register_forward_pre_hook(lambda _module, injected: entered.append(injected[0])) for one in projections]
+        hooks = [module.register_forward_pre_hook(lambda _module, injected: entered.append(injected[0])) for module in projections]
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
             client.mean_gradient(random_coefficients(3, 4), batch_size=8, seed=0)
         for hook in hooks:

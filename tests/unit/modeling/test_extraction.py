@@ -26,7 +26,7 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(
     lm = build(family, dtype=torch.float64)
     prompts = template(lm)
     labels = prompts.labels(["positive", "topic science"])
-    demonstrations = [torch.tensor(prompts.demonstration(one.text, one.label, labels)) for one in examples()]
+    demonstrations = [torch.tensor(prompts.demonstration(example.text, example.label, labels)) for example in examples()]
     expected = torch.stack([by_hand(lm, ids) for ids in demonstrations]).mean(0)
     actual = context_vector(lm, prompts, labels, examples(), layers=ALL)
     assert actual.values.dtype == np.float32

@@ -28,8 +28,8 @@ def test_activations_are_cached_above_the_lowest_layer_and_within_the_limit(firs
     assert lower.enabled is used
     with_cache = run_rows(lm, rows, [None] * len(rows), activations=lower)
     without = run_rows(lm, rows, [None] * len(rows))
-    for one, other in zip(with_cache, without, strict=True):
-        torch.testing.assert_close(one, other)
+    for states, other in zip(with_cache, without, strict=True):
+        torch.testing.assert_close(states, other)
 
 
 def test_cached_lower_layers_are_not_computed_again() -> None:

@@ -74,5 +74,5 @@ def test_converting_twice_gives_one_fingerprint(tmp_path: Path) -> None:
     write_gguf(tmp_path / "small.gguf")
     for name in ("one", "other"):
         convert(tmp_path / "small.gguf", tmp_path / name)
-    one, other = (load(str(tmp_path / name), cache=tmp_path).fingerprint for name in ("one", "other"))
-    assert one == other
+    fingerprint, other = (load(str(tmp_path / name), cache=tmp_path).fingerprint for name in ("one", "other"))
+    assert fingerprint == other

@@ -213,9 +213,9 @@ def test_injections_of_different_hidden_sizes_or_with_rows_cannot_be_batched() -
     lm = build()
     other = Injection((0,), *torch.ones(2, 1, 2, HIDDEN // 2))
     rows = Injection((0,), *torch.ones(2, 3, 1, 2, HIDDEN))
-    for one in (other, rows):
+    for refused in (other, rows):
         with pytest.raises(LayoutMismatch, match="cannot be batched"):
-            batch_injections([injection(lm), None, one])
+            batch_injections([injection(lm), None, refused])
 
 
 def test_without_a_token_map_row_i_of_the_injection_is_row_i_of_the_batch() -> None:
@@ -289,10 +289,10 @@ def test_the_padding_side_changes_no_state_beyond_rounding(family: str) -> None:
     width, actual = max(map(len, ids)), []
     for side in ("left", "right"):
         rows, masks = [], []
-        for one in ids:
-            padding = [0] * (width - len(one))
-            rows.append([*padding, *one] if side == "left" else [*one, *padding])
-            masks.append([*padding, *[1] * len(one)] if side == "left" else [*[1] * len(one), *padding])
+        for tokens in ids:
+            padding = [0] * (width - len(tokens))
+            rows.append([*padding, *tokens] if side == "left" else [*tokens, *padding])
+            masks.append([*padding, *[1] * len(tokens)] if side == "left" else [*[1] * len(tokens), *padding])
         mask = torch.tensor(masks)
         with torch.no_grad(), inject(lm, injected):
             states = lm.model.base_model(
@@ -300,7 +300,7 @@ def test_the_padding_side_changes_no_state_beyond_rounding(family: str) -> None:
             ).last_hidden_state
         actual.append(torch.cat([row[real.bool()] for row, real in zip(states, mask, strict=True)]))
     torch.testing.assert_close(actual[0], actual[1], **ROUNDING)
-    packed = Batch.of([Row.for_last_token(one) for one in ids], layout="packed")
+    packed = Batch.of([Row.for_last_token(tokens) for tokens in ids], layout="packed")
     with torch.no_grad(), inject(lm, injected):
         torch.testing.assert_close(final_hidden(lm, packed)[0], actual[0], **ROUNDING)
 

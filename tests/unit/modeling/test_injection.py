@@ -90,13 +90,13 @@ def test_one_group_is_the_published_scalar_coefficient() -> None:
     lm = build(dtype=torch.float64)
     context, scalars = random_context(3), random_coefficients(3, 1)
     spread = Coefficients(scalars.values.repeat(HIDDEN, axis=3))
-    one = injection_of(context, scalars, ALL, device="cpu", dtype=lm.dtype)
+    injected = injection_of(context, scalars, ALL, device="cpu", dtype=lm.dtype)
     full = injection_of(context, spread, ALL, device="cpu", dtype=lm.dtype)
     values, vector = torch.tensor(scalars.values, dtype=lm.dtype), torch.tensor(context.values, dtype=lm.dtype)
-    assert torch.equal(one.scale, full.scale)
-    assert torch.equal(one.shift, full.shift)
-    assert torch.equal(one.scale, values[:, :, 1].expand(3, 2, HIDDEN))
-    assert torch.equal(one.shift, values[:, :, 0] * vector)
+    assert torch.equal(injected.scale, full.scale)
+    assert torch.equal(injected.shift, full.shift)
+    assert torch.equal(injected.scale, values[:, :, 1].expand(3, 2, HIDDEN))
+    assert torch.equal(injected.shift, values[:, :, 0] * vector)
 
 
 def test_a_group_is_a_run_of_neighbouring_channels() -> None:

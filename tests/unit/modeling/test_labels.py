@@ -28,7 +28,7 @@ def test_single_tokens_need_the_bare_prompt_alone() -> None:
 @settings(max_examples=50)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=2, max_size=8, unique=True).filter(
-        lambda ids: not any(one != other and other[: len(one)] == one for one in ids for other in ids)
+        lambda ids: not any(row != other and other[: len(row)] == row for row in ids for other in ids)
     )
 )
 def test_every_inner_node_is_read_once_and_within_its_row(ids: list[tuple[int, ...]]) -> None:
@@ -37,9 +37,11 @@ def test_every_inner_node_is_read_once_and_within_its_row(ids: list[tuple[int, .
     assert sorted(answered) == sorted({label[:length] for label in ids for length in range(len(label))})
     for row, nodes in zip(labels.extensions, labels.nodes_by_extension, strict=True):
         assert all(row[: len(node)] == node for node in nodes)
-    assert not any(one != other and other[: len(one)] == one for one in labels.extensions for other in labels.extensions), (
-        "no row within another"
-    )
+    assert not any(
+        extension != other and other[: len(extension)] == extension
+        for extension in labels.extensions
+        for other in labels.extensions
+    ), "no row within another"
 
 
 def test_priors_are_conditional_at_each_node_of_the_tree() -> None:

@@ -96,8 +96,8 @@ def test_another_thread_may_read_the_size_while_injections_come_and_go() -> None
     try:
         for _ in range(10):
             injections = [Injection((0,), scale, scale) for _ in range(100)]
-            for one in injections:
-                cache.put((1,), one, prefix)
+            for injected in injections:
+                cache.put((1,), injected, prefix)
             assert cache.nbytes >= len(injections) * prefix.nbytes
     finally:
         ended.set()
@@ -115,12 +115,12 @@ def test_a_row_counts_without_its_prefix_once_that_is_cached() -> None:
 
 def test_the_cache_stays_within_its_limit() -> None:
     lm = build()
-    one = PrefixSharing(lm, persistent=True)
-    score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:1], prefixes=one)
-    small = PrefixSharing(lm, persistent=True, max_bytes=one.nbytes + one.nbytes // 2)
+    sharing = PrefixSharing(lm, persistent=True)
+    score(lm, scoring_items(lm, None, LONG_TEMPLATE)[:1], prefixes=sharing)
+    small = PrefixSharing(lm, persistent=True, max_bytes=sharing.nbytes + sharing.nbytes // 2)
     for template_text in (LONG_TEMPLATE, LONG_TEMPLATE.replace("film", "plot"), LONG_TEMPLATE.replace("film", "acting")):
         score(lm, scoring_items(lm, None, template_text)[:1], prefixes=small)
-        assert 0 < small.nbytes <= one.nbytes + one.nbytes // 2
+        assert 0 < small.nbytes <= sharing.nbytes + sharing.nbytes // 2
 
 
 def test_a_prefix_larger_than_the_limit_is_used_for_its_rows_and_not_cached() -> None:

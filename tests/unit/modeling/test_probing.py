@@ -143,9 +143,9 @@ def test_an_overflow_is_refused_with_the_name_of_its_layer() -> None:
 
 def test_a_sketch_keeps_relative_distances() -> None:
     random = np.random.default_rng(0)
-    one = random.normal(size=(len(TEXTS), 50, 2, 576)).astype(np.float32)
-    other = one + 0.1 * random.normal(size=one.shape).astype(np.float32)
-    differences = Probe.of("0" * 64, one).difference(Probe.of("0" * 64, other))
+    activations = random.normal(size=(len(TEXTS), 50, 2, 576)).astype(np.float32)
+    other = activations + 0.1 * random.normal(size=activations.shape).astype(np.float32)
+    differences = Probe.of("0" * 64, activations).difference(Probe.of("0" * 64, other))
     assert 0.06 < differences.min() <= differences.max() < 0.17
 
 

@@ -113,7 +113,7 @@ def test_captured_vectors_equal_a_forward_pass_written_by_hand(name: str) -> Non
     labels = template(lm).labels(["negative", "positive"])
     examples = [LabelledText(text, index % 2) for index, text in enumerate(TEXTS)]
     with torch.no_grad():
-        rows = [torch.tensor(template(lm).demonstration(one.text, one.label, labels)) for one in examples]
+        rows = [torch.tensor(template(lm).demonstration(example.text, example.label, labels)) for example in examples]
         expected = torch.stack([by_hand(exact, ids) for ids in rows]).mean(0)
     actual = torch.tensor(context_vector(lm, template(lm), labels, examples, layers=range(lm.num_layers)).values)
     distances = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)

@@ -41,8 +41,8 @@ def threads() -> Iterator[None]:
 def test_replicas_share_their_tensors_and_no_module(family: str) -> None:
     lm = build(family)
     other = replica(lm)
-    for one, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
-        assert all(tensor is shared for tensor, shared in zip(one, same, strict=True))
+    for parameter, same in ((lm.model.parameters(), other.model.parameters()), (lm.model.buffers(), other.model.buffers())):
+        assert all(tensor is shared for tensor, shared in zip(parameter, same, strict=True))
     assert not set(map(id, lm.model.modules())) & set(map(id, other.model.modules()))
     assert other.model.get_input_embeddings().weight is lm.model.get_input_embeddings().weight
     assert (other.fingerprint, other.row_attention) == (lm.fingerprint, lm.row_attention)
@@ -66,20 +66,20 @@ def test_replicas_in_separate_threads_compute_what_one_computes_alone(family: st
     lm = build(family)
     cache = PrefixCache(2**20)
     scored = [items(lm, injected) for injected in (injection(lm, 1), injection(lm, 2), None)]
-    expected = [np.stack(score(lm, one)) for one in scored]
+    expected = [np.stack(score(lm, row)) for row in scored]
     both = replicate(lm, 3)
 
     def run(place: int) -> list[np.ndarray]:
-        one = both[place]
-        prefixes = PrefixSharing(one, persistent=True, cache=cache)
-        return [np.stack(score(one, scored[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
+        scored_there = both[place]
+        prefixes = PrefixSharing(scored_there, persistent=True, cache=cache)
+        return [np.stack(score(scored_there, scored[(place + turn) % 3], prefixes=prefixes)) for turn in range(6)]
 
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(run, range(3)))
     for place, scores in enumerate(results):
-        for turn, one in enumerate(scores):
-            np.testing.assert_allclose(one, expected[(place + turn) % 3], rtol=1e-4, atol=1e-4)
-            np.testing.assert_array_equal(one, scores[turn % 3] if turn > 2 else one)
+        for turn, row in enumerate(scores):
+            np.testing.assert_allclose(row, expected[(place + turn) % 3], rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(row, scores[turn % 3] if turn > 2 else row)
 
 
 @pytest.mark.usefixtures("threads")

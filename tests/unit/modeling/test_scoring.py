@@ -40,7 +40,7 @@ def brute_force(lm: LanguageModel, text: str, names: list[str], injected: Inject
             logits = lm.model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0]
         log_probabilities = torch.log_softmax(logits.double(), -1)
         totals.append(sum(float(log_probabilities[len(prompt) - 1 + at, token]) for at, token in enumerate(tokens)))
-    return [float(one) for one in torch.log_softmax(torch.tensor(totals, dtype=torch.float64), 0)]
+    return [float(value) for value in torch.log_softmax(torch.tensor(totals, dtype=torch.float64), 0)]
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_scoring_survives_a_batch_that_does_not_fit_into_memory() -> None:
     hook = lm.model.base_model.register_forward_pre_hook(too_much, with_kwargs=True)
     actual = score(lm, items, token_budget=10_000)
     hook.remove()
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for scores, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(scores, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CODE_PATHS)

@@ -1,4 +1,4 @@
-"""The audit, which only grows, and enrolment codes."""
+"""Add the audit log and the enrolment codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rounds need to go back and to be repeated: lineage of versions, the optimiser's memory, attempts, label biases; and sketches."""
+"""Add what a rollback and a repeated round need: parent versions, optimiser moments, attempts, label biases. Add similarity sketches."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_sketches_key", "sketches", ["key"], unique=False)
     _vectors()
-    # Until now every calibration round that closed made the next version.
+    # Before this revision every closed calibration round made the next version.
     op.execute("UPDATE tasks SET calibrated = COALESCE(version, 0)")
     op.execute("UPDATE versions SET calibrated = version")
 
 
 def _vectors() -> None:
-    """Let Postgres compare vectors itself where pgvector is there and we may switch it on; else numpy does."""
+    """Add a vector column if pgvector is installed and this role may enable it; otherwise numpy compares the sketches."""
     bind = op.get_bind()
     if bind.dialect.name != "postgresql":
         return

@@ -1,4 +1,4 @@
-"""What an incremental context vector needs: parts that come later and parts that are withdrawn, and which vector a round worked with."""
+"""Add what additions and withdrawals need: context parts, their changes, and the context version of each round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _added() -> tuple[tuple[str, sa.Column[Any]], ...]:
 def upgrade() -> None:
     for table, column in _added():
         op.add_column(table, column)
-    # Until now a task had one context vector, and every later round worked with it.
+    # Before this revision a task had one context vector, which every later round used.
     op.execute("UPDATE rounds SET context = 1 WHERE kind <> 'context'")
     if op.get_bind().dialect.name == "postgresql":
         op.add_column("contributions", sa.Column("change", sa.Integer(), nullable=False, server_default="0"))
@@ -45,7 +45,7 @@ def upgrade() -> None:
 
 
 def _refuse_what_has_no_place() -> None:
-    """Refuse to go below this revision where clients came later or withdrew.
+    """Refuse to go below this revision if a client joined late, added demonstrations or withdrew.
 
     The older schema has no place for it: the aggregates would no longer be those of the ledger, and withdrawn clients would take part again.
 
@@ -67,7 +67,7 @@ def _refuse_what_has_no_place() -> None:
 
 
 def _made_anew(*, later: bool) -> None:
-    """SQLite changes no primary key, so the table is made anew and filled from the old one."""
+    """Replace the table: SQLite cannot change a primary key, so copy the rows into a new table."""
     more = [
         sa.Column("change", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("removed", sa.Integer(), nullable=True),

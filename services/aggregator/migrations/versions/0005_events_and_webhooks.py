@@ -1,4 +1,4 @@
-"""What happens, which only grows; webhooks, and what is on its way to them."""
+"""Add domain events, webhooks and their deliveries."""
 
 from __future__ import annotations
 

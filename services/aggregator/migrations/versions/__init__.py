@@ -1,1 +1,1 @@
-"""The history of the schema."""
+"""The migrations, one module for each revision."""
