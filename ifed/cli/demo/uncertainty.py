@@ -64,7 +64,7 @@ class PairedComparison:
         """
         pairs = list(zip(first, second, strict=True))
         return PairedComparison(
-            len(pairs), sum(pair and not other for pair, other in pairs), sum(other and not pair for pair, other in pairs)
+            len(pairs), sum(right and not other for right, other in pairs), sum(other and not right for right, other in pairs)
         )
 
     @property
