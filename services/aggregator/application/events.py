@@ -48,7 +48,9 @@ class EventStream:
         with long_poll.hold(caller) as held_request:
             while True:
                 try:
-                    events = await long_poll.until_released(ALL_EVENTS, read, bool, wait=long_poll.longest, held=held_request)
+                    events = await long_poll.until_released(
+                        ALL_EVENTS, read, bool, wait=long_poll.longest, held_request=held_request
+                    )
                 except Unavailable:
                     await asyncio.sleep(RETRY_SECONDS)
                     events = []

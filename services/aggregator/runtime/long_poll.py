@@ -111,7 +111,7 @@ class LongPoll:
         While too many requests are held, return the last value of the oldest one early.
         """
         with self.hold(caller) as held_request:
-            return await self.until_released(topic, read, is_settled, wait=wait, held=held_request)
+            return await self.until_released(topic, read, is_settled, wait=wait, held_request=held_request)
 
     async def until_released(
         self,
