@@ -58,8 +58,8 @@ def test_an_update_is_bounded_by_its_distance_from_the_start() -> None:
     assert combined(bounded, (1.25, 1), (9.0, 1)) == pytest.approx((1.25 + 9) / 2)
 
 
-@pytest.mark.parametrize("mixing", [True, False])
-@pytest.mark.parametrize("rule", RULES)
+# Of the rules' own arithmetic, test_robust checks the same bit for bit.
+@pytest.mark.parametrize(("rule", "mixing"), [("weighted_mean", False), ("weighted_mean", True), ("geometric_median", True)])
 @given(st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(1, 50)), min_size=10, max_size=10), st.randoms())
 def test_every_rule_gives_the_same_whatever_order_contributions_came_in(
     rule: str, mixing: bool, parts: list[tuple[float, int]], shuffler: random.Random
