@@ -190,6 +190,10 @@ class UnsupportedFamily(IFedError):
     status = 422
 
 
+class NotFoldable(IFedError):
+    status = 422
+
+
 class Overloaded(IFedError):
     status = 429
     retry_after = 1

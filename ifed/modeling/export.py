@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
-from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, UnsupportedFamily
+from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, NotFoldable, UnsupportedFamily
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.modeling.injection import UNBATCHED_NDIM, Injection, injection_of
@@ -72,9 +72,20 @@ def export(lm: LanguageModel, adapter: AdapterBody, folder: Path) -> None:
     Raises:
         FingerprintMismatch: the adapter was calibrated on another model.
         UnsupportedFamily: the model cannot represent an injection exactly; the detail says why.
+        NotFoldable: the task injects at the last token alone, or reads its labels by a head.
         AlreadyExists: the folder is not empty.
     """
     meta = adapter.meta
+    if meta.injection == "last_token":
+        raise NotFoldable(
+            f"task {meta.task!r} injects at the last token alone, and a weight acts on every token; "
+            "a task with injection 'all_tokens' can be exported"
+        )
+    if meta.reading != "words":
+        raise NotFoldable(
+            f"version {meta.version} of task {meta.task!r} reads its labels by a label head, which a causal language model has no place "
+            "for; a task with head 'words' can be exported"
+        )
     if not meta.identity.agrees_with(lm.identity):
         raise FingerprintMismatch(
             f"task {meta.task!r} was calibrated on {meta.identity.name} ({meta.identity.fingerprint}), "

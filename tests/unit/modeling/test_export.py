@@ -13,7 +13,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, UnsupportedFamily
+from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, NotFoldable, UnsupportedFamily
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta, Evaluation
 from ifed.messages.tasks import Layout
@@ -238,6 +238,18 @@ def test_the_model_card_names_the_task_the_base_model_and_the_accuracy(tmp_path:
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FingerprintMismatch, match="name the task's own model"):
         export(build(seed=1), adapter(build()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"injection": "last_token"}, "a weight acts on every token"), ({"reading": "head"}, "reads its labels by a label head")],
+)
+def test_what_no_weight_can_stand_for_is_not_exported(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
+    body = adapter(build())
+    body.meta = body.meta.model_copy(update=changes)
+    with pytest.raises(NotFoldable, match=reason):
+        export(build(), body, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_refused_export_overwrites_and_leaves_nothing(tmp_path: Path) -> None:
