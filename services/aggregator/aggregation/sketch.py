@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from ifed.messages.tasks import InjectionPosition
 from ifed.tensors.values import Float64
 
 SIZE = 64
@@ -31,9 +32,10 @@ def sketch(values: npt.NDArray[np.floating]) -> Float64:
     return np.asarray(projection / length, dtype=np.float64) if length > 0 else projection
 
 
-def comparison_key(fingerprint: str, layers: list[int], groups: int) -> str:
-    """Return a digest of what two tasks must share to be compared: the model, the injected layers and the groups of coefficients."""
-    return hashlib.sha256(f"{fingerprint}/{layers}/{groups}".encode()).hexdigest()
+def comparison_key(fingerprint: str, layers: list[int], groups: int, injection: InjectionPosition = "all_tokens") -> str:
+    """Return a digest of what two tasks must share to be compared: model, injected layers and tokens, and groups of coefficients."""
+    tokens = "" if injection == "all_tokens" else f"/{injection}"  # keys from before tasks had a choice stay as they are
+    return hashlib.sha256(f"{fingerprint}/{layers}/{groups}{tokens}".encode()).hexdigest()
 
 
 def _signs(start: int, width: int) -> Float64:

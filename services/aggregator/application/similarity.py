@@ -85,7 +85,7 @@ async def _coefficients_from(work: UnitOfWork, task: Task, source: str, round_: 
     if other.state is not TaskState.FINISHED or other.served is None:
         raise WrongState(f"task {source!r} is {other.state}; a warm start takes the coefficients of a finished task")
     if _key(other) != _key(task):
-        raise WrongState(f"task {source!r} runs on another model, other layers or other groups than task {task.name!r}")
+        raise WrongState(f"task {source!r} runs on another model, other layers or tokens, or other groups than task {task.name!r}")
     values = read_coefficients(TensorBody.from_bytes(await work.aggregates.coefficients_body(source, other.served))).values
     metadata = {"task": task.name, "round": round_.number, "examples": 0, "warm_start": f"{source}@{other.served}"}
     return TensorBody({"coefficients": values}, metadata).to_bytes()
@@ -96,4 +96,4 @@ def _key(task: Task) -> str:
     if task.spec.identity is None:
         raise WrongState(f"nobody joined task {task.name!r} yet")
     layout = task.spec.layout(task.spec.identity)
-    return comparison_key(task.spec.identity.fingerprint, layout.layers, layout.groups)
+    return comparison_key(task.spec.identity.fingerprint, layout.layers, layout.groups, task.spec.injection)

@@ -22,7 +22,7 @@ from services.aggregator.storage.database import UnitOfWork
 
 log = structlog.get_logger(__name__)
 # Clients counted their examples by label, run the model, and were probed with the template.
-JOINED_WITH = ("labels", "model", "template", "chat")
+JOINED_WITH = ("labels", "model", "template", "chat", "head")
 
 
 class TaskService:

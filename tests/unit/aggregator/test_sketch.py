@@ -46,9 +46,11 @@ def test_likeness_of_vectors_is_likeness_of_sketches() -> None:
     assert float(sketch(left) @ sketch(-left)) == pytest.approx(-1)
 
 
-def test_only_tasks_of_the_same_model_layers_and_groups_are_compared() -> None:
-    keys = {comparison_key(*what) for what in (("a", [1, 2], 4), ("b", [1, 2], 4), ("a", [1, 3], 4), ("a", [1, 2], 8))}
-    assert len(keys) == 4
+def test_only_tasks_of_the_same_model_layers_tokens_and_groups_are_compared() -> None:
+    same = ("a", [1, 2], 4)
+    others = (("b", [1, 2], 4), ("a", [1, 3], 4), ("a", [1, 2], 8), (*same, "last_token"))
+    assert len({comparison_key(*what) for what in (same, *others)}) == 5
+    assert comparison_key(*same) == comparison_key(*same, "all_tokens")
 
 
 FIRST_FOUR = [0.216496, -0.063428, -0.061062, 0.0454]
