@@ -28,6 +28,12 @@ def stack(request: pytest.FixtureRequest) -> Settings:
     return settings(request.getfixturevalue("current_postgres"), **redis)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_stack(request: pytest.FixtureRequest) -> Settings:
+    """The settings of both stacks, whose databases have no tables yet."""
+    return settings(request.getfixturevalue(f"{request.param}_database"))
+
+
 @pytest.fixture
 async def aggregator(stack: Settings) -> AsyncIterator[Deployment]:
     """A running aggregator on each stack."""

@@ -27,8 +27,8 @@ def names(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
 
 
-async def test_the_migrations_make_exactly_the_tables_of_the_code(stack: Settings) -> None:
-    database = connect(stack.database_url)
+async def test_the_migrations_make_exactly_the_tables_of_the_code(empty_stack: Settings) -> None:
+    database = connect(empty_stack.database_url)
     await migrate(database.engine)
     async with database.engine.connect() as connection:
         assert await connection.run_sync(differences) == []
@@ -36,8 +36,8 @@ async def test_the_migrations_make_exactly_the_tables_of_the_code(stack: Setting
     await database.close()
 
 
-async def test_replicas_that_start_at_once_migrate_once(stack: Settings) -> None:
-    databases = [connect(stack.database_url) for _ in range(4)]
+async def test_replicas_that_start_at_once_migrate_once(empty_stack: Settings) -> None:
+    databases = [connect(empty_stack.database_url) for _ in range(4)]
     await asyncio.gather(*(migrate(database.engine) for database in databases))
     async with databases[0].engine.connect() as connection:
         assert await connection.run_sync(differences) == []
@@ -52,8 +52,8 @@ async def downgrade(engine: AsyncEngine) -> set[str]:
         return await connection.run_sync(names)
 
 
-async def test_the_migrations_can_be_taken_back_and_made_again(stack: Settings) -> None:
-    database = connect(stack.database_url)
+async def test_the_migrations_can_be_taken_back_and_made_again(empty_stack: Settings) -> None:
+    database = connect(empty_stack.database_url)
     await migrate(database.engine)
     assert await downgrade(database.engine) == {"alembic_version"}
     await migrate(database.engine)
@@ -61,14 +61,14 @@ async def test_the_migrations_can_be_taken_back_and_made_again(stack: Settings) 
     await database.close()
 
 
-async def test_a_database_without_tables_says_what_to_run(stack: Settings) -> None:
-    database = connect(stack.database_url)
+async def test_a_database_without_tables_says_what_to_run(empty_stack: Settings) -> None:
+    database = connect(empty_stack.database_url)
     assert await database.state() == "has no tables; run python -m services.aggregator.migrate"
     await database.close()
 
 
-async def test_who_waits_for_the_schema_goes_on_once_another_process_made_it(stack: Settings) -> None:
-    database, other = connect(stack.database_url), connect(stack.database_url)
+async def test_who_waits_for_the_schema_goes_on_once_another_process_made_it(empty_stack: Settings) -> None:
+    database, other = connect(empty_stack.database_url), connect(empty_stack.database_url)
     assert not await wait(database.engine, seconds=0)
     waiting = asyncio.create_task(wait(database.engine, seconds=30))
     await migrate(other.engine)
@@ -77,8 +77,8 @@ async def test_who_waits_for_the_schema_goes_on_once_another_process_made_it(sta
     await database.close()
 
 
-async def test_who_waits_is_not_content_with_the_schema_of_an_earlier_release(stack: Settings) -> None:
-    database = connect(stack.database_url)
+async def test_who_waits_is_not_content_with_the_schema_of_an_earlier_release(empty_stack: Settings) -> None:
+    database = connect(empty_stack.database_url)
     async with database.engine.begin() as connection:
         await connection.run_sync(lambda sync: upgrade(sync, "0002"))
     assert not await wait(database.engine, seconds=0)
@@ -87,8 +87,8 @@ async def test_who_waits_is_not_content_with_the_schema_of_an_earlier_release(st
     await database.close()
 
 
-async def test_a_release_that_goes_back_starts_on_the_schema_of_the_later_one(stack: Settings) -> None:
-    database = connect(stack.database_url)
+async def test_a_release_that_goes_back_starts_on_the_schema_of_the_later_one(empty_stack: Settings) -> None:
+    database = connect(empty_stack.database_url)
     await migrate(database.engine)
     async with database.engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

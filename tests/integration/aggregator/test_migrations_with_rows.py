@@ -182,8 +182,8 @@ async def check_later_tables(work: UnitOfWork, tables: set[str]) -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-async def test_rows_of_a_released_revision_are_read_after_the_migration(stack: Settings, revision: str) -> None:
-    database = connect(stack.database_url)
+async def test_rows_of_a_released_revision_are_read_after_the_migration(empty_stack: Settings, revision: str) -> None:
+    database = connect(empty_stack.database_url)
     async with database.engine.begin() as connection:
         tables = await connection.run_sync(lambda sync: fill(sync, revision))
     await migrate(database.engine)

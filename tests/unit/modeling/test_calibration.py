@@ -170,7 +170,7 @@ def test_held_out_counts_equal_a_plain_evaluation(layers: tuple[int, ...], names
     expected = evaluate(lm, prompts, prompts.labels(names), examples(15, labels=len(names))[8:], injected)
     assert client.evaluate(coefficients).tolist() == expected.tolist()
     assert client.evaluate(coefficients).tolist() == expected.tolist(), "the second time from the cache"
-    _, means = client.measure(coefficients)
+    means = client.measure(coefficients).label_probabilities
     items = [
         ScoringItem(prompts.prompt(example.text), prompts.labels(names), injected)
         for example in examples(15, labels=len(names))[8:]
