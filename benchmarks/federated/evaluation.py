@@ -18,7 +18,8 @@ from services.aggregator.domain.evaluation import EvaluationResult, measure
 
 def measure_held_out(federation: Federation, coefficients: Coefficients) -> list[HeldOutResult]:
     """Return every client's evaluation of the coefficients on its held-out examples."""
-    return [HeldOutResult(*client.calibrator.measure(coefficients)) for client in federation.clients]
+    measured = [client.calibrator.measure(coefficients) for client in federation.clients]
+    return [HeldOutResult(result.confusion, result.label_probabilities) for result in measured]
 
 
 def evaluate(federation: Federation, scores: Float32, held_out: Sequence[HeldOutResult]) -> dict[str, Any]:

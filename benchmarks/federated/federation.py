@@ -14,6 +14,7 @@ from ifed.messages.tasks import LayerChoice, resolve_layers
 from ifed.messages.texts import LabelledText
 from ifed.modeling.calibration import CACHE_BYTES, Calibrator
 from ifed.modeling.extraction import context_vector
+from ifed.modeling.forward import ActivationCache
 from ifed.modeling.injection import Injection, injection_of
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prompts import PromptTemplate
@@ -83,7 +84,14 @@ class Federation:
         ]
         self.truths = np.array([example.label for example in test])
         self._test, self._subset = (
-            HeldOut(lm, template, labels, examples, first_layer=self.layers[0], cache_bytes=CACHE_BYTES)
+            HeldOut(
+                lm,
+                template,
+                labels,
+                examples,
+                classes=len(dataset.labels),
+                cache=lambda rows: ActivationCache(lm, self.layers[0], rows, max_bytes=CACHE_BYTES),
+            )
             for examples in (test, test[:subset])
         )
 

@@ -13,6 +13,7 @@ RATES = (0.0003, 0.001, 0.003, 0.01)
 UNUSED_POLICY_FIELDS = (
     *("quorum", "quorum_fraction", "sample", "sample_fraction", "retries", "deadline_seconds"),
     *("patience", "serve", "holdout", "max_holdout", "max_demonstrations"),
+    *("solver", "head_rounds"),  # of a label head, which no method here has
 )
 """Policy fields without effect here, where every client answers in every round and the last version is evaluated."""
 
