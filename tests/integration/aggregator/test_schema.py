@@ -79,7 +79,9 @@ schema = schemathesis.openapi.from_dict(app_of("aggregator").openapi(), config=b
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """An aggregator with a task that has finished, `sentiment`, as the examples of the schema name it."""
-    made = Process(tmp_path_factory.mktemp("schema"), LOG_LEVEL="WARNING", REQUESTS_PER_MINUTE="1000000")
+    made = Process(
+        tmp_path_factory.mktemp("schema"), LOG_LEVEL="WARNING", REQUESTS_PER_MINUTE="1000000", FAILED_ATTEMPTS_PER_MINUTE="1000000"
+    )
     made.start()
     try:
         asyncio.run(run_a_task(made.url))
