@@ -41,7 +41,7 @@ class Probe(BaseModel):
 
     tokens: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the probe texts and the labels as tokens in the template")
     layers: int = Field(ge=1, le=1000)
-    values: str = Field(max_length=400_000, description="base64 of float32, little-endian, shape (text, layer, site, bucket)")
+    values: str = Field(max_length=200_000, description="base64 of float32, little-endian, shape (text, layer, site, bucket)")
 
     logits: str | None = Field(
         None, max_length=1000, description="base64 of float32, little-endian, shape (text, bucket); null from older clients"
