@@ -229,11 +229,14 @@ class AggregatorClient(ServiceClient):
         response = await self._send("GET", f"/v1/tasks/{task}/context", params=params)
         return _read_tensors(response, lambda body: read_context(TensorBody.from_bytes(body)))
 
-    async def standardization(self, task: str, *, version: int | None = None) -> Standardization | None:
-        """Return the statistics of the final state that come with a context vector; None for a task without a label head."""
+    async def context_with_standardization(
+        self, task: str, *, version: int | None = None
+    ) -> tuple[ContextVector, Standardization | None]:
+        """Return a context vector and the statistics of the final state that come with it; None for a task without a label head."""
         params: Mapping[str, int] = {} if version is None else {"version": version}
         response = await self._send("GET", f"/v1/tasks/{task}/context", params=params)
-        return _read_tensors(response, lambda body: read_standardization(TensorBody.from_bytes(body)))
+        body = _read_tensors(response, TensorBody.from_bytes)
+        return _read_tensors(response, lambda _: (read_context(body), read_standardization(body)))
 
     async def version(self, task: str, version: int) -> tuple[Coefficients, LabelHead | None]:
         """Return a version's coefficients, and its label head if it has one."""

@@ -211,10 +211,13 @@ class Participant:
         if assignment.context_digest == self._context_digest:
             return
         task, version = assignment.task, assignment.context_version
-        context = await self._aggregator.context(task.name, version=version)
+        if task.head == "words":
+            context = await self._aggregator.context(task.name, version=version)
+        else:
+            context, self._standardization = await self._aggregator.context_with_standardization(task.name, version=version)
+            if self._standardization is not None and len(self._standardization.mean) != self._model.identity.hidden_size:
+                raise UnreadableAnswer("the aggregator sent statistics of the final state of another model")
         self._check_shape(task, context.values, "the context vector")
-        if task.head != "words":
-            self._standardization = await self._aggregator.standardization(task.name, version=version)
         await asyncio.to_thread(self._model.adopt, task, context, self._split)
         self._context_digest = assignment.context_digest
 
@@ -234,6 +237,7 @@ class Participant:
         if self._states_of != (assignment.version, assignment.context_digest):
             self._status.begin(Activity.EVALUATING, round_=assignment.round)
             start, _ = await self._aggregator.version(task.name, assignment.version)
+            self._check_shape(task, start.values, "the coefficients")
             await asyncio.to_thread(self._model.compute_states, start, self._standardization)
             self._states_of = (assignment.version, assignment.context_digest)
         held_out = assignment.question is HeadQuestion.LIKELIHOOD

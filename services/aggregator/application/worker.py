@@ -257,9 +257,7 @@ async def aggregate_round(database: Database, round_: Round, on_body: Callable[[
     return await asyncio.to_thread(accumulator.summed)
 
 
-async def aggregate_head(
-    database: Database, round_: Round, on_body: Callable[[bytes], None] | None = None, *, clients: frozenset[str] | None = None
-) -> AggregationResult:
+async def aggregate_head(database: Database, round_: Round, on_body: Callable[[bytes], None] | None = None) -> AggregationResult:
     """Combine the answers to a head round with those to the earlier rounds of its solution, and return what to ask next, or the new version.
 
     Only the answers of the clients that answered this round count, so that one that dropped out on the way leaves nothing in the
@@ -267,7 +265,6 @@ async def aggregate_head(
 
     Args:
         on_body: called with each body of this round, in the order of client names.
-        clients: count these alone.
 
     Raises:
         WrongState: there are too few answers for the rule, or none that carries weight.
@@ -278,7 +275,7 @@ async def aggregate_head(
     async with database.read_only() as work:
         task = await work.tasks.get(round_.task)
         rounds = await work.heads.of_solve(round_.task, round_.solve, round_.number)
-        counted = set(rounds[-1].clients) & (set(rounds[-1].clients) if clients is None else clients)
+        counted = set(rounds[-1].clients)
         combined: list[CombinedAnswers] = []
         for answers in rounds:
             accumulator = CombinedAnswers(answers.question, HeadQuery.from_bytes(answers.query), task.spec.policy)
@@ -288,15 +285,14 @@ async def aggregate_head(
                 if client in counted:
                     await asyncio.to_thread(accumulator.add, weight, body)
             combined.append(accumulator)
-        examples = combined[0].examples
-        answers_before = [answers for answers in combined[:-1] if answers.question is not HeadQuestion.LIKELIHOOD]
-        left = len(rounds) > 1 and not set(rounds[-2].clients) <= counted  # the candidates contain what a client sent that has left
-        if round_.question is not HeadQuestion.LIKELIHOOD or left:
-            asked = answers_before if left and round_.question is HeadQuestion.LIKELIHOOD else [*answers_before, combined[-1]]
-            question, query = await asyncio.to_thread(next_query, asked, task.spec.policy)
-            return AggregationResult(None, examples, None, next_question=(question, query.to_bytes()))
         body = await work.aggregates.coefficients_body(round_.task, round_.version)
         context = TensorBody.from_bytes(await work.aggregates.context_body(round_.task, round_.context or 1))
+    examples = combined[0].examples
+    client_left = len(rounds) > 1 and not set(rounds[-2].clients) <= counted  # the candidates contain its answers
+    if round_.question is not HeadQuestion.LIKELIHOOD or client_left:
+        answered = [answers for answers in combined if answers.question is not HeadQuestion.LIKELIHOOD]
+        question, query = await asyncio.to_thread(next_query, answered, task.spec.policy)
+        return AggregationResult(None, examples, None, next_question=(question, query.to_bytes()))
     standardization = read_standardization(context)
     if standardization is None:
         raise Malformed(
