@@ -108,6 +108,7 @@ class Stack:
             "MODEL": "/models/tiny",
             "DTYPE": "float32",
             "TASK": TASK,
+            "MAX_ROUNDS": POLICY["rounds"],
             "STAY": "true",  # as `make up` and `make restore` set it; another value would recreate the agents without their logs
             "TASK_FILE": self.folder / "task.json",
             "POSTGRES_IMAGE": _postgres_image(),
