@@ -24,9 +24,15 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the weights written; float32 is exact.")
     ] = "float32",
+    form: Annotated[
+        Literal["auto", "sequence-classification", "lm-head"],
+        typer.Option(
+            "--format", help="For a label head: auto writes lm-head if every label is one token and the model can carry its bias."
+        ),
+    ] = "auto",
     cache: Cache = None,
 ) -> None:
-    """Fold a task into a checkpoint that any language model server can load; with --adapter, write the adapter instead."""
+    """Fold a task into a checkpoint that stock transformers loads; with --adapter, write the adapter instead."""
 
     fetched = call_aggregator(aggregator, token, lambda service: service.adapter(task, version=version))
     assert fetched is not None, "None only answers a known digest"
@@ -38,7 +44,7 @@ def export(
     from ifed.modeling.loading import load
 
     name = model or body.meta.identity.name
-    write(load(name, cache=cache_folder(cache), device="cpu", dtype=dtype, announce=say), body, out)
+    write(load(name, cache=cache_folder(cache), device="cpu", dtype=dtype, announce=say), body, out, form=form, announce=say)
     say(f"{task}, version {body.meta.version}, is an ordinary checkpoint in {out}; its README.md says how to use it")
 
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import GenerationConfig, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ifed.errors import AlreadyExists, FingerprintMismatch, LayoutMismatch, NotFoldable, UnsupportedFamily
 from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.modeling.injection import UNBATCHED_NDIM, Injection, injection_of
+from ifed.modeling.label_readout import (
+    Weights,
+    chat_template,
+    convert_to_classifier,
+    convert_to_next_token_model,
+    single_tokens,
+)
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prompts import PromptTemplate, prompt_parts
+from ifed.modeling.model_card import Card
+from ifed.modeling.prompts import PromptTemplate
+from ifed.tensors.regression import LabelHead
 
-Weights = dict[str, Tensor]
-Folded = tuple[PreTrainedConfig, Weights, tuple[str, str]]  # configuration, weights, names of the output projections of a layer
+Form = Literal["auto", "sequence-classification", "lm-head"]
+Folded = tuple[PreTrainedConfig, Weights, tuple[str, ...]]  # configuration, weights, names of the output projections of a layer
 WINDOW_SAFE_ROPE = ("default", "linear", "llama3")  # independent of the longest position, which a sliding window may lower
 MIN_WINDOW = 1024  # the longest prompt of a task
 SHARED_CONFIG_FIELDS = (
@@ -33,59 +45,31 @@ UNFOLDABLE = {
     "gemma3_text": "it normalises the output of a sub-layer before adding it, and that norm has no bias to hold λ·v",
     "qwen3": "its MLP takes no bias to hold λ·v, and no stock family with such biases normalises queries and keys as it does",
 }
-SNIPPET = """\
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # where this file is
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-before, after = {before}, {after}  # a text
-labels = {labels}
-bias = {bias}  # of each label; without it the label prior is that of the texts the task was measured on
-special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-def tokens_of(text):
-    if not any(token in text for token in special):
-        ids = tokenizer(before + text + after).input_ids
-        return ids[: len(ids) - {ends}]
-    # What looks like a special token in a text is read as plain characters.
-    ids = tokenizer({left} + text + {right}, add_special_tokens={begins}, split_special_tokens=True).input_ids
-    return {head} + ids[: len(ids) - ({ends} if {begins} else 0)] + {tail}
-
-@torch.no_grad()
-def classify(text):
-    prompt = tokens_of(text)
-    if len(prompt) > {longest}:
-        raise ValueError("the text is too long: shorten it; the service leaves out the middle of such texts")
-    scores = []
-    for tokens in labels.values():
-        logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float()
-        scores.append(logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).sum())
-    return dict(zip(labels, (torch.stack(scores) - torch.tensor(bias)).softmax(0).tolist()))
-"""
 
 
-def export(lm: LanguageModel, adapter: AdapterBody, folder: Path) -> None:
+def export(
+    lm: LanguageModel,
+    adapter: AdapterBody,
+    folder: Path,
+    *,
+    form: Form = "auto",
+    announce: Callable[[str], None] = lambda _sentence: None,
+) -> None:
     """Write weights, configuration, tokenizer and README.md of one task to `folder`, in the dtype of `lm`.
+
+    Args:
+        form: of a task that reads its labels by a head: a sequence classifier, or a language model whose next token is a label; by default the
+            latter if each label is one token and the family has a place for its bias, else the former.
+        announce: called with a sentence about what differs from the base model.
 
     Raises:
         FingerprintMismatch: the adapter was calibrated on another model.
         UnsupportedFamily: the model cannot represent an injection exactly; the detail says why.
-        NotFoldable: the task injects at the last token alone, or reads its labels by a head.
+        NotFoldable: the task injects at the last token alone, reads its labels by words and head together, or cannot take this form.
+        LayoutMismatch: the head does not fit the labels or the model.
         AlreadyExists: the folder is not empty.
     """
     meta = adapter.meta
-    if meta.injection == "last_token":
-        raise NotFoldable(
-            f"task {meta.task!r} injects at the last token alone, and a weight acts on every token; "
-            "a task with injection 'all_tokens' can be exported"
-        )
-    if meta.reading != "words":
-        raise NotFoldable(
-            f"version {meta.version} of task {meta.task!r} reads its labels by a label head, which a causal language model has no place "
-            "for; a task with head 'words' can be exported"
-        )
     if not meta.identity.agrees_with(lm.identity):
         raise FingerprintMismatch(
             f"task {meta.task!r} was calibrated on {meta.identity.name} ({meta.identity.fingerprint}), "
@@ -94,12 +78,17 @@ def export(lm: LanguageModel, adapter: AdapterBody, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AlreadyExists(f"{folder} is not empty; name a new folder")
     injection = injection_of(adapter.context, adapter.coefficients, meta.layout.layers, device=lm.device, dtype=lm.dtype)
-    config, weights = fold(lm, injection)
+    _check_foldable(meta, injection, form)
     template = PromptTemplate.of(lm, meta.template, chat=meta.chat)
-    labels = dict(zip(meta.labels, map(list, template.labels(meta.labels).ids), strict=True))
-    write(lm, config, weights, folder)
-    card = model_card(meta, template, labels, config.max_position_embeddings)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    head = None if meta.reading == "words" else _head(adapter, lm.hidden_size)
+    config, weights = fold(lm, injection)
+    if head is None:
+        labels = dict(zip(meta.labels, map(list, template.labels(meta.labels).ids), strict=True))
+        card = Card("words", config.max_position_embeddings, labels)
+        write(lm, config, weights, folder)
+    else:
+        card = _write_head(lm, (config, weights), head, meta, template, folder, form=form, announce=announce)
+    (folder / "README.md").write_text(card.text(meta, template), encoding="utf-8")
 
 
 def fold(lm: LanguageModel, injection: Injection, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedConfig, Weights]:
@@ -117,12 +106,12 @@ def fold(lm: LanguageModel, injection: Injection, *, dtype: torch.dtype | None =
         LayoutMismatch: the model does not have one of the layers or has another hidden size, or the injection differs between rows.
     """
     _check(lm, injection)
-    family = lm.family.name
-    if family not in FOLDING:
-        raise UnsupportedFamily(
-            f"{lm.name} cannot be exported: {family} cannot represent an injection exactly; {UNFOLDABLE[family]}"
-        )
-    config, weights, projections = FOLDING[family](lm)
+    try:
+        config, weights, projections = _folding(lm)
+    except UnsupportedFamily:
+        if not _is_identity(injection):
+            raise
+        config, weights, projections = copy.deepcopy(lm.model.config), _weights(lm), ()
     index_of = {layer: index for index, layer in enumerate(injection.layers)}
     for layer in range(lm.num_layers):
         for site, projection in enumerate(projections):
@@ -133,82 +122,131 @@ def fold(lm: LanguageModel, injection: Injection, *, dtype: torch.dtype | None =
                 weights[f"{key}.bias"] = weights[f"{key}.weight"].new_zeros(lm.hidden_size)
     dtype = dtype or lm.dtype
     config.dtype = dtype
-    config.architectures = ["GPT2LMHeadModel" if config.model_type == "gpt2" else "LlamaForCausalLM"]
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     return config, {name: tensor.to(dtype).cpu().contiguous() for name, tensor in weights.items()}
 
 
-def write(lm: LanguageModel, config: PreTrainedConfig, weights: Weights, folder: Path) -> None:
-    """Write a checkpoint that stock `AutoModelForCausalLM.from_pretrained(folder)` loads, with the tokenizer of `lm`."""
+def write(
+    lm: LanguageModel,
+    config: PreTrainedConfig,
+    weights: Weights,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    generation: GenerationConfig | None = None,
+) -> None:
+    """Write a checkpoint that stock `AutoModelForCausalLM.from_pretrained(folder)` loads.
+
+    Args:
+        tokenizer: that of `lm` by default.
+        generation: likewise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    if lm.model.generation_config is not None:
-        lm.model.generation_config.save_pretrained(folder)
+    (tokenizer or lm.tokenizer).save_pretrained(folder)
+    if (generation := generation or lm.model.generation_config) is not None:
+        generation.save_pretrained(folder)
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
 
 
-def model_card(meta: AdapterMeta, template: PromptTemplate, labels: dict[str, list[int]], positions: int) -> str:
-    """Return the model card: the task, its base model, its accuracy, and the code that classifies a text.
-
-    Args:
-        template: the prompt around a text, its special tokens included.
-        labels: the tokens of each label, as they follow the prompt.
-        positions: the longest input, in tokens, for which the checkpoint computes what the injected model does.
-    """
-    snippet = classification_code(meta, template, labels)
-    accuracy = "not measured"
-    if (result := meta.evaluation) is not None:
-        accuracy = f"{result.accuracy:.1%}, macro-F1 {result.macro_f1:.3f}, on {result.examples} held-out examples of all clients"
-    return f"""---
-base_model: {json.dumps(meta.identity.name)}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [in-context-learning, federated-learning, ifed-icl]
----
-
-# {meta.task}
-
-{meta.identity.name} with the injection of one federated task folded into its weights: an ordinary checkpoint, no other code needed. The
-licence is that of the base model.
-
-| | |
-|---|---|
-| task | `{meta.task}` |
-| labels | {", ".join(f"`{label}`" for label in meta.labels)} |
-| template | `{json.dumps(template.template, ensure_ascii=False)}` |
-| base model | `{meta.identity.name}` ({meta.identity.family}, {meta.identity.num_layers} layers of {meta.identity.hidden_size}) |
-| fingerprint of the base model | `{meta.identity.fingerprint}` |
-| calibration rounds | {meta.version} |
-| accuracy | {accuracy} |
-| injected layers | {", ".join(map(str, meta.layout.layers))} |
-| coefficient groups | {meta.layout.groups} |
-| made | {meta.created_at:%Y-%m-%d %H:%M} UTC |
-
-The next token after the prompt is the label, and the bias of each label is subtracted from its log-probability, as the service does. For inputs of up to {positions}
-tokens the checkpoint computes what the injected model does, to rounding: a float32 checkpoint answers as a service in float32. A service or a checkpoint
-in bfloat16 rounds more, which changes probabilities in the second decimal place.
-
-```python
-{snippet}```
-"""
-
-
-def classification_code(meta: AdapterMeta, template: PromptTemplate, labels: dict[str, list[int]]) -> str:
-    """Return Python code whose `classify(text)` returns the probability of each label as the service computes it."""
-    parts = prompt_parts(template.tokenizer, template.prefix, template.suffix)
-    return SNIPPET.format(
-        before=json.dumps(template.prefix),
-        after=json.dumps(template.suffix),
-        labels=json.dumps(labels, ensure_ascii=False),
-        bias=json.dumps(meta.label_bias or [0.0] * len(labels)),
-        left=json.dumps(parts.left),
-        right=json.dumps(parts.right),
-        head=list(parts.head),
-        tail=list(parts.tail),
-        begins=not parts.head,
-        ends=parts.ends,
-        longest=template.max_tokens,
+def _write_head(
+    lm: LanguageModel,
+    folded: tuple[PreTrainedConfig, Weights],
+    head: LabelHead,
+    meta: AdapterMeta,
+    template: PromptTemplate,
+    folder: Path,
+    *,
+    form: Form,
+    announce: Callable[[str], None],
+) -> Card:
+    """Write a folded model that reads its labels by a head, in the first form that can, and return what its model card says."""
+    config, weights = folded
+    layers, positions = config.num_hidden_layers, config.max_position_embeddings
+    tokenizer, generation = copy.deepcopy(lm.tokenizer), None
+    tokenizer.chat_template, config.ifed_template = chat_template(template), template.template
+    tokens = (
+        [] if form == "sequence-classification" else _convert_to_next_token(config, weights, head, meta, template, form, announce)
     )
+    if tokens:
+        generation = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=lm.tokenizer.pad_token_id)
+        announce(
+            "the output embeddings are rows of the label head now, tied to the input embeddings no longer, which stay as they are"
+        )
+        card = Card("lm-head", positions, {label: [token] for label, token in zip(meta.labels, tokens, strict=True)})
+    else:
+        bias = convert_to_classifier(config, weights, head, meta.labels, template)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+        card = Card("sequence-classification", positions, bias=bias)
+        if bias is not None:
+            announce(
+                "stock code leaves out the bias of each label, for which this model has no place: add ifed_label_bias of config.json"
+            )
+    if config.num_hidden_layers > layers:
+        card = replace(card, added_layer=True)
+        announce("one more layer carries the biases of the labels; load the checkpoint in float32 or bfloat16, not in float16")
+    write(lm, config, weights, folder, tokenizer=tokenizer, generation=generation)
+    return card
+
+
+def _convert_to_next_token(
+    config: PreTrainedConfig,
+    weights: Weights,
+    head: LabelHead,
+    meta: AdapterMeta,
+    template: PromptTemplate,
+    form: Form,
+    announce: Callable[[str], None],
+) -> list[int]:
+    """Return the token of each label; none if the model cannot answer with them and another form will do."""
+    try:
+        tokens = single_tokens(template, meta.labels)
+        convert_to_next_token_model(config, weights, head, tokens)
+    except NotFoldable as reason:
+        if form == "lm-head":
+            raise NotFoldable(f"{reason.detail}; write a sequence classifier (--format sequence-classification)") from reason
+        announce(f"a sequence classifier is written: {reason.detail}")
+        return []
+    return tokens
+
+
+def _check_foldable(meta: AdapterMeta, injection: Injection, form: Form) -> None:
+    if meta.injection == "last_token" and not _is_identity(injection):
+        raise NotFoldable(
+            f"task {meta.task!r} injects at the last token alone, and a weight acts on every token; "
+            "train a task with injection 'all_tokens' to export it, or serve the adapter (--adapter)"
+        )
+    if meta.reading == "both":
+        raise NotFoldable(
+            f"version {meta.version} of task {meta.task!r} reads its labels by the mean of words and head, and a checkpoint has one of them; "
+            "train a task with head 'regression' or 'words' to export it, or serve the adapter (--adapter)"
+        )
+    if meta.reading == "words" and form != "auto":
+        raise NotFoldable(
+            f"version {meta.version} of task {meta.task!r} reads its labels by their words; a form is for label heads, leave --format out"
+        )
+
+
+def _head(adapter: AdapterBody, hidden_size: int) -> LabelHead:
+    """Return the head with the label bias that a service subtracts from its scores."""
+    meta, head = adapter.meta, adapter.head
+    if head is None or head.weight.shape != (len(meta.labels), hidden_size):
+        shape = None if head is None else head.weight.shape
+        raise LayoutMismatch(f"the adapter reads {len(meta.labels)} labels by a head of {hidden_size} channels; it carries {shape}")
+    return head if meta.label_bias is None else LabelHead(head.weight, head.bias - np.asarray(meta.label_bias, dtype=np.float32))
+
+
+def _is_identity(injection: Injection) -> bool:
+    """Whether an injection leaves the model as it is: λ = 0, β = 1."""
+    return bool((injection.scale == 1).all() and (injection.shift == 0).all())
+
+
+def _folding(lm: LanguageModel) -> Folded:
+    if (family := lm.family.name) not in FOLDING:
+        raise UnsupportedFamily(
+            f"{lm.name} cannot be exported: {family} cannot represent an injection exactly; {UNFOLDABLE[family]}"
+        )
+    return FOLDING[family](lm)
 
 
 def _check(lm: LanguageModel, injection: Injection) -> None:

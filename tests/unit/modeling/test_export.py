@@ -242,7 +242,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"injection": "last_token"}, "a weight acts on every token"), ({"reading": "head"}, "reads its labels by a label head")],
+    [({"injection": "last_token"}, "a weight acts on every token"), ({"reading": "both"}, "by the mean of words and head")],
 )
 def test_what_no_weight_can_stand_for_is_not_exported(tmp_path: Path, changes: dict[str, str], reason: str) -> None:
     body = adapter(build())
