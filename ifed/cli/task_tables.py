@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ifed.cli.console import percent, size
 from ifed.cli.tables import Column, FittedTable
 from ifed.messages.evaluations import EvaluationDetails
-from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo
+from ifed.messages.rounds import ContextInfo, LedgerEntry, Replay, RoundInfo, TaskInfo, ThresholdResult
 
 LABELS_IN_FULL = 8
 MOST_ERRORS = 20
@@ -111,6 +111,14 @@ def labels_table(evaluation: EvaluationDetails) -> FittedTable:
     table = FittedTable(Column("label", wraps=True), "texts", "predicted", "precision", "recall")
     for label in evaluation.labels:
         table.add_row(label.label, str(label.texts), str(label.predicted), percent(label.precision), percent(label.recall))
+    return table
+
+
+def thresholds_table(thresholds: Sequence[ThresholdResult]) -> FittedTable:
+    """Return a table of thresholds below which a task might abstain, each with what would be answered, and how well."""
+    table = FittedTable("abstain below", "answered", "accuracy of these")
+    for threshold in thresholds:
+        table.add_row(f"{threshold.abstain_below:.1f}", percent(threshold.answered), percent(threshold.accuracy))
     return table
 
 

@@ -31,6 +31,7 @@ from ifed.cli.task_tables import (
     rounds_table,
     served_accuracy,
     tasks_table,
+    thresholds_table,
 )
 from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, BadArguments, Conflict
@@ -95,7 +96,9 @@ def show_task(
     aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
     details: Annotated[
         bool,
-        typer.Option("--details", help="Also show each version's precision, recall and confusions, and each client's accuracy."),
+        typer.Option(
+            "--details", help="Also show each version's precision, recall, confusions and calibration, and each client's accuracy."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -250,9 +253,12 @@ def _show_evaluation(evaluation: EvaluationDetails) -> None:
     say(
         f"\nversion {evaluation.version}, evaluated in round {evaluation.round} on {evaluation.examples} held-out texts: "
         f"accuracy {percent(evaluation.accuracy)}, macro-F1 {evaluation.macro_f1:.3f}"
+        + ("" if (error := evaluation.expected_calibration_error) is None else f", expected calibration error {error:.3f}")
     )
     for table in (labels_table(evaluation), confusion_table(evaluation), client_evaluations_table(evaluation)):
         show(table)
+    if evaluation.thresholds is not None:
+        show(thresholds_table(evaluation.thresholds))
 
 
 def _verify(name: str, aggregator: str, token: str, *, as_json: bool) -> None:

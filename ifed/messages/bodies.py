@@ -14,6 +14,7 @@ from ifed.errors import LayoutMismatch, Malformed, NonFinite
 from ifed.messages.rounds import AdapterMeta, ContributionMeta, Reading
 from ifed.messages.tasks import Message
 from ifed.messages.validation import describe_errors
+from ifed.tensors.confidence import ConfidenceBins
 from ifed.tensors.quantization import QuantizedRows
 from ifed.tensors.regression import LabelHead, Standardization
 from ifed.tensors.updates import UPDATE_TENSORS, Update, read_update, update_tensors
@@ -118,7 +119,7 @@ class HeadQuery:
         )
 
 
-HELD_OUT_TENSORS = ("confusion", "label_probabilities", "log_likelihood")
+HELD_OUT_TENSORS = ("confusion", "label_probabilities", "log_likelihood", "bins")
 OTHER_READINGS: tuple[Reading, ...] = ("words", "both")
 
 
@@ -130,11 +131,13 @@ class HeldOutCounts:
         confusion: int64, (truth, prediction).
         label_probabilities: mean probability of each label, float32, (labels,).
         log_likelihood: sum of the log-probabilities of the true labels, 0 at the most.
+        confidence: the same texts by the probability of their most probable label.
     """
 
     confusion: Int64
     label_probabilities: Float32 | None = None
     log_likelihood: float | None = None
+    confidence: ConfidenceBins | None = None
 
     def tensors(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return the tensors that a body carries, by name."""
@@ -143,6 +146,8 @@ class HeldOutCounts:
             tensors[f"{prefix}label_probabilities"] = self.label_probabilities
         if self.log_likelihood is not None:
             tensors[f"{prefix}log_likelihood"] = np.array([self.log_likelihood], dtype=np.float64)
+        if self.confidence is not None:
+            tensors[f"{prefix}bins"] = self.confidence.packed()
         return tensors
 
     @classmethod
@@ -152,16 +157,18 @@ class HeldOutCounts:
         Raises:
             LayoutMismatch: the confusion counts are missing, or a tensor has another dtype or shape.
             NonFinite: a value is NaN or infinite.
-            Malformed: the label probabilities or the log-likelihood cannot be what they are said to be.
+            Malformed: the label probabilities, the log-likelihood or the confidence bins cannot be what they are said to be.
         """
         confusion = body.tensor(f"{prefix}confusion", np.int64)
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
             raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
+        confidence = _read_confidence(body, f"{prefix}bins", confusion) if f"{prefix}bins" in body.tensors else None
         probabilities = f"{prefix}label_probabilities"
         return cls(
             confusion,
             read_label_probabilities(body, probabilities) if probabilities in body.tensors else None,
             _read_log_likelihood(body, f"{prefix}log_likelihood") if f"{prefix}log_likelihood" in body.tensors else None,
+            confidence,
         )
 
 
@@ -171,7 +178,8 @@ class UpdateBody:
     Tensors: `confusion`, int64, (truth, prediction); the update as `coefficients` or `gradient`, float32, (layer, site, coefficient,
     group), or as `change` in float16 or int8, the latter with `scales`; and where the policy asks for them `label_probabilities`, float32,
     (labels,): the mean probability of each label on the held-out texts under the round's version; and `log_likelihood`, float64, (1,), the
-    sum of the log-probabilities of their true labels. In an evaluation round of a task with head `auto`, these are of the label head, and
+    sum of the log-probabilities of their true labels; where the assignment asks for it `bins`, uint16 or uint32, (3, k), as
+    `ConfidenceBins.packed` returns them. In an evaluation round of a task with head `auto`, these are of the label head, and
     `words_…` and `both_…` are those of the two other ways of reading the labels.
     """
 
@@ -183,10 +191,11 @@ class UpdateBody:
         *,
         label_probabilities: Float32 | None = None,
         log_likelihood: float | None = None,
+        confidence: ConfidenceBins | None = None,
         others: Mapping[Reading, HeldOutCounts] | None = None,
     ) -> None:
         self.update, self.confusion, self.meta, self.label_probabilities = update, confusion, meta, label_probabilities
-        self.log_likelihood, self.others = log_likelihood, others or {}
+        self.log_likelihood, self.confidence, self.others = log_likelihood, confidence, others or {}
 
     @classmethod
     def of(
@@ -204,15 +213,13 @@ class UpdateBody:
             meta,
             label_probabilities=held_out.label_probabilities,
             log_likelihood=held_out.log_likelihood,
+            confidence=held_out.confidence,
             others=others,
         )
 
     def to_bytes(self) -> bytes:
-        tensors: dict[str, npt.NDArray[Any]] = {"confusion": self.confusion} | update_tensors(self.update)
-        if self.label_probabilities is not None:
-            tensors["label_probabilities"] = self.label_probabilities
-        if self.log_likelihood is not None:
-            tensors["log_likelihood"] = np.array([self.log_likelihood], dtype=np.float64)
+        own = HeldOutCounts(self.confusion, self.label_probabilities, self.log_likelihood, self.confidence)
+        tensors = own.tensors() | update_tensors(self.update)
         for reading, counts in self.others.items():
             tensors |= counts.tensors(f"{reading}_")
         return TensorBody(tensors, self.meta.model_dump(exclude_none=True)).to_bytes()
@@ -228,6 +235,7 @@ class UpdateBody:
             _meta(ContributionMeta, parsed),
             label_probabilities=counts.label_probabilities,
             log_likelihood=counts.log_likelihood,
+            confidence=counts.confidence,
             others={
                 reading: HeldOutCounts.read(parsed, f"{reading}_")
                 for reading in OTHER_READINGS
@@ -328,6 +336,13 @@ def _read_log_likelihood(body: TensorBody, name: str) -> float:
     if values[0] > 0:
         raise Malformed("a log-likelihood is the logarithm of a probability: 0 at the most")
     return float(values[0])
+
+
+def _read_confidence(body: TensorBody, name: str, confusion: Int64) -> ConfidenceBins:
+    confidence = ConfidenceBins.unpacked(body.tensor(name, np.uint16, np.uint32))
+    if (confidence.texts, confidence.correct) != (int(confusion.sum()), int(np.trace(confusion))):
+        raise Malformed("the confidence bins hold other numbers of texts and of correct ones than the confusion counts")
+    return confidence
 
 
 def read_label_probabilities(body: TensorBody, name: str = "label_probabilities") -> Float32:

@@ -58,6 +58,25 @@ class ReadingResult(Message):
     accuracy: float
     macro_f1: float
     log_likelihood: float = Field(description="mean log-probability of the true label")
+    expected_calibration_error: float | None = Field(None, description="as of the version")
+
+
+class LabelEvaluation(Message):
+    """How well one label is recognised."""
+
+    label: str
+    texts: int = Field(description="held-out texts with this label")
+    predicted: int = Field(description="held-out texts that got this label")
+    precision: float | None = Field(description="share of `predicted` that is right; null if nothing got this label")
+    recall: float | None = Field(description="share of `texts` that got this label; null if no text has it")
+
+
+class ThresholdResult(Message):
+    """What a version would do with the held-out texts if its task abstained below a probability."""
+
+    abstain_below: float
+    answered: float = Field(description="share of the held-out texts whose highest probability is at least that")
+    accuracy: float | None = Field(description="among those; null if there is none")
 
 
 class Evaluation(Message):
@@ -70,6 +89,19 @@ class Evaluation(Message):
     log_likelihood: float | None = Field(None, description="mean log-probability of the true label")
     reading: Reading | None = Field(None, description="what was read: the label words, the label head, or the mean of both")
     readings: list[ReadingResult] = Field([], description="of a task with head `auto`: each way of reading the labels")
+    expected_calibration_error: float | None = Field(
+        None,
+        description="mean distance between the highest probability and the accuracy, over ten bins of that probability; of the "
+        "probabilities before `label_bias` is subtracted; null where a client did not report its bins",
+    )
+    thresholds: list[ThresholdResult] | None = Field(
+        None, description="of the same probabilities: what would be answered, and how well; null as above, and in adapters"
+    )
+    labels: list[LabelEvaluation] | None = Field(
+        None,
+        description="precision and recall of each label, in the order of the task's labels; null in lists of tasks or rounds, in adapters, "
+        "and for rounds that an earlier release closed",
+    )
 
 
 class ClientProgress(Message):
@@ -202,6 +234,7 @@ class Assignment(Message):
     question: HeadQuestion | None = Field(
         None, description="of a head round: what to answer; GET …/rounds/{number}/query has its tensors"
     )
+    confidence: bool = Field(False, description="whether to report the confidence of held-out texts in bins")
     client: Name | None = Field(None, description="the client this is for")
     state: TaskState
     reason: str | None = None

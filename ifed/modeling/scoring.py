@@ -19,6 +19,7 @@ from ifed.modeling.logits import label_scores
 from ifed.modeling.prefix_cache import PrefixSharing
 from ifed.modeling.prompt_cache import PromptCache
 from ifed.modeling.prompts import Prompt, PromptTemplate
+from ifed.tensors.confidence import ConfidenceBins
 from ifed.tensors.regression import LabelHead, log_softmax
 from ifed.tensors.values import Float32, Int64
 
@@ -99,11 +100,13 @@ class Measurement:
         confusion: int64, (C, C), true labels in rows, predicted ones in columns.
         label_probabilities: the mean probability of each label, float32, (C,); None without examples.
         log_likelihood: the sum of the log-probabilities of the true labels.
+        confidence: the examples by the probability of their most probable label; None without examples.
     """
 
     confusion: Int64
     label_probabilities: Float32 | None
     log_likelihood: float
+    confidence: ConfidenceBins | None = None
 
     @classmethod
     def of(cls, true_labels: Sequence[int], scores: Float32) -> Measurement:
@@ -113,7 +116,7 @@ class Measurement:
             return cls(confusion, None, 0.0)
         means = np.asarray(np.exp(scores, dtype=np.float64).mean(axis=0), dtype=np.float32)
         of_truth = scores[np.arange(len(scores)), np.asarray(true_labels)]
-        return cls(confusion, means, float(of_truth.sum(dtype=np.float64)))
+        return cls(confusion, means, float(of_truth.sum(dtype=np.float64)), ConfidenceBins.of(true_labels, scores))
 
 
 class HeldOut:

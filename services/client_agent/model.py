@@ -233,4 +233,4 @@ class LocalModel:
 
 def _counts(measured: Measurement, *, with_likelihood: bool) -> HeldOutCounts:
     likelihood = measured.log_likelihood if with_likelihood else None
-    return HeldOutCounts(measured.confusion, measured.label_probabilities, likelihood)
+    return HeldOutCounts(measured.confusion, measured.label_probabilities, likelihood, measured.confidence)

@@ -260,6 +260,9 @@ class Participant:
         if not task.policy.label_bias:
             held_out = replace(held_out, label_probabilities=None)
             others = {reading: replace(counts, label_probabilities=None) for reading, counts in others.items()}
+        if not assignment.confidence:
+            held_out = replace(held_out, confidence=None)
+            others = {reading: replace(counts, confidence=None) for reading, counts in others.items()}
         if assignment.kind is AssignmentKind.EVALUATION:
             meta = self._meta(assignment, began, examples=len(self._split.holdout))
             return UpdateBody.of(held_out, meta, others=others).to_bytes()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
 from ifed.messages.enums import RoundKind, RoundState
-from services.aggregator.domain.evaluation import EvaluationResult
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
+from services.aggregator.domain.evaluation import EvaluationResult, LabelResult
 from services.aggregator.storage.database import Database
 from testing.factories import NOON, aggregate, context_contribution, membership, party, round_, task
 
@@ -179,7 +181,9 @@ class RoundsContract:
 
     async def test_what_a_withdrawn_version_measured_no_longer_counts(self, database: Database) -> None:
         await with_task(database, "a")
-        measured = EvaluationResult(0.5, 0.5, 8, (-0.5, -1.0))
+        bins = ConfidenceBins((ConfidenceBin(),) * 9 + (ConfidenceBin(8, 4, 7.6000000001),))
+        labels = (LabelResult(4, 4, 2), LabelResult(4, 4, 2))
+        measured = EvaluationResult(0.5, 0.5, 8, (-0.5, -1.0), labels=labels, confidence=bins)
         async with database.unit_of_work() as work:
             for number, version in ((1, 0), (2, 1), (3, 2)):
                 await work.aggregates.add_coefficients(aggregate(version), b"body")
@@ -188,7 +192,9 @@ class RoundsContract:
             await work.aggregates.withdraw_after("sentiment", 0, NOON)
             await work.commit()
         async with database.unit_of_work() as work:
-            assert await work.rounds.evaluations("sentiment") == [(0, measured)]
+            assert await work.rounds.evaluations("sentiment") == [(0, replace(measured, labels=()))]
+            assert await work.rounds.evaluations("sentiment", labels=True) == [(0, measured)]
+            assert (await work.rounds.get("sentiment", 1)).evaluation == measured
             await work.aggregates.withdraw_after("sentiment", 1, NOON)
             assert [version for version, _ in await work.rounds.evaluations("sentiment")] == [0, 1]
 

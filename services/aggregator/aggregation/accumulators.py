@@ -20,6 +20,7 @@ from ifed.messages.bodies import (
 from ifed.messages.enums import HeadQuestion, RoundKind
 from ifed.messages.rounds import Reading, ReadingResult
 from ifed.messages.tasks import Policy
+from ifed.tensors.confidence import ConfidenceBins
 from ifed.tensors.label_prior import bias_of
 from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import apply_update, read_update
@@ -28,7 +29,7 @@ from services.aggregator.aggregation.robust import coordinate_median
 from services.aggregator.aggregation.rules import Reducer, WeightedMean
 from services.aggregator.aggregation.server_optimizers import Moments, ServerOptimizer
 from services.aggregator.aggregation.sketch import sketch
-from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult
+from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, label_results
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.task import Task
 
@@ -127,6 +128,7 @@ class EvaluationAccumulator:
         # Of the clients that sent label probabilities alone.
         self._label_confusion, self._label_probabilities = ConfusionMatrix(labels), WeightedMean()
         self._log_likelihood, self._with_likelihood = 0.0, 0
+        self._confidence = ConfidenceBins()
 
     def add(self, counts: HeldOutCounts) -> None:
         """Add the report of one client."""
@@ -138,12 +140,17 @@ class EvaluationAccumulator:
         if counts.log_likelihood is not None:
             self._log_likelihood += counts.log_likelihood
             self._with_likelihood += examples
+        if counts.confidence is not None:
+            self._confidence += counts.confidence
 
     def result(self) -> EvaluationResult | None:
-        """Return the evaluation, with a likelihood if every client sent one; None without held-out examples."""
+        """Return the evaluation, with a likelihood and with confidence bins if every client sent them; None without held-out examples."""
         evaluation = self._confusion.measure()
         if evaluation is None:
             return None
+        evaluation = replace(evaluation, labels=tuple(label_results(self._confusion.counts)))
+        if self._confidence.texts == evaluation.examples:
+            evaluation = replace(evaluation, confidence=self._confidence)
         if self._with_likelihood == evaluation.examples:
             evaluation = replace(evaluation, log_likelihood=self._log_likelihood / self._with_likelihood)
         if self._label_probabilities.weight == 0:
@@ -235,7 +242,13 @@ class RoundAccumulator:
             return own
         best = max(measured, key=lambda reading: measured[reading][1])
         readings = tuple(
-            ReadingResult(reading=reading, accuracy=result.accuracy, macro_f1=result.macro_f1, log_likelihood=likelihood)
+            ReadingResult(
+                reading=reading,
+                accuracy=result.accuracy,
+                macro_f1=result.macro_f1,
+                log_likelihood=likelihood,
+                expected_calibration_error=result.expected_calibration_error,
+            )
             for reading, (result, likelihood) in measured.items()
         )
         return replace(measured[best][0], reading=best, readings=readings)

@@ -14,7 +14,24 @@ LAYOUT = {"layers": [1], "hidden_size": 576, "groups": 64}
 POLICY = {"rounds": 4, "clients_expected": 2, "quorum_fraction": 0.5, "deadline_seconds": 3600}
 PROBE = {"tokens": "ab" * 32, "layers": 2, "values": base64.b64encode(bytes(4 * 4 * 2 * 2 * 8)).decode()}
 SPEC = {"name": "sentiment", "labels": LABELS, "template": TEMPLATE, "model": "smollm2-135m", "groups": 64, "policy": POLICY}
-EVALUATION = {"version": 1, "accuracy": 0.872, "macro_f1": 0.868, "examples": 180}
+EVALUATION = {
+    "version": 1,
+    "accuracy": 0.872,
+    "macro_f1": 0.868,
+    "examples": 180,
+    "expected_calibration_error": 0.031,
+    "thresholds": [
+        {"abstain_below": 0.5, "answered": 1.0, "accuracy": 0.872},
+        {"abstain_below": 0.6, "answered": 0.961, "accuracy": 0.89},
+        {"abstain_below": 0.7, "answered": 0.906, "accuracy": 0.914},
+        {"abstain_below": 0.8, "answered": 0.811, "accuracy": 0.945},
+        {"abstain_below": 0.9, "answered": 0.622, "accuracy": 0.982},
+    ],
+    "labels": [
+        {"label": "negative", "texts": 90, "predicted": 95, "precision": 0.853, "recall": 0.9},
+        {"label": "positive", "texts": 90, "predicted": 85, "precision": 0.894, "recall": 0.844},
+    ],
+}
 MEMBER = {"client": "north", "joined_at": OPENED, "label_counts": {"negative": 210, "positive": 190}, "holdout": 100}
 NORTH = {
     "client": "north",
@@ -84,10 +101,6 @@ EXAMPLES: dict[str, Any] = {
     "EvaluationDetails": EVALUATION
     | {
         "round": 3,
-        "labels": [
-            {"label": "negative", "texts": 90, "predicted": 95, "precision": 0.853, "recall": 0.9},
-            {"label": "positive", "texts": 90, "predicted": 85, "precision": 0.894, "recall": 0.844},
-        ],
         "confusion": [[81, 9], [14, 76]],
         "clients": [{"client": "north", "texts": 100, "correct": 88, "accuracy": 0.88}],
     },
@@ -145,6 +158,7 @@ EXAMPLES: dict[str, Any] = {
         "version": 1,
         "context_digest": DIGEST,
         "work": WORK,
+        "confidence": True,
         "state": "running",
     },
     "Receipt": {"task": "sentiment", "round": 3, "client": "north", "digest": DIGEST, "received_at": CLOSED},

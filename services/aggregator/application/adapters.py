@@ -11,7 +11,7 @@ import structlog
 from ifed.errors import NothingYet
 from ifed.messages.bodies import AdapterBody, read_coefficients, read_context, read_head
 from ifed.messages.enums import HeadState
-from ifed.messages.rounds import AdapterMeta, Reading
+from ifed.messages.rounds import AdapterMeta, Evaluation, Reading
 from ifed.tensors.values import TensorBody, digest_of
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
@@ -161,6 +161,11 @@ def _reading(task: Task, coefficients: Aggregate, result: EvaluationResult | Non
     return "head" if result is None or result.reading is None else result.reading
 
 
+def _short(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation as adapters carry it, without what nobody reads there."""
+    return evaluation.model_copy(update={"thresholds": None})
+
+
 async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: Aggregate) -> AdapterMeta:
     assert task.spec.identity is not None, "a version exists, so a client joined"
     result = dict(await work.rounds.evaluations(task.name)).get(coefficients.version)
@@ -173,7 +178,7 @@ async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: 
         chat=task.spec.chat,
         identity=task.spec.identity,
         layout=task.spec.layout(task.spec.identity),
-        evaluation=None if result is None else messages.evaluation(coefficients.version, result),
+        evaluation=None if result is None else _short(messages.evaluation(coefficients.version, result)),
         injection=task.spec.injection,
         reading=_reading(task, coefficients, result),
         head=coefficients.head,

@@ -6,12 +6,13 @@ import asyncio
 
 import numpy as np
 
-from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails, LabelEvaluation
-from ifed.tensors.values import TensorBody
+from ifed.messages.bodies import OTHER_READINGS
+from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails
+from ifed.messages.rounds import Reading
+from ifed.tensors.values import Int64, TensorBody
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.evaluation import ConfusionMatrix, label_results
-from services.aggregator.domain.round import Seat
 
 
 class Evaluations:
@@ -21,43 +22,43 @@ class Evaluations:
         self._dependencies = dependencies
 
     async def get(self, name: str, version: int) -> EvaluationDetails:
-        """Return the newest evaluation of a version.
+        """Return the newest evaluation of a version, as its labels are read.
 
         Raises:
             UnknownTask: there is no task of this name.
             NothingYet: no closed round has evaluated this version.
         """
+        clients: list[ClientEvaluation] = []
         async with self._dependencies.database.read_only() as work:
             task = await work.tasks.get(name)
             round_ = await work.rounds.evaluation_of(name, version)
-            assert round_.evaluation is not None, "it was asked for because it has one"
-            seats = (await work.rounds.seats(name, [round_.number]))[round_.number]
+            result = round_.evaluation
+            assert result is not None, "it was asked for because it has one"
             matrix = ConfusionMatrix(len(task.spec.labels))
-            async for _, _, body in work.rounds.bodies(name, round_.number):
-                await asyncio.to_thread(_add, matrix, body)
-        results = zip(task.spec.labels, label_results(matrix.counts), strict=True)
+            async for client, _, body in work.rounds.bodies(name, round_.number):
+                counts = await asyncio.to_thread(_counts, body, result.reading)
+                if counts is None:
+                    continue
+                matrix.add(counts)
+                if texts := int(counts.sum()):
+                    clients.append(_client(client, texts, int(np.trace(counts))))
+        summary = messages.evaluation(version, result).model_dump(exclude={"labels"})
         return EvaluationDetails(
-            **messages.evaluation(version, round_.evaluation).model_dump(),
+            **summary,
             round=round_.number,
-            labels=[
-                LabelEvaluation(
-                    label=label, texts=result.texts, predicted=result.predicted, precision=result.precision, recall=result.recall
-                )
-                for label, result in results
-            ],
+            labels=messages.label_evaluations(task.spec.labels, label_results(matrix.counts)),
             confusion=matrix.counts.tolist(),
-            clients=[client for seat in seats if (client := _client(seat)) is not None],
+            confidence=None if result.confidence is None else messages.confidence_bins(result.confidence),
+            clients=clients,
         )
 
 
-def _add(matrix: ConfusionMatrix, body: bytes) -> None:
-    matrix.add(TensorBody.from_bytes(body).tensor("confusion", np.int64))
+def _counts(body: bytes, reading: Reading | None) -> Int64 | None:
+    """Return the confusion counts of a contribution for one way of reading the labels; None where it has none for it."""
+    parsed = TensorBody.from_bytes(body)
+    name = f"{reading}_confusion" if reading in OTHER_READINGS else "confusion"
+    return parsed.tensor(name, np.int64) if name in parsed.tensors else None
 
 
-def _client(seat: Seat) -> ClientEvaluation | None:
-    """Return how well the version does for one client; None for one that evaluated nothing."""
-    if (entry := seat.entry) is None or entry.correct is None or not entry.evaluated:
-        return None
-    return ClientEvaluation(
-        client=seat.client, texts=entry.evaluated, correct=entry.correct, accuracy=entry.correct / entry.evaluated
-    )
+def _client(name: str, texts: int, correct: int) -> ClientEvaluation:
+    return ClientEvaluation(client=name, texts=texts, correct=correct, accuracy=correct / texts)

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 from ifed.messages.clients import ClientInfo
 from ifed.messages.enums import AssignmentKind, RoundKind
+from ifed.messages.evaluations import ConfidenceBin
 from ifed.messages.rounds import (
     MOST,
     Assignment,
     ClientProgress,
     ContextInfo,
     Evaluation,
+    LabelEvaluation,
     LocalWork,
     Member,
     Page,
@@ -24,10 +26,11 @@ from ifed.messages.rounds import (
     Withdrawal,
 )
 from ifed.messages.tasks import Layout
+from ifed.tensors.confidence import BINS, ConfidenceBins
 from services.aggregator.domain.access import Party
 from services.aggregator.domain.aggregates import Aggregate
 from services.aggregator.domain.contribution import ContributionRecord
-from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.evaluation import EvaluationResult, LabelResult, threshold_results
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.schedule import NEAREST, Evaluated, seed_of
 from services.aggregator.domain.task import Membership, Task
@@ -44,7 +47,7 @@ def task_info(
     evaluations: Evaluated,
     context: int | None,
 ) -> TaskInfo:
-    """Return a task as admins see it."""
+    """Return a task as admins see it; each evaluation has the results of its labels if they were read."""
     return TaskInfo(
         spec=task.spec,
         state=task.state,
@@ -57,15 +60,18 @@ def task_info(
         version=task.version,
         served=task.served,
         context=context,
-        evaluations=[evaluation(version, result) for version, result in evaluations],
+        evaluations=[evaluation(version, result, task.spec.labels) for version, result in evaluations],
         reason=task.reason,
         warm_start=None if task.warm_start == NEAREST else task.warm_start,
     )
 
 
-def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
-    """Return a round as admins see it."""
+def round_info(round_: Round, seats: Sequence[Seat], labels: Sequence[str] = ()) -> RoundInfo:
+    """Return a round as admins see it, with the results of these labels."""
     entries = [seat.entry for seat in seats if seat.entry is not None]
+    measured = None
+    if round_.evaluation is not None and round_.version is not None:
+        measured = evaluation(round_.version, round_.evaluation, labels)
     return RoundInfo(
         task=round_.task,
         number=round_.number,
@@ -82,7 +88,7 @@ def round_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo:
         produced=round_.produced,
         question=round_.question,
         loss=mean_loss(entries),
-        evaluation=None if round_.evaluation is None or round_.version is None else evaluation(round_.version, round_.evaluation),
+        evaluation=measured,
         reason=round_.reason,
         attempt=round_.attempt,
     )
@@ -112,8 +118,12 @@ def _progress(seat: Seat) -> ClientProgress:
     )
 
 
-def evaluation(version: int, result: EvaluationResult) -> Evaluation:
-    """Return the evaluation of a version."""
+def evaluation(version: int, result: EvaluationResult, labels: Sequence[str] = ()) -> Evaluation:
+    """Return the evaluation of a version.
+
+    Args:
+        labels: of the task, for the results of each; none to leave them out.
+    """
     return Evaluation(
         version=version,
         accuracy=result.accuracy,
@@ -122,7 +132,33 @@ def evaluation(version: int, result: EvaluationResult) -> Evaluation:
         log_likelihood=result.log_likelihood,
         reading=result.reading,
         readings=list(result.readings),
+        expected_calibration_error=result.expected_calibration_error,
+        thresholds=None if result.confidence is None else threshold_results(result.confidence),
+        labels=label_evaluations(labels, result.labels) if labels and result.labels else None,
     )
+
+
+def label_evaluations(labels: Sequence[str], results: Sequence[LabelResult]) -> list[LabelEvaluation]:
+    """Return how well each label is recognised, in the order of the task's labels."""
+    return [
+        LabelEvaluation(
+            label=label, texts=result.texts, predicted=result.predicted, precision=result.precision, recall=result.recall
+        )
+        for label, result in zip(labels, results, strict=True)
+    ]
+
+
+def confidence_bins(confidence: ConfidenceBins) -> list[ConfidenceBin]:
+    """Return the bins of the highest probability, the lowest first."""
+    return [
+        ConfidenceBin(
+            least=place / BINS,
+            texts=part.texts,
+            correct=part.correct,
+            confidence=part.confidence / part.texts if part.texts else None,
+        )
+        for place, part in enumerate(confidence.bins)
+    ]
 
 
 def member_info(member: Membership) -> Member:
@@ -197,6 +233,7 @@ def assignment(task: Task, kind: AssignmentKind, round_: Round | None, context: 
         context_digest=None if context is None else context.digest,
         work=_local_work(task, round_) if round_.kind is RoundKind.CALIBRATION else None,
         question=round_.question,
+        confidence=round_.kind in (RoundKind.CALIBRATION, RoundKind.EVALUATION),
         client=client,
         state=task.state,
     )

@@ -16,6 +16,7 @@ from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.worker import aggregate_context, aggregate_round
 from services.aggregator.domain.aggregates import Aggregate, ContextPart, LedgerLine
+from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import UnitOfWork
@@ -50,8 +51,8 @@ class RoundService:
             UnknownRound: the task has no such round.
         """
         async with self._dependencies.database.read_only() as work:
-            await work.tasks.get(task)
-            return await round_info(work, await work.rounds.get(task, number))
+            labels = (await work.tasks.get(task)).spec.labels
+            return await round_info(work, await work.rounds.get(task, number), labels)
 
     async def close(self, task: str, number: int) -> RoundInfo:
         """End an open round now, with or without a quorum.
@@ -105,10 +106,10 @@ def _readable_info(round_: Round, seats: Sequence[Seat]) -> RoundInfo | None:
         return None
 
 
-async def round_info(work: UnitOfWork, round_: Round) -> RoundInfo:
-    """Return a round with its participants, as admins see it."""
+async def round_info(work: UnitOfWork, round_: Round, labels: Sequence[str] = ()) -> RoundInfo:
+    """Return a round with its participants, as admins see it, and with the results of these labels."""
     seats = await work.rounds.seats(round_.task, [round_.number])
-    return messages.round_info(round_, seats[round_.number])
+    return messages.round_info(round_, seats[round_.number], labels)
 
 
 class Ledger:
@@ -228,8 +229,14 @@ def _replay(
         stored=stored,
         replayed=replayed,
         altered=list(altered),
-        proven=not altered and stored == replayed and result.evaluation == round_.evaluation,
+        proven=not altered and stored == replayed and _same_evaluation(round_.evaluation, result.evaluation),
     )
+
+
+def _same_evaluation(stored: EvaluationResult | None, replayed: EvaluationResult | None) -> bool:
+    if stored is None or replayed is None:
+        return stored is replayed
+    return replayed.confirms(stored)
 
 
 async def _stored_aggregate(work: UnitOfWork, round_: Round) -> Aggregate | None:

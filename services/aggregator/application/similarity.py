@@ -50,13 +50,13 @@ async def _match(work: UnitOfWork, name: str, similarity: float) -> Match:
         similarity=similarity,
         version=task.served,
         labels=task.spec.labels,
-        evaluation=await _evaluation(work, name, task.served),
+        evaluation=await _evaluation(work, task, task.served),
     )
 
 
-async def _evaluation(work: UnitOfWork, task: str, version: int) -> Evaluation | None:
-    result = dict(await work.rounds.evaluations(task)).get(version)
-    return None if result is None else messages.evaluation(version, result)
+async def _evaluation(work: UnitOfWork, task: Task, version: int) -> Evaluation | None:
+    result = dict(await work.rounds.evaluations(task.name, labels=True)).get(version)
+    return None if result is None else messages.evaluation(version, result, task.spec.labels)
 
 
 async def store_sketch(work: UnitOfWork, task: Task, sketch: Sequence[float]) -> None:

@@ -50,7 +50,7 @@ class TaskService:
             UnknownTask: there is no task of this name.
         """
         async with self._dependencies.database.read_only() as work:
-            return await _task_info(work, await work.tasks.get(name))
+            return await _task_info(work, await work.tasks.get(name), labels=True)
 
     async def page(self, after: str | None, limit: int) -> Page[TaskInfo]:
         """Return up to `limit` tasks by name, those after `after`."""
@@ -175,15 +175,15 @@ async def _readable_info(work: UnitOfWork, task: Task) -> TaskInfo | None:
         return None
 
 
-async def _task_info(work: UnitOfWork, task: Task) -> TaskInfo:
+async def _task_info(work: UnitOfWork, task: Task, *, labels: bool = False) -> TaskInfo:
     newest = await work.rounds.newest(task.name)
     context = None if task.version is None else (await work.aggregates.context(task.name)).version
     return messages.task_info(
         task,
         await work.memberships.of_task(task.name),
         await work.memberships.withdrawn(task.name),
-        None if newest is None else await round_info(work, newest),
-        await work.rounds.evaluations(task.name),
+        None if newest is None else await round_info(work, newest, task.spec.labels if labels else ()),
+        await work.rounds.evaluations(task.name, labels=labels),
         context,
     )
 

@@ -1,14 +1,17 @@
-"""How well a version does: accuracy and macro-F1 of confusion counts."""
+"""How well a version does: accuracy and macro-F1 of confusion counts, calibration error and abstention of confidence bins."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ifed.errors import LayoutMismatch, WrongState
-from ifed.messages.rounds import Reading, ReadingResult
+from ifed.messages.rounds import Reading, ReadingResult, ThresholdResult
+from ifed.tensors.confidence import BINS, ConfidenceBins
 from ifed.tensors.values import Int64
+
+THRESHOLDS = range(5, BINS)  # tenths: with two labels, the highest probability is never below 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class EvaluationResult:
         log_likelihood: mean log-probability of the true label; None where clients did not send it.
         reading: how the labels were read; None where a task has one way only.
         readings: every way of reading them, where a task chooses between several.
+        labels: the result of each label; empty where they were not stored, or not read from the storage.
+        confidence: the examples by the probability of their most probable label; None where a client did not send it.
     """
 
     accuracy: float
@@ -30,6 +35,17 @@ class EvaluationResult:
     log_likelihood: float | None = None
     reading: Reading | None = None
     readings: tuple[ReadingResult, ...] = ()
+    labels: tuple[LabelResult, ...] = ()
+    confidence: ConfidenceBins | None = None
+
+    @property
+    def expected_calibration_error(self) -> float | None:
+        """As of the confidence bins; None where there are none."""
+        return None if self.confidence is None else self.confidence.expected_calibration_error
+
+    def confirms(self, stored: EvaluationResult) -> bool:
+        """Return whether this is the stored evaluation; what an earlier release did not store is not compared."""
+        return replace(self, labels=self.labels if stored.labels else ()) == stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +120,20 @@ def label_results(counts: Int64) -> list[LabelResult]:
     """Return the result of each label, from confusion counts of shape (truth, prediction)."""
     columns = zip(counts.sum(axis=1), counts.sum(axis=0), np.diagonal(counts), strict=True)
     return [LabelResult(int(texts), int(predicted), int(correct)) for texts, predicted, correct in columns]
+
+
+def threshold_results(confidence: ConfidenceBins) -> list[ThresholdResult]:
+    """Return what would be answered, and how well, if a task abstained below 0.5, 0.6, … 0.9.
+
+    Raises:
+        WrongState: there are no texts in the bins.
+    """
+    if not confidence.texts:
+        raise WrongState("there is no share of no texts")
+    counted = [(first, *confidence.answered(first)) for first in THRESHOLDS]
+    return [
+        ThresholdResult(
+            abstain_below=first / BINS, answered=answered / confidence.texts, accuracy=correct / answered if answered else None
+        )
+        for first, answered, correct in counted
+    ]

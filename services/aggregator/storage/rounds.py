@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ifed.errors import AlreadyContributed, NothingYet, UnknownRound, WrongState
 from ifed.messages.enums import HeadQuestion, RoundKind, RoundState
 from ifed.messages.rounds import ReadingResult
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
 from services.aggregator.domain.aggregates import ContextPart, LedgerLine
 from services.aggregator.domain.contribution import Contribution, ContributionRecord
-from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.evaluation import EvaluationResult, LabelResult
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.storage.changes import ChangeTracker
 from services.aggregator.storage.constraints import translate_integrity_errors
@@ -110,11 +112,16 @@ class RoundRepository:
         row = await claim_one(self._connection, rounds.c.claimed_until, aggregating, now=now, until=until)
         return None if row is None else _round(row)
 
-    async def evaluations(self, task: str) -> list[tuple[int, EvaluationResult]]:
-        """Return versions that are not withdrawn with their evaluations, in the order of the rounds that evaluated them."""
+    async def evaluations(self, task: str, *, labels: bool = False) -> list[tuple[int, EvaluationResult]]:
+        """Return versions that are not withdrawn with their evaluations, in the order of the rounds that evaluated them.
+
+        Args:
+            labels: whether to read the results of the labels, of which a task may have a thousand.
+        """
         evaluated = and_(rounds.c.task == task, rounds.c.state == RoundState.CLOSED.value, rounds.c.accuracy.is_not(None))
         same = and_(versions.c.task == rounds.c.task, versions.c.version == rounds.c.version)
-        statement = select(rounds).outerjoin(versions, same).where(evaluated, versions.c.withdrawn_at.is_(None))
+        columns = [column for column in rounds.c if labels or column is not rounds.c.labels]
+        statement = select(*columns).outerjoin(versions, same).where(evaluated, versions.c.withdrawn_at.is_(None))
         rows = await self._connection.execute(statement.order_by(rounds.c.number))
         return [(row.version, _evaluation(row)) for row in rows]
 
@@ -245,6 +252,8 @@ def _values(round_: Round) -> dict[str, Any]:
         "log_likelihood": None if evaluation is None else evaluation.log_likelihood,
         "reading": None if evaluation is None else evaluation.reading,
         "readings": [reading.model_dump() for reading in evaluation.readings] if evaluation and evaluation.readings else None,
+        "labels": [astuple(label) for label in evaluation.labels] if evaluation and evaluation.labels else None,
+        "confidence": [astuple(part) for part in evaluation.confidence.bins] if evaluation and evaluation.confidence else None,
     }
 
 
@@ -261,7 +270,11 @@ def _round(row: Row[Any]) -> Round:
 def _evaluation(row: Row[Any]) -> EvaluationResult:
     bias = None if row.label_bias is None else tuple(row.label_bias)
     readings = tuple(ReadingResult.model_validate(reading) for reading in row.readings or ())
-    return EvaluationResult(row.accuracy, row.macro_f1, row.examples, bias, row.log_likelihood, row.reading, readings)
+    labels = tuple(LabelResult(*counts) for counts in getattr(row, "labels", None) or ())
+    confidence = None if row.confidence is None else ConfidenceBins(tuple(ConfidenceBin(*part) for part in row.confidence))
+    return EvaluationResult(
+        row.accuracy, row.macro_f1, row.examples, bias, row.log_likelihood, row.reading, readings, labels, confidence
+    )
 
 
 class ContextPartRepository:

@@ -142,6 +142,8 @@ rounds = Table(
     Column("log_likelihood", Float),
     Column("reading", WORD),
     Column("readings", JSON(none_as_null=True)),
+    Column("labels", JSON(none_as_null=True)),
+    Column("confidence", JSON(none_as_null=True)),
     PrimaryKeyConstraint("task", "number"),
     CheckConstraint("contributed >= 0 AND expected >= 0", name="counts"),
     Index("ix_rounds_state", "state", "deadline"),

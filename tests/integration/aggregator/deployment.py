@@ -15,6 +15,7 @@ from ifed.clients import AggregatorClient
 from ifed.messages.bodies import UpdateBody
 from ifed.messages.enums import AssignmentKind, Role, RoundState, TaskState
 from ifed.messages.rounds import Assignment, ContributionMeta, Receipt, RoundInfo, TaskInfo
+from ifed.tensors.confidence import ConfidenceBins
 from ifed.tensors.quantization import QuantizedUpdate
 from ifed.tensors.values import Coefficients, Gradient
 from services.aggregator.app import create_app
@@ -42,6 +43,8 @@ async def running(configuration: Settings) -> AsyncIterator[FastAPI]:
 
 class SimulatedClient(AggregatorClient):
     """A client agent without a model: its vector is `value` everywhere, its update the coefficients it got plus `value`, or the gradient `-value`."""
+
+    confidence: ConfidenceBins | None = None
 
     def __init__(self, app: FastAPI, name: str, token: str, *, value: float, examples: int) -> None:
         super().__init__("http://aggregator", token, transport=httpx.ASGITransport(app))
@@ -75,7 +78,8 @@ class SimulatedClient(AggregatorClient):
         meta = ContributionMeta(
             fingerprint=FINGERPRINT, examples=self.examples, version=assignment.version, loss=self.value, seconds=0.5
         )
-        return UpdateBody(update, self.confusion, meta, label_probabilities=scores).to_bytes()
+        confidence = self.confidence if assignment.confidence else None
+        return UpdateBody(update, self.confusion, meta, label_probabilities=scores, confidence=confidence).to_bytes()
 
     async def run(self, task: str = TASK) -> Assignment:
         """Take part until the task is done."""

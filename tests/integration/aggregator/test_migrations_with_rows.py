@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from sqlalchemy import Connection, MetaData, insert, text
 import services.aggregator.migrations.versions
 from ifed.messages.enums import HeadQuestion, Role, RoundKind, RoundState, TaskState
 from ifed.messages.events import DeliveryState, EventKind
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
 from services.aggregator.domain.aggregates import Aggregate
-from services.aggregator.domain.evaluation import EvaluationResult
+from services.aggregator.domain.evaluation import EvaluationResult, LabelResult
 from services.aggregator.domain.task import Task
 from services.aggregator.migrate import configuration, migrate, upgrade
 from services.aggregator.settings import Settings
@@ -72,6 +74,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
                 "context": 1,
                 "attempt": 2,
                 "label_bias": [0.25, -0.25],
+                "labels": [[4, 4, 3], [4, 4, 3]],
+                "confidence": [[0, 0, 0.0]] * 9 + [[8, 6, 7.5]],
             },
             {"task": "sentiment", "opened_at": NOON, "deadline": NOON + HOUR, "expected": 1, "required": 1, "contributed": 0}
             | {"number": 3, "kind": "evaluation", "state": "open", "version": 1, "context": 1},
@@ -122,7 +126,7 @@ def fill(connection: Connection, revision: str) -> set[str]:
     return tables
 
 
-async def check_first_release(work: UnitOfWork, tables: set[str]) -> None:
+async def check_first_release(work: UnitOfWork, tables: set[str], revision: str) -> None:
     """Check the rows of the tables that the first release had."""
     party = await work.parties.by_token("1" * 64)
     assert party is not None
@@ -135,7 +139,11 @@ async def check_first_release(work: UnitOfWork, tables: set[str]) -> None:
     assert (context.kind, context.state, context.context, context.attempt) == (RoundKind.CONTEXT, RoundState.CLOSED, None, 1)
     assert (calibration.produced, calibration.context) == (1, 1)
     repeats = "sketches" in tables  # since the same revision, rounds have attempts and label biases
-    assert calibration.evaluation == EvaluationResult(0.75, 0.7, 8, (0.25, -0.25) if repeats else None)
+    measured = EvaluationResult(0.75, 0.7, 8, (0.25, -0.25) if repeats else None)
+    if revision >= "0007":
+        bins = ConfidenceBins((ConfidenceBin(),) * 9 + (ConfidenceBin(8, 6, 7.5),))
+        measured = replace(measured, labels=(LabelResult(4, 4, 3),) * 2, confidence=bins)
+    assert calibration.evaluation == measured
     assert calibration.attempt == (2 if repeats else 1)
     assert (evaluation.state, evaluation.version, evaluation.context, evaluation.expected) == (RoundState.OPEN, 1, 1, 1)
     assert await work.rounds.missing("sentiment", 3) == ["a"]
@@ -188,7 +196,7 @@ async def test_rows_of_a_released_revision_are_read_after_the_migration(empty_st
         tables = await connection.run_sync(lambda sync: fill(sync, revision))
     await migrate(database.engine)
     async with database.unit_of_work() as work:
-        await check_first_release(work, tables)
+        await check_first_release(work, tables, revision)
         await check_later_tables(work, tables)
     await database.close()
 

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from ifed.errors import Malformed, NotJoined, RoundClosed, UnknownTask, WrongState
 from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import TaskChanges
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
 from ifed.tensors.values import ACTIVATION, CONTEXT, TensorBody
 from services.aggregator.storage import tables
 from services.aggregator.storage.tables import contributions
@@ -112,6 +113,55 @@ async def test_a_task_tells_all_there_is_to_show(aggregator: Deployment) -> None
     ]
     assert all(part.bytes_up and part.contributed_at for part in calibration.clients)
     assert (calibration.expected, calibration.missing) == (["a", "b"], [])
+
+
+async def test_every_answer_about_a_version_has_its_labels_and_its_calibration_error(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1)
+    first, second = await aggregator.clients("a", "b")
+    # Of each client, 2 texts at 0.55 are wrong and 6 at 0.95 are right.
+    first.confidence = second.confidence = bins((5, ConfidenceBin(2, 0, 1.1)), (9, ConfidenceBin(6, 6, 5.7)))
+    await asyncio.gather(first.run(), second.run())
+    task, calibration = await aggregator.admin.task(TASK), await aggregator.admin.round(TASK, 2)
+    details = await aggregator.admin.evaluation(TASK, 0)
+    error = (12 * (1 - 0.95) + 4 * 0.55) / 16
+    for evaluation in (*task.evaluations, calibration.evaluation, details):
+        assert evaluation is not None
+        assert evaluation.expected_calibration_error == pytest.approx(error, abs=1e-6)
+        assert evaluation.thresholds is not None
+        assert [(row.abstain_below, row.answered, row.accuracy) for row in evaluation.thresholds[:2]] == [
+            (0.5, 1.0, 0.75),
+            (0.6, 0.75, 1.0),
+        ]
+        assert evaluation.labels is not None
+        assert [(label.label, label.texts, label.precision, label.recall) for label in evaluation.labels] == [
+            ("negative", 8, 0.75, 0.75),
+            ("positive", 8, 0.75, 0.75),
+        ]
+    assert details.confidence is not None
+    assert [(part.least, part.texts, part.correct) for part in details.confidence if part.texts] == [(0.5, 4, 0), (0.9, 12, 12)]
+    adapter = await aggregator.admin.adapter(TASK)
+    assert adapter is not None
+    assert adapter[1].meta.evaluation is not None
+    assert adapter[1].meta.evaluation.expected_calibration_error == pytest.approx(error, abs=1e-6)
+    (listed,) = await aggregator.admin.tasks()
+    assert [evaluation.labels for evaluation in listed.evaluations] == [None, None], "a list would repeat a thousand labels"
+    assert all([(await aggregator.admin.replay(TASK, number)).proven for number in (2, 3)])
+
+
+async def test_a_client_without_bins_leaves_the_calibration_error_unknown(embedded: Deployment) -> None:
+    await embedded.started(rounds=1)
+    first, second = await embedded.clients("a", "b")
+    first.confidence = bins((9, ConfidenceBin(8, 6, 7.6)))
+    await asyncio.gather(first.run(), second.run())
+    evaluation = (await embedded.admin.task(TASK)).evaluations[0]
+    assert (evaluation.examples, evaluation.accuracy) == (16, 0.75)
+    assert (evaluation.expected_calibration_error, evaluation.thresholds) == (None, None)
+    assert (await embedded.admin.evaluation(TASK, 0)).confidence is None
+
+
+def bins(*parts: tuple[int, ConfidenceBin]) -> ConfidenceBins:
+    placed = dict(parts)
+    return ConfidenceBins(tuple(placed.get(place, ConfidenceBin()) for place in range(10)))
 
 
 async def test_at_the_deadline_a_quorum_goes_on_without_the_missing(aggregator: Deployment) -> None:

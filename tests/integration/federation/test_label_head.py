@@ -156,6 +156,13 @@ async def test_auto_serves_the_reading_of_the_highest_likelihood_and_shows_each(
     assert set(by_reading) == {"words", "head", "both"}
     assert final.reading == max(by_reading, key=lambda reading: by_reading[reading])
     assert final.log_likelihood == by_reading[final.reading]
+    errors = {reading.reading: reading.expected_calibration_error for reading in final.readings}
+    assert None not in errors.values()
+    assert final.expected_calibration_error == errors[final.reading]
+    details = await deployment.admin.evaluation(TASK, final.version)
+    assert details.accuracy == np.trace(details.confusion) / np.sum(details.confusion), (
+        "the confusions are of the reading that is served"
+    )
     answer = await deployment.admin.adapter(TASK)
     assert answer is not None
     if task.served == final.version:

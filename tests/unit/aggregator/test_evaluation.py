@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ifed.errors import LayoutMismatch, WrongState
+from ifed.messages.bodies import HeldOutCounts
 from ifed.messages.enums import RoundKind
-from services.aggregator.aggregation.accumulators import ContextAccumulator, RoundAccumulator
+from ifed.messages.rounds import ThresholdResult
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
+from services.aggregator.aggregation.accumulators import ContextAccumulator, EvaluationAccumulator, RoundAccumulator
 from services.aggregator.aggregation.rules import WeightedMean
 from services.aggregator.domain.contribution import Contribution
-from services.aggregator.domain.evaluation import ConfusionMatrix, EvaluationResult, LabelResult, label_results, measure
+from services.aggregator.domain.evaluation import (
+    ConfusionMatrix,
+    EvaluationResult,
+    LabelResult,
+    label_results,
+    measure,
+    threshold_results,
+)
 from testing.factories import context_contribution, policy, round_, update_contribution
 
 
@@ -123,3 +133,40 @@ def test_precision_divides_by_what_was_predicted_and_recall_by_what_was_true() -
     assert [(result.precision, result.recall) for result in results] == [(3 / 6, 3 / 4), (4 / 6, 4 / 6), (None, 0.0)]
     assert label_results(np.array([[0, 1], [0, 1]]))[0].recall == 0.0
     assert label_results(np.array([[0, 0], [1, 1]]))[0].recall is None
+
+
+def binned(*parts: ConfidenceBin) -> ConfidenceBins:
+    """Return bins of which the uppermost are `parts`."""
+    return ConfidenceBins((ConfidenceBin(),) * (10 - len(parts)) + parts)
+
+
+def test_a_threshold_answers_the_texts_that_reach_it() -> None:
+    results = threshold_results(binned(ConfidenceBin(2, 1, 1.7), ConfidenceBin(6, 6, 5.8)))
+    everything = [ThresholdResult(abstain_below=tenth / 10, answered=1.0, accuracy=7 / 8) for tenth in (5, 6, 7, 8)]
+    assert results == [*everything, ThresholdResult(abstain_below=0.9, answered=6 / 8, accuracy=1.0)]
+    assert threshold_results(binned(ConfidenceBin(2, 1, 1.7), ConfidenceBin()))[-1].accuracy is None
+    with pytest.raises(WrongState):
+        threshold_results(ConfidenceBins())
+
+
+def test_a_calibration_error_is_unknown_unless_every_client_with_texts_sent_its_bins() -> None:
+    counts, bins = np.array([[3, 1], [1, 3]]), binned(ConfidenceBin(8, 6, 7.6))
+    everyone, somebody = EvaluationAccumulator(2), EvaluationAccumulator(2)
+    for sent in (HeldOutCounts(counts, confidence=bins), HeldOutCounts(counts, confidence=bins), HeldOutCounts(0 * counts)):
+        everyone.add(sent)
+    for sent in (HeldOutCounts(counts, confidence=bins), HeldOutCounts(counts)):
+        somebody.add(sent)
+    known, unknown = everyone.result(), somebody.result()
+    assert known is not None
+    assert unknown is not None
+    assert known.expected_calibration_error == pytest.approx(0.95 - 0.75)
+    assert (unknown.confidence, unknown.expected_calibration_error) == (None, None)
+    assert known.labels == unknown.labels == (LabelResult(8, 8, 6), LabelResult(8, 8, 6))
+
+
+def test_a_replay_confirms_what_an_earlier_release_stored_without_labels() -> None:
+    replayed = EvaluationResult(0.75, 0.75, 8, labels=(LabelResult(4, 4, 3), LabelResult(4, 4, 3)))
+    assert replayed.confirms(replayed)
+    assert replayed.confirms(EvaluationResult(0.75, 0.75, 8))
+    assert not replayed.confirms(EvaluationResult(0.8, 0.75, 8))
+    assert not replayed.confirms(EvaluationResult(0.75, 0.75, 8, labels=(LabelResult(4, 4, 4), LabelResult(4, 4, 2))))

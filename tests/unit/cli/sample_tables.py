@@ -27,22 +27,25 @@ from ifed.cli.task_tables import (
     replays_table,
     rounds_table,
     tasks_table,
+    thresholds_table,
 )
 from ifed.cli.webhooks import deliveries_table, webhooks_table
 from ifed.messages.clients import AuditLine, ClientInfo
 from ifed.messages.enums import Role, RoundKind, RoundState, TaskState
-from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails, LabelEvaluation
+from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails
 from ifed.messages.events import DeliveryInfo, DeliveryState, Event, EventKind, WebhookInfo
 from ifed.messages.inference import Classification
 from ifed.messages.rounds import (
     ClientProgress,
     ContextInfo,
     Evaluation,
+    LabelEvaluation,
     LedgerEntry,
     Member,
     Replay,
     RoundInfo,
     TaskInfo,
+    ThresholdResult,
     Withdrawal,
 )
 from ifed.messages.tasks import TaskSpec
@@ -158,6 +161,12 @@ def tables() -> Mapping[str, FittedTable]:
         "task-show-labels": labels_table(evaluation),
         "task-show-confusion": confusion_table(evaluation),
         "task-show-accuracies": client_evaluations_table(evaluation),
+        "task-show-thresholds": thresholds_table(
+            [
+                ThresholdResult(abstain_below=0.5, answered=1.0, accuracy=0.75),
+                ThresholdResult(abstain_below=0.9, answered=0.0, accuracy=None),
+            ]
+        ),
         "audit": audit_table([line]),
         "task-show-rounds": rounds_table(
             [

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from ifed.cli.task_tables import confusion_table, members_table
-from ifed.messages.evaluations import EvaluationDetails, LabelEvaluation
+from ifed.messages.evaluations import EvaluationDetails
+from ifed.messages.rounds import LabelEvaluation
 from tests.unit.cli.sample_tables import CLIENTS, LABELS, TASK, WIDTHS, shown, snapshot, tables, task
 
 TABLES = tables()

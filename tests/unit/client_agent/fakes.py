@@ -13,6 +13,7 @@ from ifed.messages.enums import AssignmentKind, TaskState
 from ifed.messages.rounds import Assignment, JoinRequest, LocalWork, Member, Reading, Receipt, TaskBrief
 from ifed.messages.tasks import Layout, ModelIdentity, Policy
 from ifed.messages.texts import LabelledText
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
 from ifed.tensors.probes import Probe
 from ifed.tensors.regression import LabelHead
 from ifed.tensors.values import Coefficients, ContextVector, Gradient, digest_of
@@ -28,6 +29,7 @@ LIMITS = Limits(rounds=20, steps=8, batch_size=8, labels=3, examples=1)
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 LAYOUT = Layout(layers=[0, 1], hidden_size=4, groups=2)
 SPLIT = Split(tuple(LabelledText(f"t{n}", n % 2) for n in range(6)), (LabelledText("h", 1),))
+CONFIDENCE = ConfidenceBins((ConfidenceBin(),) * 7 + (ConfidenceBin(1, 1, 0.75), ConfidenceBin(), ConfidenceBin()))
 WORK = LocalWork(steps=2, batch_size=2, learning_rate=0.1, learning_rate_end=0.05, weight_decay=0, logit_adjustment=1, seed=7)
 
 
@@ -180,7 +182,7 @@ class FakeModel:
     def evaluate(
         self, coefficients: Coefficients, head: LabelHead | None, progress: Callable[[int, int], None], *, every_reading: bool
     ) -> tuple[HeldOutCounts, dict[Reading, HeldOutCounts]]:
-        return HeldOutCounts(np.array([[0, 0], [0, 1]], np.int64), np.array([0.25, 0.75], np.float32)), {}
+        return HeldOutCounts(np.array([[0, 0], [0, 1]], np.int64), np.array([0.25, 0.75], np.float32), confidence=CONFIDENCE), {}
 
 
 class FakeFederation:

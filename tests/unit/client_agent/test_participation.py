@@ -60,6 +60,16 @@ async def test_label_probabilities_are_sent_when_the_policy_asks_for_them(tmp_pa
         assert (None if probabilities is None else probabilities.tolist()) == ([0.25, 0.75] if asked_for else None)
 
 
+@pytest.mark.parametrize("asked_for", [True, False])
+async def test_the_confidence_of_held_out_texts_is_sent_when_the_assignment_asks_for_it(tmp_path: Path, asked_for: bool) -> None:
+    script = [step.model_copy(update={"confidence": asked_for}) for step in whole_task()]
+    federation = FakeFederation(tmp_path, script)
+    await federation.agent.run()
+    for _, body in federation.aggregator.submissions[1:]:
+        confidence = UpdateBody.from_bytes(body).confidence
+        assert (None if confidence is None else (confidence.texts, confidence.correct)) == ((1, 1) if asked_for else None)
+
+
 async def test_clients_draw_different_batches_of_the_same_round(tmp_path: Path) -> None:
     seeds = []
     for client in ("north", "south"):
