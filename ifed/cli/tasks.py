@@ -37,7 +37,7 @@ from ifed.clients import AggregatorClient
 from ifed.errors import AlreadyExists, BadArguments, Conflict
 from ifed.messages.enums import RoundState, TaskState
 from ifed.messages.evaluations import EvaluationDetails
-from ifed.messages.rounds import Replay, RoundInfo, Start, TaskInfo
+from ifed.messages.rounds import Replay, RoundInfo, Start, TaskChanges, TaskInfo
 from ifed.messages.tasks import TaskSpec
 from ifed.messages.validation import describe_errors
 
@@ -205,6 +205,19 @@ def rollback(
     _show(call_aggregator(aggregator, token, lambda service: service.rollback(name, version)))
 
 
+@app.command("abstain")
+def abstain(
+    name: Name,
+    below: Annotated[
+        float, typer.Argument(min=0, max=1, help="Probability below which a text gets no label; 0 labels every text.")
+    ],
+    token: Token,
+    aggregator: AggregatorUrl = DEFAULT_AGGREGATOR,
+) -> None:
+    """Give texts no label whose highest probability is too low."""
+    _show(call_aggregator(aggregator, token, lambda service: service.change_task(name, TaskChanges(abstain_below=below))))
+
+
 @app.command("ledger")
 def ledger(
     name: Name,
@@ -247,6 +260,8 @@ def _show(task: TaskInfo) -> None:
     say(f"  model {task.spec.model}, labels {', '.join(task.spec.labels)}, {len(task.members)} clients joined")
     if task.served is not None:
         say(f"  serves version {task.served}, accuracy {percent(served_accuracy(task))} on the clients' held-out examples")
+    if task.spec.abstain_below:
+        say(f"  gives no label to a text whose highest probability is below {task.spec.abstain_below:g}")
 
 
 def _show_evaluation(evaluation: EvaluationDetails) -> None:

@@ -63,7 +63,10 @@ class Classification(BaseModel):
     """The result for one text; `error` in place of a label if only this text could not be classified."""
 
     index: int = Field(examples=[0])
-    label: str | None = Field(examples=["positive"])
+    label: str | None = Field(
+        examples=["positive"],
+        description="the most probable label; null where its probability is below `abstain_below`, and beside an error",
+    )
     probs: list[float] = Field(examples=[[0.07, 0.93]], description="in the order of the task's labels; empty beside an error")
     num_classes: int = Field(examples=[2])
     truncated: bool = Field(False, description="the text was longer than the model takes and was cut in its middle")
@@ -98,6 +101,9 @@ class ClassifyResponse(BaseModel):
         examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"],
         description="sha256 of the adapter; `base`, `bare` or `few-shot:12`, as it was named, when no adapter answered",
     )
+    abstain_below: float | None = Field(
+        None, exclude_if=_absent, description="the probability below which the task gives a text no label; there if it has one"
+    )
 
 
 class ServedModel(BaseModel):
@@ -112,6 +118,12 @@ class ServedModel(BaseModel):
     adapter_version: int = Field(examples=[7])
     adapter_digest: str = Field(examples=["2ed5a1edb96d437f720685a8fd4fbe537d48299fe7c60dc5f8845491896c0bc4"])
     accuracy: float | None = Field(None, examples=[0.888], description="on the clients' held-out examples, where it was evaluated")
+    expected_calibration_error: float | None = Field(
+        None, examples=[0.031], description="on the same examples, before the label bias is subtracted; null where it is unknown"
+    )
+    abstain_below: float | None = Field(
+        None, examples=[0.7], description="the probability below which a text gets no label; null if every text gets one"
+    )
     stale: str | None = Field(None, description="why it may not be the newest, when it could not be refreshed")
 
 

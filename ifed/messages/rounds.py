@@ -35,7 +35,7 @@ class ErrorBody(BaseModel):
 
 
 class TaskChanges(Message):
-    """Changes of a task that has not started."""
+    """Changes of a task that has not started; `abstain_below` alone can be changed at any time."""
 
     labels: list[Label] | None = None
     template: str | None = None
@@ -45,6 +45,7 @@ class TaskChanges(Message):
     groups: int | None = None
     head: HeadChoice | None = None
     injection: InjectionPosition | None = None
+    abstain_below: float | None = Field(None, ge=0, le=1, description="0 gives every text a label")
     policy: Policy | None = None
 
 
@@ -284,6 +285,12 @@ class AdapterMeta(Message):
     head: HeadState = HeadState.NONE
     label_bias: list[float] | None = Field(
         None, description="log of each label's mean probability over that of its share, to be subtracted from a text's log-scores"
+    )
+    abstain_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the highest probability, after the label bias is subtracted, below which a text gets no label",
     )
     created_at: datetime
 

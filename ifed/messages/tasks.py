@@ -270,6 +270,14 @@ class TaskSpec(Message):
     injection: InjectionPosition = Field(
         "all_tokens", description="the tokens that the injection acts on: all, as published, or the last of the prompt alone"
     )
+    abstain_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        examples=[0.7],
+        description="give a text no label where the highest probability, as it is served, is below this; can be changed at any time; "
+        "when not set, or 0, every text gets a label",
+    )
     policy: Policy = Field(Policy(), description="how the rounds run, see [policy](#policy)")
 
     @field_validator("labels")

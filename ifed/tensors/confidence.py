@@ -83,7 +83,7 @@ class ConfidenceBins:
         above = self.bins[first:]
         return sum(part.texts for part in above), sum(part.correct for part in above)
 
-    def packed(self) -> npt.NDArray[np.unsignedinteger]:
+    def packed(self) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
         """Return the bins as they travel: uint16, or uint32 where a number is too large for it, (3, k), of the last k bins.
 
         The bins before the first that has a text are left out. The rows are the numbers of texts, of correct ones, and where in its bin
@@ -91,9 +91,8 @@ class ConfidenceBins:
         """
         first = next((place for place, part in enumerate(self.bins) if part.texts), BINS - 1)
         rows = [(part.texts, part.correct, _steps(place, part)) for place, part in enumerate(self.bins)][first:]
-        dtype = np.uint16 if max(texts for texts, _, _ in rows) <= np.iinfo(np.uint16).max else np.uint32
-        packed: npt.NDArray[np.unsignedinteger] = np.array(rows, dtype=dtype).T
-        return packed
+        small = max(texts for texts, _, _ in rows) <= np.iinfo(np.uint16).max
+        return np.array(rows, dtype=np.uint16).T if small else np.array(rows, dtype=np.uint32).T
 
     @classmethod
     def unpacked(cls, packed: npt.NDArray[Any]) -> Self:

@@ -36,6 +36,9 @@ class Metrics:
         self._refused = Counter(
             f"{name}_items_refused", "Texts refused in requests that were answered", [*task, "error"], registry=registry
         )
+        self._abstained = Counter(
+            f"{name}_items_abstained", "Texts classified whose highest probability was too low for a label", task, registry=registry
+        )
         self._queue = Histogram(f"{name}_queue_seconds", "Time in the queue", task, buckets=SECONDS, registry=registry)
         self._model = Histogram(f"{name}_model_seconds", "Time in the model", task, buckets=SECONDS, registry=registry)
         self._request = Histogram(f"{name}_request_seconds", "Time of a whole request", task, buckets=SECONDS, registry=registry)
@@ -140,6 +143,11 @@ class Metrics:
     def record_item_refusal(self, task: str, error: str) -> None:
         """Record one refused text."""
         self._refused.labels(task, error).inc()
+
+    def record_abstentions(self, task: str, count: int) -> None:
+        """Record texts that got probabilities and no label."""
+        if count:
+            self._abstained.labels(task).inc(count)
 
     def record_disconnect(self) -> None:
         """Record a caller that disconnected before its answer."""

@@ -76,11 +76,13 @@ class Result:
         scores: log-probabilities over the labels, float32, shape (labels,); None for a text that was refused.
         truncated: whether the text was truncated.
         refusal: why it has no scores.
+        abstained: whether it has scores and no label, because the highest probability is below the task's threshold.
     """
 
     scores: Float32 | None
     truncated: bool = False
     refusal: IFedError | None = None
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Answer:
         queue_seconds: time in the queue.
         model_seconds: time in the model.
         passes: the forward passes that ran these texts.
+        abstain_below: the probability below which a text has no label; None if every text has one.
     """
 
     model: str
@@ -110,6 +113,7 @@ class Answer:
     queue_seconds: float
     model_seconds: float
     passes: Sequence[Pass] = ()
+    abstain_below: float | None = None
 
     def single(self) -> Result:
         """Return the result of a request of one text.
@@ -240,6 +244,8 @@ class Classifier:
             engine_result = await self._engine.run([text.item for text in accepted], deadline=deadline)
         scores: Sequence[Float32] = engine_result.scores
         version, digest = _variant_identity(name, adapter)
+        # The threshold was chosen for the adapter: other prompts and the base model have other probabilities.
+        abstain_below = None if version is None else adapter.meta.abstain_below
         if version is not None:
             scores = [without_bias(row, adapter.meta.label_bias) for row in scores]
         if version is not None and name.version is None:
@@ -250,11 +256,12 @@ class Classifier:
             version=version,
             digest=digest,
             labels=adapter.meta.labels,
-            results=self._results(name.task, prepared, scores),
+            results=self._results(name.task, prepared, scores, abstain_below),
             tokens=tokens,
             queue_seconds=engine_result.queue_seconds,
             model_seconds=engine_result.model_seconds,
             passes=engine_result.passes,
+            abstain_below=abstain_below,
         )
 
     def _named(self, model: str | None) -> str:
@@ -267,7 +274,9 @@ class Classifier:
             return await self._preprocessor.base(adapter)
         return adapter.loaded if name.shots is None else await self._preprocessor.few_shot(adapter, name.shots)
 
-    def _results(self, task: str, prepared: Sequence[PreparedText | IFedError], scores: Sequence[Float32]) -> list[Result]:
+    def _results(
+        self, task: str, prepared: Sequence[PreparedText | IFedError], scores: Sequence[Float32], abstain_below: float | None
+    ) -> list[Result]:
         """Merge scores and refusals into one result per text."""
         remaining = iter(scores)
         results = []
@@ -276,7 +285,9 @@ class Classifier:
                 self._metrics.record_item_refusal(task, type(text).__name__)
                 results.append(Result(None, refusal=text))
             else:
-                results.append(Result(next(remaining), text.truncated))
+                row = next(remaining)
+                results.append(Result(row, text.truncated, abstained=below(row, abstain_below)))
+        self._metrics.record_abstentions(task, sum(result.abstained for result in results))
         return results
 
     @contextmanager
@@ -302,8 +313,15 @@ class Classifier:
             adapter_version=meta.version,
             adapter_digest=adapter.digest,
             accuracy=meta.evaluation.accuracy if meta.evaluation else None,
+            expected_calibration_error=meta.evaluation.expected_calibration_error if meta.evaluation else None,
+            abstain_below=meta.abstain_below,
             stale=self._adapters.stale.get(meta.task),
         )
+
+
+def below(scores: Float32, threshold: float | None) -> bool:
+    """Return whether the highest probability of log-probabilities, as a caller sees it, is below a threshold; never without one."""
+    return threshold is not None and float(np.exp(scores.max())) < threshold
 
 
 def _variant_identity(name: ModelName, adapter: Adapter) -> tuple[int | None, str]:

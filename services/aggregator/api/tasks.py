@@ -60,7 +60,10 @@ async def get_task(task: NamePath, tasks: TasksDep) -> TaskInfo:
 
 @router.patch("/tasks/{task}", responses=refusals(UnknownTask, WrongState, Malformed))
 async def change_task(task: NamePath, changes: TaskChanges, tasks: TasksDep) -> TaskInfo:
-    """Change a draft. After a change of labels, model or template, clients that joined must join again."""
+    """Change a draft, or in any state `abstain_below` alone, which serving follows at once.
+
+    After a change of labels, model or template, clients that joined must join again.
+    """
     return await tasks.change(task, changes)
 
 

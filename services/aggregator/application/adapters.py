@@ -183,5 +183,6 @@ async def _meta(work: UnitOfWork, task: Task, coefficients: Aggregate, context: 
         reading=_reading(task, coefficients, result),
         head=coefficients.head,
         label_bias=list(result.label_bias) if result is not None and result.label_bias is not None else None,
+        abstain_below=task.spec.abstain_below or None,
         created_at=max(coefficients.created_at, context.created_at),
     )

@@ -23,6 +23,7 @@ from services.aggregator.storage.database import UnitOfWork
 log = structlog.get_logger(__name__)
 # Clients counted their examples by label, run the model, and were probed with the template.
 JOINED_WITH = ("labels", "model", "template", "chat", "head")
+SERVED_WITH = {"abstain_below"}  # no round depends on it, and it is chosen by what the rounds say
 
 
 class TaskService:
@@ -60,15 +61,18 @@ class TaskService:
         return Page(items=infos, next=tasks[limit - 1].name if len(tasks) > limit else None)
 
     async def change(self, name: str, changes: TaskChanges) -> TaskInfo:
-        """Change a draft. When its labels, model or template change, clients that joined must join again.
+        """Change a draft, or in any state the probability below which texts get no label.
+
+        When its labels, model or template change, clients that joined must join again.
 
         Raises:
-            WrongState: the task is not a draft.
+            WrongState: the task is not a draft, and something else is to change.
             Malformed: the changed task would be invalid.
         """
         async with self._dependencies.database.unit_of_work() as work:
             task = await work.tasks.get(name, for_update=True)
-            task.must_be_draft("be changed")
+            if changes.model_fields_set - SERVED_WITH:
+                task.must_be_draft("be changed")
             task.spec, members_stay = changed(task.spec, changes)
             if not members_stay:
                 await work.memberships.remove(name)

@@ -101,6 +101,7 @@ def classify_response(request: ClassifyRequest, answer: Answer) -> ClassifyRespo
         labels=list(answer.labels),
         adapter_version=answer.version,
         adapter_digest=answer.digest,
+        abstain_below=answer.abstain_below,
     )
 
 
@@ -127,7 +128,7 @@ def hub_response(request: HubRequest, answer: Answer) -> list[list[LabelScore] |
 
 
 def answer_headers(answer: Answer) -> Mapping[str, str]:
-    """Return the headers that name task, adapter version and digest, and the times in whole milliseconds."""
+    """Return the headers that name task, adapter version, digest and threshold, and the times in whole milliseconds."""
     headers: dict[str, Any] = {
         "X-Queue-Time": round(1000 * answer.queue_seconds),
         "X-Inference-Time": round(1000 * answer.model_seconds),
@@ -135,6 +136,8 @@ def answer_headers(answer: Answer) -> Mapping[str, str]:
         "X-Adapter-Version": "none" if answer.version is None else answer.version,
         "X-Adapter-Digest": answer.digest,
     }
+    if answer.abstain_below is not None:  # for protocols that know no text without a label
+        headers["X-Abstain-Below"] = answer.abstain_below
     return {name: str(value) for name, value in headers.items()}
 
 
@@ -143,7 +146,7 @@ def _classification(index: int, labels: Sequence[str], result: Result, request: 
         return Classification(index=index, label=None, probs=[], num_classes=len(labels), error=_error_body(result.refusal))
     return Classification(
         index=index,
-        label=labels[int(np.argmax(result.scores))],
+        label=None if result.abstained else labels[int(np.argmax(result.scores))],
         probs=(result.scores if request.raw else np.exp(result.scores)).tolist(),
         num_classes=len(labels),
         truncated=result.truncated,

@@ -173,7 +173,9 @@ def write_inference(inference: Inference, answer: Answer) -> tuple[bytes, Mappin
             output["data"] = values.ravel().tolist()
         outputs.append(output)
     version = "" if answer.version is None else str(answer.version)
-    parameters = {"task": answer.task, "labels": json.dumps(list(answer.labels)), "adapter_digest": answer.digest}
+    parameters: dict[str, Any] = {"task": answer.task, "labels": json.dumps(list(answer.labels)), "adapter_digest": answer.digest}
+    if answer.abstain_below is not None:
+        parameters["abstain_below"] = answer.abstain_below
     message = {"model_name": answer.model, "model_version": version, "parameters": parameters, "outputs": outputs}
     header = json.dumps(message if request.id is None else message | {"id": request.id}).encode()
     if not binary:
@@ -182,10 +184,13 @@ def write_inference(inference: Inference, answer: Answer) -> tuple[bytes, Mappin
 
 
 def _tensors(answer: Answer) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the outputs by name; a refused text has an empty label, probabilities of 0 and an error."""
+    """Return the outputs by name; a refused text has an empty label, probabilities of 0 and an error, one below the threshold the former alone."""
     zeros = np.zeros(len(answer.labels), dtype=np.float32)
     rows = [zeros if result.scores is None else np.exp(result.scores) for result in answer.results]
-    labels = ["" if result.scores is None else answer.labels[int(np.argmax(result.scores))] for result in answer.results]
+    labels = [
+        "" if result.scores is None or result.abstained else answer.labels[int(np.argmax(result.scores))]
+        for result in answer.results
+    ]
     errors = [f"{type(result.refusal).__name__}: {result.refusal.detail}" if result.refusal else "" for result in answer.results]
     tensors = {
         "label": np.array(labels, dtype=object),

@@ -16,7 +16,7 @@ from ifed.tensors.values import ACTIVATION, CONTEXT, TensorBody
 from services.aggregator.storage import tables
 from services.aggregator.storage.tables import contributions
 from testing.factories import context_body, identity, layout, spec, update_body
-from tests.integration.aggregator.deployment import TASK, Deployment
+from tests.integration.aggregator.deployment import PATIENCE, TASK, Deployment
 
 
 async def test_a_task_runs_from_its_first_client_to_its_last_evaluation(aggregator: Deployment) -> None:
@@ -298,6 +298,30 @@ async def test_a_changed_draft_asks_its_members_to_join_again(embedded: Deployme
     assert (await client.assignment("draft")).kind is AssignmentKind.JOIN
     with pytest.raises(WrongState, match="be changed only while it is draft"):
         await embedded.admin.change_task(TASK, TaskChanges(groups=4))
+
+
+async def test_a_threshold_is_changed_in_any_state_and_serving_follows_at_once(aggregator: Deployment) -> None:
+    await aggregator.started(rounds=1)
+    clients = await aggregator.clients("a", "b")
+    await asyncio.gather(*(client.run() for client in clients))
+    before = await aggregator.admin.adapter(TASK)
+    assert before is not None
+    waiting = asyncio.create_task(aggregator.admin.adapter(TASK, known=before[0], wait=PATIENCE))
+    await asyncio.sleep(0.1)
+    changed = await aggregator.admin.change_task(TASK, TaskChanges(abstain_below=0.8))
+    assert (changed.state, changed.spec.abstain_below, len(changed.members)) == (TaskState.FINISHED, 0.8, 2)
+    after = await waiting
+    assert after is not None
+    assert (before[1].meta.abstain_below, after[1].meta.abstain_below) == (None, 0.8)
+    assert before[1].meta.version == after[1].meta.version
+    await aggregator.admin.change_task(TASK, TaskChanges(abstain_below=0))
+    again = await aggregator.admin.adapter(TASK)
+    assert again is not None
+    assert again[0] == before[0], "the same bytes as without a threshold"
+    with pytest.raises(WrongState):
+        await aggregator.admin.change_task(TASK, TaskChanges(abstain_below=0.9, groups=4))
+    with pytest.raises(Malformed):
+        await aggregator.admin.change_task(TASK, TaskChanges.model_construct(abstain_below=1.1))
 
 
 async def test_a_task_is_deleted_only_when_it_does_not_run(embedded: Deployment) -> None:

@@ -101,6 +101,11 @@ async def test_details_are_precision_and_recall_confusions_and_each_clients_accu
             await admin.evaluation(TASK, 7)
 
 
+async def test_a_threshold_is_set_and_taken_away(command: Command) -> None:
+    assert "gives no label to a text whose highest probability is below 0.8" in await command("abstain", TASK, "0.8")
+    assert "gives no label" not in await command("abstain", TASK, "0")
+
+
 async def test_the_audit_lists_what_admins_requested_from_a_line_on(command: Command, ifed: CommandLine) -> None:
     lines = [AuditLine.model_validate_json(line) for line in json_lines(await ifed("audit", "--json"))]
     assert [line.action for line in lines] == ["POST /v1/tasks", "POST /v1/tasks/{task}/start", "POST /v1/clients"]

@@ -25,7 +25,15 @@ KEY = "a-key-for-tests-only"
 LABELS = ["negative", "positive", "mixed"]
 
 
-def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, labels: list[str] | None = None) -> AdapterBody:
+def adapter_body(
+    lm: LanguageModel,
+    task: str,
+    version: int,
+    *,
+    seed: int,
+    labels: list[str] | None = None,
+    abstain_below: float | None = None,
+) -> AdapterBody:
     """Return an adapter with random tensors for a random model."""
     layers = list(range(1, LAYERS))
     meta = AdapterMeta(
@@ -35,6 +43,7 @@ def adapter_body(lm: LanguageModel, task: str, version: int, *, seed: int, label
         template="Review: {text}\nSentiment:",
         identity=lm.identity,
         layout=Layout(layers=layers, hidden_size=HIDDEN, groups=4),
+        abstain_below=abstain_below,
         created_at=datetime.now(UTC),
     )
     return AdapterBody(random_context(len(layers), seed=seed), random_coefficients(len(layers), 4, seed=seed), meta)

@@ -18,7 +18,7 @@ from huggingface_hub import InferenceClient as HubClient
 from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
-from tests.integration.inference.conftest import KEY, LABELS, Running
+from tests.integration.inference.conftest import KEY, LABELS, Running, adapter_body, put
 
 TEXTS = ["the film was good", "bad", "we liked it a lot because of the acting"]
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -28,6 +28,65 @@ def by_label(running: Running, model: str = "sentiment") -> list[dict[str, float
     """What our own route says, to hold the others against."""
     answer = httpx.post(f"{running.url}/v1/classify", json={"model": model, "input": TEXTS}, headers=BEARER).json()
     return [dict(zip(answer["labels"], result["probs"], strict=True)) for result in answer["data"]]
+
+
+@pytest.fixture(scope="module")
+def threshold(running: Running) -> float:
+    """The threshold of the task `cautious`, which is the task `plain` but abstains from some of the texts."""
+    put(running.folder, adapter_body(running.lm, "plain", 1, seed=12))
+    highest = sorted(max(row.values()) for row in by_label(running, "plain"))
+    threshold = (highest[0] + highest[-1]) / 2
+    put(running.folder, adapter_body(running.lm, "cautious", 1, seed=12, abstain_below=threshold))
+    return threshold
+
+
+class TestAbstention:
+    """A task with a threshold, in each protocol: where it knows no text without a label, the answer is as without one."""
+
+    def test_a_text_below_the_threshold_has_a_null_label_and_the_others_have_theirs(
+        self, running: Running, threshold: float
+    ) -> None:
+        answer = httpx.post(f"{running.url}/v1/classify", json={"model": "cautious", "input": [*TEXTS, ""]}, headers=BEARER).json()
+        *results, refused = answer["data"]
+        labels = [max(row, key=row.__getitem__) if max(row.values()) >= threshold else None for row in by_label(running, "plain")]
+        assert [result["label"] for result in results] == labels
+        assert None in labels
+        assert set(labels) != {None}
+        for result, row in zip(results, by_label(running, "plain"), strict=True):
+            assert result["probs"] == pytest.approx(list(row.values()), rel=1e-4)
+        assert ["error" in result for result in results] == [False] * 3
+        assert (refused["label"], refused["error"]["error"]) == (None, "EmptyText")
+        assert answer["abstain_below"] == threshold
+        base = httpx.post(f"{running.url}/v1/classify", json={"model": "cautious@base", "input": TEXTS}, headers=BEARER).json()
+        assert None not in [result["label"] for result in base["data"]]
+        assert "abstain_below" not in base
+
+    def test_lists_of_scores_are_whole_and_a_header_has_the_threshold(self, running: Running, threshold: float) -> None:
+        answer = requests.post(
+            f"{running.url}/predict", json={"model": "cautious", "inputs": [[text] for text in TEXTS]}, headers=BEARER
+        )
+        assert float(answer.headers["X-Abstain-Below"]) == threshold
+        scores = [{result["label"]: result["score"] for result in row} for row in answer.json()]
+        assert scores == [pytest.approx(row, rel=1e-4) for row in by_label(running, "plain")]
+        labels = HubClient(model=f"{running.url}/models/cautious", token=KEY).text_classification(TEXTS[0])
+        assert {result.label: result.score for result in labels} == pytest.approx(by_label(running, "plain")[0], rel=1e-4)
+
+    @pytest.mark.parametrize("binary", [True, False])
+    async def test_triton_reads_an_empty_label(self, running: Running, threshold: float, binary: bool) -> None:
+        client = triton_aio.InferenceServerClient(running.url.removeprefix("http://"))
+        tensor = triton_aio.InferInput("text", [3], "BYTES")
+        tensor.set_data_from_numpy(np.array(TEXTS, dtype=object), binary_data=binary)
+        wanted = [triton_aio.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities", "error")]
+        try:
+            result = await client.infer("cautious", [tensor], outputs=wanted, headers=dict(BEARER))
+        finally:
+            await client.close()
+        probabilities = result.as_numpy("probabilities")
+        labels = [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label").tolist()]
+        assert labels == [LABELS[int(row.argmax())] if row.max() >= threshold else "" for row in probabilities]
+        assert "" in labels
+        assert not any(result.as_numpy("error")), "an abstention is no error"
+        assert result.get_response()["parameters"]["abstain_below"] == threshold
 
 
 class TestHuggingFace:

@@ -26,7 +26,14 @@ OTHER_IDENTITY = IDENTITY.model_copy(update={"fingerprint": "cd" * 32, "name": "
 NBYTES = 2 * 2 * 2 * 4 * 4  # λ·v and β: two float32 tensors of 2 layers, 2 sites, 4 channels
 
 
-def body(task: str, version: int, *, identity: ModelIdentity = IDENTITY, label_bias: list[float] | None = None) -> AdapterBody:
+def body(
+    task: str,
+    version: int,
+    *,
+    identity: ModelIdentity = IDENTITY,
+    label_bias: list[float] | None = None,
+    abstain_below: float | None = None,
+) -> AdapterBody:
     """Return an adapter with the labels `no` and `yes`."""
     meta = AdapterMeta(
         task=task,
@@ -37,6 +44,7 @@ def body(task: str, version: int, *, identity: ModelIdentity = IDENTITY, label_b
         layout=Layout(layers=[0, 1], hidden_size=4, groups=2),
         created_at=datetime.now(UTC),
         label_bias=label_bias,
+        abstain_below=abstain_below,
     )
     return AdapterBody(ContextVector(np.ones((2, 2, 4), np.float32)), Coefficients.identity(2, 2), meta)
 

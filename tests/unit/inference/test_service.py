@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ifed.errors import DeadlineExceeded, EmptyText, NoDefaultTask, Overloaded, TooManyItems, TooManyTokens, UnknownTask
+from ifed.messages.bodies import AdapterBody
 from services.inference.demonstrations import DemonstrationFolder
 from services.inference.engine import Engine
 from services.inference.metrics import Metrics
@@ -28,11 +29,12 @@ async def classifier_of(
     demonstrations: DemonstrationFolder | None = None,
     default_task: str | None = None,
     label_bias: list[float] | None = None,
+    abstain_below: float | None = None,
 ) -> AsyncIterator[Classifier]:
     """A classifier of task `a` in versions 2 and 3, which takes at most 3 texts and 30 tokens."""
     scorer, metrics, source = scorer or FakeScorer(), metrics or metrics_of(), FakeSource()
     for version in (2, 3):
-        source.promote(body("a", version, label_bias=label_bias))
+        source.promote(body("a", version, label_bias=label_bias, abstain_below=abstain_below))
     preprocessor = Preprocessor(scorer, demonstrations or DemonstrationFolder(None))
     engine = Engine[Item]([scorer.score], tokens=scorer.tokens, token_budget=100, gather_seconds=0.0, max_queue=10, metrics=metrics)
     engine.start()
@@ -157,6 +159,40 @@ async def test_the_label_bias_of_an_adapter_is_removed_but_not_from_the_bare_mod
     assert np.exp(calibrated.scores) == pytest.approx([0.5, 0.5])
     assert bare.scores is not None
     assert np.exp(bare.scores) == pytest.approx([0.9, 0.1])
+
+
+async def test_a_text_below_the_threshold_has_probabilities_and_no_label() -> None:
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics, abstain_below=0.8) as classifier:
+        answer = await classifier.classify("a", ["no", "longer", ""])
+        base = await classifier.classify("a@base", ["longer"])
+        assert (await classifier.model("a")).abstain_below == 0.8
+    assert answer.abstain_below == 0.8
+    assert [(result.abstained, result.scores is not None) for result in answer.results] == [
+        (False, True),
+        (True, True),
+        (False, False),
+    ]
+    assert (base.abstain_below, base.results[0].abstained) == (None, False), "the threshold is for the adapter's probabilities"
+    assert sample(metrics, "items_abstained_total", task="a") == 1
+
+
+async def test_the_threshold_holds_for_the_probability_that_is_served() -> None:
+    # Of 0.25 and 0.75 the bias leaves 0.5 each; a text that reaches the threshold has a label.
+    bias = [float(np.log(0.25)), float(np.log(0.75))]
+    for threshold, abstained in ((0.49, False), (0.6, True)):
+        async with classifier_of(label_bias=bias, abstain_below=threshold) as classifier:
+            (result,) = (await classifier.classify("a", ["longer"])).results
+        assert result.abstained is abstained
+    async with classifier_of(abstain_below=0.75) as classifier:
+        (result,) = (await classifier.classify("a", ["longer"])).results
+    assert not result.abstained
+
+
+def test_an_adapter_from_before_thresholds_is_read_and_answers_every_text() -> None:
+    sent = body("a", 3).to_bytes()
+    assert b"abstain_below" not in sent
+    assert AdapterBody.from_bytes(sent).meta.abstain_below is None
 
 
 async def test_look_ups_are_counted_for_the_caller() -> None:
