@@ -1,4 +1,4 @@
-"""Block-diagonal attention for packed batches: each row attends to itself and to a cached prefix.
+"""Block-diagonal attention for packed batches: each row attends to itself, to a cached prefix and to the rows it follows.
 
 With a mask over the whole batch, three quarters of the work on seven rows goes to positions that the mask then hides, and the kernel that
 takes a mask is slower than the causal one: on a CPU, 256 tokens of SmolLM2 135M took 3.3 ms a layer with a mask and 1.1 ms row by row.
@@ -6,6 +6,7 @@ takes a mask is slower than the causal one: on a CPU, 256 tokens of SmolLM2 135M
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +43,39 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowAttention:
-    """The block structure of a packed batch: each row attends to itself and to the prefix it follows, and to nothing else.
+    """The block structure of a packed batch: each row attends to itself and to what it follows, and to nothing else.
 
     Attributes:
         lengths: the tokens of each row.
         prefixes: the KV cache that each row follows, or None.
+        parents: the index of the earlier row that each row follows, with all that one follows, or None; by default no row follows another.
         fill: a KV cache to be filled with the keys and values of this pass, if the batch is a prefix that is being computed.
     """
 
     lengths: tuple[int, ...]
     prefixes: tuple[KVCache | None, ...]
     fill: KVCache | None = None
+    parents: tuple[int | None, ...] = ()
     _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    def before(self, states: Tensor, cached: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the keys, or the values, of what each row follows, None if nothing.
+
+        Args:
+            states: of the whole batch, (1, heads, tokens, head size).
+            cached: of the KV cache that each row follows, or None.
+        """
+        before = list(cached)
+        joined: dict[int, Tensor] = {}
+        parts = states.split(list(self.lengths), 2) if any(parent is not None for parent in self.parents) else ()
+        for row, parent in enumerate(self.parents):
+            if parent is None:
+                continue
+            if parent not in joined:
+                earlier = before[parent]
+                joined[parent] = parts[parent] if earlier is None else torch.cat([earlier, parts[parent]], 2)
+            before[row] = joined[parent]
+        return before
 
     def mask(self, prefix_length: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
         """Return a boolean mask, (length, prefix_length + length), true where a token attends; None if plain causal attention computes the same."""
@@ -116,11 +138,11 @@ def attend(
     if rows.fill is not None:
         # Copies: a family that projects all three at once returns views, which would keep the queries in memory too.
         rows.fill.keys[layer], rows.fill.values[layer] = key.clone(), value.clone()
-    prefix_keys = [None if prefix is None else prefix.keys[layer] for prefix in rows.prefixes]
-    prefix_values = [None if prefix is None else prefix.values[layer] for prefix in rows.prefixes]
+    prefix_keys = rows.before(key, [None if prefix is None else prefix.keys[layer] for prefix in rows.prefixes])
+    prefix_values = rows.before(value, [None if prefix is None else prefix.values[layer] for prefix in rows.prefixes])
     masks = [
-        rows.mask(prefix.length if prefix else 0, length, sliding_window, query.device)
-        for prefix, length in zip(rows.prefixes, rows.lengths, strict=True)
+        rows.mask(0 if earlier is None else earlier.shape[2], length, sliding_window, query.device)
+        for earlier, length in zip(prefix_keys, rows.lengths, strict=True)
     ]
     grouped = query.shape[1] != key.shape[1]
     lengths = list(rows.lengths)

@@ -30,12 +30,14 @@ class Row:
         output_positions: the positions in `ids`, in rising order, whose final hidden states are returned.
         prefix_length: the number of leading tokens that belong to the template and may be in a KV cache; none is an output position.
         kv_cache: the keys and values of the prefix, if it is not part of `ids`; only in packed batches.
+        parent: the row whose tokens, and those that it follows itself, come before `ids`; it stands earlier in the same packed batch.
     """
 
     ids: tuple[int, ...]
     output_positions: tuple[int, ...]
     prefix_length: int = 0
     kv_cache: KVCache | None = None
+    parent: Row | None = None
 
     @classmethod
     def for_last_token(cls, ids: tuple[int, ...]) -> Row:
@@ -52,6 +54,10 @@ class Row:
         positions = tuple(position - self.prefix_length for position in self.output_positions)
         return Row(self.ids[self.prefix_length :], positions, kv_cache=prefix)
 
+    def following(self, parent: Row, start: int) -> Row:
+        """Return this row from token `start` on, after `parent`, which holds the tokens before it."""
+        return Row(self.ids[start:], tuple(position - start for position in self.output_positions), parent=parent)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -66,6 +72,7 @@ class Batch:
         after_prompt: bool, (B, W), true from the first output position of each row on, where an injection at the last token acts.
         lengths: the tokens of each row.
         kv_caches: the KV cache that each row follows, or None.
+        parents: the index of the row that each row follows, or None.
     """
 
     input_ids: Tensor
@@ -76,12 +83,13 @@ class Batch:
     after_prompt: Tensor
     lengths: tuple[int, ...]
     kv_caches: tuple[KVCache | None, ...]
+    parents: tuple[int | None, ...]
 
     @classmethod
     def of(
         cls, rows: Sequence[Row], *, layout: BatchLayout, pad: int = 0, device: torch.device | str = "cpu", multiple: int = 1
     ) -> Batch:
-        """Lay out `rows` in the given order.
+        """Lay out `rows` in the given order, in which a row stands after its parent.
 
         Args:
             pad: the padding token.
@@ -95,7 +103,12 @@ class Batch:
         ids = [torch.tensor(row.ids) for row in rows]
         after = [torch.arange(len(row.ids)) >= row.prompt_end for row in rows]
         kv_caches = tuple(row.kv_cache for row in rows)
-        offsets = [kv_cache.length if kv_cache else 0 for kv_cache in kv_caches]
+        places = {id(row): place for place, row in enumerate(rows)}
+        parents = tuple(None if row.parent is None else places[id(row.parent)] for row in rows)
+        offsets: list[int] = []
+        for kv_cache, parent in zip(kv_caches, parents, strict=True):
+            cached = kv_cache.length if kv_cache else 0
+            offsets.append(cached if parent is None else offsets[parent] + lengths[parent])
         positions = [torch.arange(length) + offset for length, offset in zip(lengths, offsets, strict=True)]
         if layout == "packed":
             starts = [sum(lengths[:index]) for index in range(len(rows))]
@@ -118,6 +131,7 @@ class Batch:
             after_prompt=after_prompt.to(device),
             lengths=lengths,
             kv_caches=kv_caches,
+            parents=parents,
         )
 
     def arrange(self, values: Sequence[Tensor]) -> Tensor:

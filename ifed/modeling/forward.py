@@ -12,7 +12,8 @@ from ifed.modeling.batching import Batch, BatchLayout, Row, group_by_budget, lay
 from ifed.modeling.hooks import inject, layer_input, output_states, replay
 from ifed.modeling.injection import Injection, batch_injections
 from ifed.modeling.language_model import LanguageModel
-from ifed.modeling.prefix_cache import PrefixSharing
+from ifed.modeling.prefix_cache import PrefixSharing, before_last_token
+from ifed.modeling.prefix_tree import ancestors_of, group_rows, share_prefixes
 from ifed.modeling.prompt_cache import PromptCache
 
 # Packed batches have a multiple of this number of tokens. oneDNN builds a kernel for each number of tokens of each product, which takes time
@@ -82,6 +83,9 @@ def run_rows(
 ) -> list[Tensor]:
     """Return the final hidden states of each row at its output positions; rows with different injections share batches.
 
+    Rows that begin alike, under the same injection up to there, share that beginning: several tasks on one text whose injections act at the
+    last token, and the rows of one text for labels of several tokens.
+
     Args:
         injections: one per row; the same object for rows of one task.
         token_budget: tokens of one forward pass; the model's own by default.
@@ -98,9 +102,13 @@ def run_rows(
     hidden: dict[int, Tensor] = {}
 
     def run(group: list[int]) -> None:
-        batch = Batch.of([rows_to_run[index] for index in group], layout=layout, device=lm.device, multiple=multiple)
+        members = [rows_to_run[index] for index in group]
+        shared = ancestors_of(members)
+        injected = [before_last_token(injections[group[member]]) for _, member in shared]
+        batch_rows = [*(row for row, _ in shared), *members]
+        batch = Batch.of(batch_rows, layout=layout, device=lm.device, multiple=multiple)
         replayed = contextlib.nullcontext() if activations is None else activations.replayed(batch, group)
-        with replayed, inject_by_row(lm, batch, [injections[index] for index in group]):
+        with replayed, inject_by_row(lm, batch, [*injected, *(injections[index] for index in group)]):
             states = output_states(lm, batch)
         hidden.update(zip(group, states.split([len(rows[index].output_positions) for index in group]), strict=True))
 
@@ -108,9 +116,16 @@ def run_rows(
         needs_full_rows = layout == "padded" or (activations is not None and activations.enabled)
         if prompts is not None:
             rows_to_run = [prompts.row(index) for index in range(len(rows))]
+        elif needs_full_rows:
+            rows_to_run = list(rows)
         else:
-            rows_to_run = list(rows) if needs_full_rows else (prefixes or PrefixSharing(lm)).apply(rows, injections)
-        for group in group_by_budget([len(row.ids) for row in rows_to_run], token_budget or lm.token_budget, layout):
+            rows_to_run = (prefixes or PrefixSharing(lm)).apply(rows, injections)
+            if lm.shares_prefixes:
+                before = [id(before_last_token(injection)) for injection in injections]
+                rows_to_run = share_prefixes(
+                    rows_to_run, [(key, id(row.kv_cache)) for key, row in zip(before, rows_to_run, strict=True)]
+                )
+        for group in group_rows(rows_to_run, token_budget or lm.token_budget, layout):
             run_with_halving(group, run)
     return [hidden[index] for index in range(len(rows))]
 

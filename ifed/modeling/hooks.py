@@ -54,7 +54,7 @@ def final_hidden(lm: LanguageModel, batch: Batch, *, fill: KVCache | None = None
         mask = torch.zeros(
             1, 1, 1, 1, dtype=torch.bool, device=lm.device
         )  # with four axes, so that transformers does not derive one
-        keywords["rows"] = RowAttention(batch.lengths, batch.kv_caches, fill)
+        keywords["rows"] = RowAttention(batch.lengths, batch.kv_caches, fill, batch.parents)
     output = lm.model.base_model(
         input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **keywords
     )

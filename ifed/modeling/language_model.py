@@ -22,7 +22,8 @@ class Options:
     Attributes:
         packed: on a CPU, place the rows of a batch end to end instead of padding them to the longest.
         row_attention: compute the attention of packed rows one row at a time if the family uses torch's kernel, else under a mask.
-        share_prefix: run the template's tokens in front of the text once for all rows of a task; needs `row_attention`.
+        share_prefix: run the tokens with which rows begin alike once: the template in front of the text, and a text under several tasks;
+            needs `row_attention`.
         sparse_last_mlp: run the MLP of the last layer at the output positions alone.
         compiled: compile MLPs and norms with `torch.compile` at their first use, which takes a minute or two; needs a C++ compiler.
         packed_weights: on a CPU in bfloat16, store the weights of the layers in the layout of the CPU kernels instead of rearranging them in
@@ -80,6 +81,11 @@ class LanguageModel:
     def row_attention(self) -> bool:
         """Whether packed batches compute their attention row by row."""
         return self.options.row_attention and has_row_attention(self.model)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether rows of a packed batch that begin alike run their beginning once."""
+        return self.options.share_prefix and self.row_attention
 
     @property
     def device(self) -> torch.device:

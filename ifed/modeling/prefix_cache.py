@@ -20,6 +20,11 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 MIN_SAVED_TOKENS = 32  # tokens that need not be run again; a pass of its own costs about as much as 10
 
 
+def before_last_token(injection: Injection | None) -> Injection | None:
+    """Return the injection under which the tokens before the last one of a prompt are run: none, if it acts at the last token alone."""
+    return None if injection is not None and injection.position == "last_token" else injection
+
+
 class PrefixCache:
     """KV caches by prefix and injection, dropped together with their injection; thread-safe.
 
@@ -92,7 +97,7 @@ class PrefixSharing:
     ) -> None:
         self._lm, self._persistent, self._min_length = lm, persistent, min_length
         self.cache = cache or PrefixCache(max_bytes)
-        self.enabled = lm.options.share_prefix and lm.row_attention
+        self.enabled = lm.shares_prefixes
 
     @property
     def nbytes(self) -> int:
@@ -111,9 +116,7 @@ class PrefixSharing:
         """
         if not self.enabled:
             return list(rows)
-        injections = [
-            None if injection is not None and injection.position == "last_token" else injection for injection in injections
-        ]
+        injections = [before_last_token(injection) for injection in injections]
         keys = [(id(injection), row.ids[: row.prefix_length]) for row, injection in zip(rows, injections, strict=True)]
         count, current, result = Counter(keys), dict[tuple[int, Tokens], KVCache](), []
         for key, row, injection in zip(keys, rows, injections, strict=True):

@@ -205,8 +205,10 @@ def confusion_counts(true_labels: Sequence[int], scores: Sequence[Float32], clas
 def _label_scores(lm: LanguageModel, labels: Sequence[LabelTokens], states: Sequence[Tensor]) -> list[Float32]:
     """Return the scores of each item, with one product with the head for each distinct set of labels."""
     scores_by_item: dict[int, Float32] = {}
-    for label_set in dict.fromkeys(labels):
-        indices = [index for index, other in enumerate(labels) if other == label_set]
+    items_by_labels: dict[LabelTokens, list[int]] = {}
+    for index, label_set in enumerate(labels):
+        items_by_labels.setdefault(label_set, []).append(index)
+    for label_set, indices in items_by_labels.items():
         with torch.inference_mode():
             scores = label_scores(lm, label_set, torch.stack([states[index] for index in indices])).cpu().numpy()
         scores_by_item.update(zip(indices, scores, strict=True))
@@ -215,13 +217,16 @@ def _label_scores(lm: LanguageModel, labels: Sequence[LabelTokens], states: Sequ
 
 def _head_scores(heads: Sequence[LabelHead | None], states: Sequence[Tensor]) -> dict[int, Float32]:
     """Return the scores of each item that has a head, by index: the rows of one head in one product, from the first state of each item."""
+    items_by_head: dict[LabelHead, list[int]] = {}
+    for index, head in enumerate(heads):
+        if head is not None:
+            items_by_head.setdefault(head, []).append(index)
+    if not items_by_head:
+        return {}
+    first_states = torch.stack([item_states[0] for item_states in states]).float().cpu().numpy()
     scores: dict[int, Float32] = {}
-    for head in {id(head): head for head in heads}.values():
-        if head is None:
-            continue
-        indices = [index for index, other in enumerate(heads) if other is head]
-        first_states = torch.stack([states[index][0] for index in indices]).float().cpu().numpy()
-        scores.update(zip(indices, head.log_probabilities(first_states), strict=True))
+    for head, indices in items_by_head.items():
+        scores.update(zip(indices, head.log_probabilities(first_states[indices]), strict=True))
     return scores
 
 
