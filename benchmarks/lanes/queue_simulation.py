@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.inference.engine import choose_batch, token_share
+from services.inference.engine import Size, choose_batch, token_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def simulate_waits(
         idle = sum(end <= begins for end in free_at) - 1
         tokens = [size for _, size in queue]
         most = token_share(sum(tokens), idle=idle, replicas=lanes, budget=budget, short_pass=short)
-        batch = set(choose_batch(tokens, most, padded=False))
+        batch = set(choose_batch([Size(count) for count in tokens], most, padded=False))
         free_at[lane] = begins + cost.of(sum(tokens[index] for index in batch))
         waits += [free_at[lane] - queue[index][0] for index in batch]
         queue = [text for index, text in enumerate(queue) if index not in batch]

@@ -44,7 +44,7 @@ class BlockingInferenceClient:
 
     def classify(
         self,
-        model: str,
+        model: str | list[str],
         texts: str | list[str],
         *,
         top_k: int | None = None,

@@ -18,7 +18,7 @@ class InferenceClient(ServiceClient):
 
     async def classify(
         self,
-        model: str,
+        model: str | list[str],
         texts: str | list[str],
         *,
         top_k: int | None = None,
@@ -26,10 +26,11 @@ class InferenceClient(ServiceClient):
         raw_scores: bool = False,
         deadline: float | None = None,
     ) -> ClassifyResponse:
-        """Classify texts; the response has one entry of `data` for each text, in order.
+        """Classify texts; the response has one entry of `data` for each text, in order, and of several tasks for each text and task.
 
         Args:
-            model: a task, `task@7` for its version 7, `task@base` for the base model, `task@few-shot:12` for a prompt of demonstrations.
+            model: a task, `task@7` for its version 7, `task@base` for the base model, `task@few-shot:12` for a prompt of demonstrations;
+                or a list of such names, each of which answers for every text.
             top_k: the number of labels to list with their probabilities, the most probable first.
             truncate: whether to cut a text that is too long in the middle; otherwise its entry is a `TextTooLong` error.
             raw_scores: whether to return natural logarithms in place of probabilities.

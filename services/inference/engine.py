@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from time import monotonic
 from typing import Generic, TypeVar
@@ -20,6 +20,35 @@ from services.inference.metrics import Metrics
 LOOK_AHEAD = 256
 MAX_RETRY_SECONDS = 30
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Tokens of an item that a forward pass runs once for all its items of the same key."""
+
+    key: Hashable
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The tokens of an item, and those among them that it may share with others."""
+
+    tokens: int
+    shared: Sequence[SharedPrefix] = ()
+
+
+def pass_tokens(sizes: Iterable[Size]) -> int:
+    """Return the tokens of a forward pass: each shared prefix counts once."""
+    tokens, present = 0, set[Hashable]()
+    for size in sizes:
+        tokens += size.tokens - _already_run(size, present)
+        present.update(prefix.key for prefix in size.shared)
+    return tokens
+
+
+def _already_run(size: Size, present: set[Hashable]) -> int:
+    return sum(prefix.tokens for prefix in size.shared if prefix.key in present)
 
 
 def token_share(waiting: int, *, idle: int, replicas: int, budget: int, short_pass: int) -> int:
@@ -39,40 +68,55 @@ def token_share(waiting: int, *, idle: int, replicas: int, budget: int, short_pa
     return min(budget, share)
 
 
-def choose_batch(sizes: Sequence[int], budget: int, *, padded: bool) -> list[int]:
+def choose_batch(sizes: Sequence[Size], budget: int, *, padded: bool, short_pass: int = 0) -> list[int]:
     """Return the indices of the texts to run in one forward pass; the first text is always among them.
 
-    Packed texts cost the sum of their sizes and are taken in order while they fit. Padded texts each cost the size of the longest, so
-    those closest in size to the first are taken first.
+    Packed texts cost the sum of their sizes, shared prefixes once, and are taken in order while they fit. A text that shares a prefix with
+    one that is taken already goes beyond the budget up to a short pass, and up to twice the prefix: elsewhere that would be run again.
+    Padded texts each cost the size of the longest, so those closest in size to the first are taken first.
 
     Args:
-        sizes: tokens of each waiting text, in queue order.
-        budget: tokens of the forward pass, padding included; a first text that exceeds it runs alone.
+        sizes: of each waiting text, in queue order.
+        budget: tokens of the forward pass, padding included; a first text that exceeds it runs alone, or with those that share its prefix.
         padded: whether the texts of a batch are padded to the longest.
+        short_pass: tokens up to which a pass takes little longer than for a single text.
     """
     if not sizes:
         return []
-    chosen, longest, total = [0], sizes[0], sizes[0]
-    others = range(1, len(sizes))
-    for index in sorted(others, key=lambda index: abs(sizes[index] - sizes[0])) if padded else others:
-        cost = max(longest, sizes[index]) * (len(chosen) + 1) if padded else total + sizes[index]
-        if cost <= budget:
+    if padded:
+        return _choose_padded([size.tokens for size in sizes], budget)
+    chosen, total, present = [0], sizes[0].tokens, {prefix.key for prefix in sizes[0].shared}
+    for index, size in enumerate(sizes[1:], start=1):
+        shared = _already_run(size, present)
+        if total + size.tokens - shared <= (max(budget, short_pass, 2 * shared) if shared else budget):
             chosen.append(index)
-            longest, total = max(longest, sizes[index]), total + sizes[index]
+            total += size.tokens - shared
+            present.update(prefix.key for prefix in size.shared)
+    return chosen
+
+
+def _choose_padded(sizes: Sequence[int], budget: int) -> list[int]:
+    chosen, longest = [0], sizes[0]
+    for index in sorted(range(1, len(sizes)), key=lambda index: abs(sizes[index] - sizes[0])):
+        if max(longest, sizes[index]) * (len(chosen) + 1) <= budget:
+            chosen.append(index)
+            longest = max(longest, sizes[index])
     return sorted(chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass.
+    """One forward pass that ran items of a request.
 
     Attributes:
-        items: items in it.
+        items: items in it, those of other requests included.
         fill: their tokens divided by the token budget.
+        indices: of the request's own items in it.
     """
 
     items: int
     fill: float
+    indices: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +141,7 @@ class _Job(Generic[Item]):
     """One request in the engine: `waiting` holds the indices of its items that no replica has taken yet."""
 
     items: Sequence[Item]
-    sizes: Sequence[int]
+    sizes: Sequence[Size]
     result: asyncio.Future[EngineResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     arrived_at: float = field(default_factory=monotonic)
     started_at: float = 0.0
@@ -112,7 +156,8 @@ class _Job(Generic[Item]):
 class Engine(Generic[Item]):
     """Run items of concurrent requests through the model in shared batches.
 
-    A batch takes one item of each request in turn while the token budget lasts, so a large request does not delay small ones. The
+    A batch takes one item of each request in turn while the token budget lasts, so a large request does not delay small ones. Items that
+    share a prefix stay together, because a forward pass runs what they share once. The
     waiting tokens are divided among the replicas of the model (see `token_share`), so none stays idle while another runs a long batch.
 
     Args:
@@ -176,10 +221,13 @@ class Engine(Generic[Item]):
                 job.result.set_exception(Unavailable("the service is shutting down; try again"))
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def run(self, items: Sequence[Item], *, deadline: float | None = None) -> EngineResult:
+    async def run(
+        self, items: Sequence[Item], *, shared: Sequence[Sequence[SharedPrefix]] | None = None, deadline: float | None = None
+    ) -> EngineResult:
         """Return the scores of `items`. When the caller is cancelled or the deadline passes, the items leave the queue at once.
 
         Args:
+            shared: the prefixes that each item shares with others; by default none does.
             deadline: on the event loop's clock.
 
         Raises:
@@ -188,7 +236,8 @@ class Engine(Generic[Item]):
         """
         if not items:
             return EngineResult([], 0.0, 0.0)
-        job = _Job(items, [self._tokens(item) for item in items])
+        prefixes = shared or [()] * len(items)
+        job = _Job(items, [Size(self._tokens(item), of_item) for item, of_item in zip(items, prefixes, strict=True)])
         if self._jobs and (depth := self.depth) + len(items) > self._max_queue:
             raise QueueFull(
                 f"the queue holds {depth} texts and takes at most {self._max_queue}; this request has {len(items)} more, try again later",
@@ -210,7 +259,7 @@ class Engine(Generic[Item]):
         return max(1, min(MAX_RETRY_SECONDS, math.ceil(self._waiting_tokens() / speed))) if speed else 1
 
     def _waiting_tokens(self) -> int:
-        return sum(job.sizes[index] for job in self._jobs for index in job.waiting)
+        return pass_tokens(job.sizes[index] for job in self._jobs for index in job.waiting)
 
     async def _dispatch(self) -> None:
         async with asyncio.TaskGroup() as batches:
@@ -243,13 +292,13 @@ class Engine(Generic[Item]):
         candidates = list(islice(self._round_robin(), LOOK_AHEAD))
         sizes = [job.sizes[index] for job, index in candidates]
         budget = token_share(
-            sum(sizes),
+            pass_tokens(sizes),
             idle=self._idle.qsize(),
             replicas=len(self._replicas),
             budget=self._budget,
             short_pass=self._short_pass,
         )
-        batch = [candidates[place] for place in choose_batch(sizes, budget, padded=self._padded)]
+        batch = [candidates[place] for place in choose_batch(sizes, budget, padded=self._padded, short_pass=self._short_pass)]
         for job, index in batch:
             del job.waiting[index]
         return batch
@@ -285,8 +334,11 @@ class Engine(Generic[Item]):
     ) -> None:
         """Add the scores of a batch to their requests, and complete the requests that have all of theirs."""
         forward_pass = self._record(batch, ended_at - started_at)
-        for job in {job for job, _ in batch}:
-            job.passes.append(forward_pass)
+        indices: dict[_Job[Item], list[int]] = {}
+        for job, index in batch:
+            indices.setdefault(job, []).append(index)
+        for job, own in indices.items():
+            job.passes.append(replace(forward_pass, indices=own))
         for (job, index), item_scores in zip(batch, scores, strict=True):
             job.scores[index] = item_scores
             if len(job.scores) == len(job.items) and not job.result.done():
@@ -294,7 +346,7 @@ class Engine(Generic[Item]):
                 job.result.set_result(EngineResult(ordered, job.started_at - job.arrived_at, ended_at - job.started_at, job.passes))
 
     def _record(self, batch: Sequence[tuple[_Job[Item], int]], seconds: float) -> Pass:
-        tokens = sum(job.sizes[index] for job, index in batch)
+        tokens = pass_tokens(job.sizes[index] for job, index in batch)
         speed = tokens / max(seconds, 1e-6)
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * speed if self._tokens_per_second else speed
         self._metrics.record_pass(items=len(batch), tokens=tokens, budget=self._budget, seconds=seconds)

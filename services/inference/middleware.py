@@ -13,7 +13,7 @@ import structlog
 log = structlog.get_logger("access")
 CLIENT_CLOSED_REQUEST = 499
 UNLOGGED_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"})
-LOGGED_HEADERS = ("x-task", "x-adapter-version", "x-queue-time", "x-inference-time")
+LOGGED_HEADERS = ("x-task", "x-tasks", "x-adapter-version", "x-queue-time", "x-inference-time")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

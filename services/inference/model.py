@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,18 @@ from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.logits import vocabulary_logits
-from ifed.modeling.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache, PrefixSharing
-from ifed.modeling.prompts import PromptTemplate, longest_prompt
+from ifed.modeling.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache, PrefixSharing, before_last_token
+from ifed.modeling.prefix_tree import ancestors, ancestors_of, share_prefixes
+from ifed.modeling.prompts import Prompt, PromptTemplate, longest_prompt
 from ifed.modeling.replicas import divide_threads, replicate
 from ifed.modeling.scoring import ScoringItem, score, scoring_rows
 from ifed.tensors.probes import TEXTS
 from ifed.tensors.regression import LabelHead
 from ifed.tensors.values import Float32
+from services.inference.engine import SharedPrefix
 
 Item = ScoringItem
+Prompts = MutableMapping[tuple[PromptTemplate, str], Prompt]
 PACKED_BUDGETS = 2  # times the budget of calibration: 512 tokens cost a tenth less each than 256, and no gradient needs the memory
 SHORT_PASS = 192  # tokens: on a CPU, three texts of 58 take less than twice as long as one
 WARM_UP_TOKENS = 16
@@ -205,11 +208,20 @@ class Scorer:
         prompt = replace(adapter.template, template=shots + template, max_tokens=max_tokens)  # includes a chat template already
         return LoadedAdapter(prompt, self._words(adapter), None, label_names=adapter.label_names)
 
-    def prepare(self, adapter: LoadedAdapter, text: str, *, truncate: bool) -> PreparedText | IFedError:
-        """Return a text in the adapter's template as tokens, or the refusal of a text that cannot be scored."""
+    def prepare(
+        self, adapter: LoadedAdapter, text: str, *, truncate: bool, prompts: Prompts | None = None
+    ) -> PreparedText | IFedError:
+        """Return a text in the adapter's template as tokens, or the refusal of a text that cannot be scored.
+
+        Args:
+            prompts: of this request so far, by template and text, for tasks of the same template.
+        """
         if not text.strip():
             return EmptyText("this text is empty; there is nothing to classify")
-        prompt = adapter.template.prompt(text)
+        prompts = {} if prompts is None else prompts
+        if (key := (adapter.template, text)) not in prompts:
+            prompts[key] = adapter.template.prompt(text)
+        prompt = prompts[key]
         if prompt.truncated and not truncate:
             return TextTooLong(
                 f"this text is longer than {adapter.template.max_tokens} tokens with its template; shorten it or allow truncation"
@@ -219,15 +231,36 @@ class Scorer:
 
     def tokens(self, item: Item) -> int:
         """Return the tokens that a pass runs for an item once its prefix is cached; labels of several tokens need several rows."""
+        rows = self._rows_as_shared([item])[0]
+        return sum(len(row.ids) for row in [*rows, *(row for row, _ in ancestors_of(rows))])
+
+    def shared_prefixes(self, items: Sequence[Item]) -> list[Sequence[SharedPrefix]]:
+        """Return, of each item, the prefixes of its prompt that a forward pass may run once for several of the items."""
+        rows_by_item = self._rows_as_shared(items)
+        chains = [list({id(row): row for row in rows for row in ancestors(row)}.values()) for rows in rows_by_item]
+        known = {id(row): SharedPrefix(object(), len(row.ids)) for chain in chains for row in chain}
+        return [[known[id(row)] for row in chain] for chain in chains]
+
+    def _rows_as_shared(self, items: Sequence[Item]) -> list[list[Row]]:
+        """Return the rows of each item as one forward pass of all of them would run them."""
         _, prefixes = self._replicas[0]
-        return sum(prefixes.remaining_tokens(row) for row in scoring_rows(item.prompt, item.labels))
+        rows, keys, counts = list[Row](), list[tuple[int, tuple[int, ...]]](), list[int]()
+        for item in items:
+            of_item = scoring_rows(item.prompt, item.labels)
+            counts.append(len(of_item))
+            for row in of_item:
+                start = len(row.ids) - prefixes.remaining_tokens(row)
+                rows.append(Row(row.ids[start:], tuple(position - start for position in row.output_positions)))
+                keys.append((id(before_last_token(item.injection)), row.ids[:start]))
+        shared = iter(share_prefixes(rows, keys) if self._model.shares_prefixes and not self.padded else rows)
+        return [[next(shared) for _ in range(count)] for count in counts]
 
     def warm_up(self) -> None:
         """Run each replica with one, two and three texts, so that no request waits for compilation or lazy initialisation."""
-        token = int(self._model.tokenizer.eos_token_id or 0)
+        rows = [Row.for_last_token((token,) * WARM_UP_TOKENS) for token in range(3)]  # different, so that they share nothing
         for model, _ in self._replicas:
             for count in (1, 2, 3):
-                run_rows(model, [Row.for_last_token((token,) * WARM_UP_TOKENS)] * count, [None] * count)
+                run_rows(model, rows[:count], [None] * count)
 
     def require_finite_scores(self) -> None:
         """Read a few public texts.

@@ -14,7 +14,8 @@ from services.inference.adapters import Adapter
 from services.inference.demonstrations import DemonstrationFolder
 
 if TYPE_CHECKING:
-    from services.inference.model import LoadedAdapter, PreparedText, Scorer
+    from services.inference.engine import SharedPrefix
+    from services.inference.model import Item, LoadedAdapter, PreparedText, Prompts, Scorer
 
 CHUNK_CHARACTERS = 20_000
 MAX_FEW_SHOT_PROMPTS = 64
@@ -61,14 +62,24 @@ class Preprocessor:
             self._few_shot.popitem(last=False)
         return loaded
 
-    async def prepare(self, loaded: LoadedAdapter, texts: Sequence[str], *, truncate: bool) -> list[PreparedText | IFedError]:
-        """Return each text prepared for the engine, or its refusal, in order."""
+    async def prepare(
+        self, loaded: LoadedAdapter, texts: Sequence[str], *, truncate: bool, prompts: Prompts | None = None
+    ) -> list[PreparedText | IFedError]:
+        """Return each text prepared for the engine, or its refusal, in order.
+
+        Args:
+            prompts: of the request so far, for its other tasks of the same template.
+        """
         prepared: list[PreparedText | IFedError] = []
         for chunk in _chunks(texts):
             prepared += await self._in_thread(
-                lambda chunk=chunk: [self._scorer.prepare(loaded, text, truncate=truncate) for text in chunk]  # type: ignore[misc]  # a lambda's default
+                lambda chunk=chunk: [self._scorer.prepare(loaded, text, truncate=truncate, prompts=prompts) for text in chunk]  # type: ignore[misc]  # a lambda's default
             )
         return prepared
+
+    async def shared_prefixes(self, items: Sequence[Item]) -> list[Sequence[SharedPrefix]]:
+        """Return, of each item, the prefixes that a forward pass may run once for several of the items."""
+        return await self._in_thread(lambda: self._scorer.shared_prefixes(items))
 
     async def _in_thread(self, work: Callable[[], Returned]) -> Returned:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

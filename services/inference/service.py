@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -18,12 +18,12 @@ from ifed.messages.inference import ServedModel, ServedModels
 from ifed.tensors.label_prior import without_bias
 from ifed.tensors.values import Float32
 from services.inference.adapters import Adapter, AdapterCache
-from services.inference.engine import Engine, Pass
+from services.inference.engine import Engine, EngineResult, Pass, SharedPrefix
 from services.inference.metrics import Metrics
 from services.inference.preparation import Preprocessor
 
 if TYPE_CHECKING:
-    from services.inference.model import Item, LoadedAdapter, PreparedText
+    from services.inference.model import Item, LoadedAdapter, PreparedText, Prompts
 
 FEW_SHOT = "few-shot"
 DEFAULT_SHOTS = 12
@@ -87,19 +87,19 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The classification of all texts of a request.
+    """The classification of all texts of a request under one task.
 
     Attributes:
-        model: the model that the request named.
+        model: what the request named.
         task: the name of its task.
         version: of the adapter; None for the base model and for few-shot prompting.
         digest: of the adapter; `base`, `bare` or `few-shot:N`, as it was named, where there is none.
         labels: of the task, in order.
         results: one per text, in order.
         tokens: of all prompts.
-        queue_seconds: time in the queue.
-        model_seconds: time in the model.
-        passes: the forward passes that ran these texts.
+        queue_seconds: time of the request in the queue.
+        model_seconds: time of the request in the model.
+        passes: the forward passes that ran these texts under this task.
         abstain_below: the probability below which a text has no label; None if every text has one.
     """
 
@@ -128,8 +128,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Task:
+    """One of the tasks of a request: what it was named, its adapter, and the texts as they were prepared for it."""
+
+    name: ModelName
+    model: str
+    adapter: Adapter
+    prepared: Sequence[PreparedText | IFedError]
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest request: texts, and tokens of all texts together."""
+    """The largest request: texts, counted for each of its tasks, and tokens of all of them together."""
 
     items: int
     tokens: int
@@ -168,40 +178,44 @@ class Classifier:
     async def classify(
         self, model: str | None, texts: Sequence[str], *, truncate: bool = True, deadline: float | None = None
     ) -> Answer:
-        """Classify every text; a text that cannot be classified does not affect the others.
+        """Classify every text with one task; see `classify_tasks`.
 
         Args:
             model: a name as `ModelName.parse` takes it; None for the default task.
+
+        Raises:
+            NoDefaultTask: no model was named and there is no default task.
+        """
+        (answer,) = await self.classify_tasks([model], texts, truncate=truncate, deadline=deadline)
+        return answer
+
+    async def classify_tasks(
+        self, models: Sequence[str | None], texts: Sequence[str], *, truncate: bool = True, deadline: float | None = None
+    ) -> list[Answer]:
+        """Classify every text with every task, and return an answer for each task, in order.
+
+        A text that cannot be classified does not affect the others. All pairs of a text and a task are in the queue together, those of one
+        text next to each other, so that tasks whose prompts begin alike share what their injections leave unchanged.
+
+        Args:
+            models: names as `ModelName.parse` takes them.
             texts: in the order of the results.
             truncate: whether a text that is too long is truncated; otherwise it is refused.
             deadline: on the event loop's clock.
 
         Raises:
-            NoDefaultTask: no model was named and there is no default task.
-            TooManyItems, TooManyTokens: the request is larger than the limits.
+            TooManyItems, TooManyTokens: the request is larger than the limits; a text counts once for each task.
             QueueFull: too many texts wait already.
             Overloaded: the caller has named too many tasks or versions that are not cached.
             DeadlineExceeded: `deadline` passed.
-            NotFound: there is no such task, version or set of demonstrations, or the task has no adapter yet.
+            NotFound: there is no such task, version or set of demonstrations, or a task has no adapter yet; of several tasks the first.
         """
         started_at = monotonic()
         with self._recorded_refusals() as known_tasks:
-            answer = await self._classify(self._named(model), texts, truncate, deadline, known_tasks)
-        refusals = [result.refusal for result in answer.results if result.refusal is not None]
-        if refusals and len(refusals) == len(texts):
-            self._metrics.record_refusal(answer.task, type(refusals[0]).__name__)
-            return answer
-        self._metrics.record_answer(
-            answer.task,
-            items=len(texts) - len(refusals),
-            tokens=answer.tokens,
-            queue_seconds=answer.queue_seconds,
-            model_seconds=answer.model_seconds,
-            seconds=monotonic() - started_at,
-        )
-        for forward_pass in answer.passes:
-            self._metrics.record_task_pass(answer.task, items=forward_pass.items, fill=forward_pass.fill)
-        return answer
+            answers = await self._classify([self._named(model) for model in models], texts, truncate, deadline, known_tasks)
+        for answer in answers:
+            self._record(answer, monotonic() - started_at)
+        return answers
 
     def models(self) -> ServedModels:
         """Return the tasks whose adapters are cached."""
@@ -226,43 +240,105 @@ class Classifier:
         return None
 
     async def _classify(
-        self, model: str, texts: Sequence[str], truncate: bool, deadline: float | None, known_tasks: list[str]
-    ) -> Answer:
-        if len(texts) > self._limits.items:
-            raise TooManyItems(f"{len(texts)} texts in one request; at most {self._limits.items} are allowed, split the request")
-        name = ModelName.parse(model)
+        self, models: Sequence[str], texts: Sequence[str], truncate: bool, deadline: float | None, known_tasks: list[str]
+    ) -> list[Answer]:
+        self._check_items(len(texts), len(models))
+        names = [ModelName.parse(model) for model in models]
         async with asyncio.timeout_at(deadline):
-            adapter = await self._adapters.get(name.task, name.version, caller=self._caller)
-            known_tasks.append(name.task)
+            adapters = await self._look_up(names, models)
+            known_tasks.extend(dict.fromkeys(name.task for name in names))
+            tasks = []
             with tracer.start_as_current_span("prepare"):
-                loaded = await self._variant(name, adapter)
-                prepared = await self._preprocessor.prepare(loaded, texts, truncate=truncate)
-        accepted = [text for text in prepared if not isinstance(text, IFedError)]
-        if (tokens := sum(text.tokens for text in accepted)) > self._limits.tokens:
-            raise TooManyTokens(f"{tokens} tokens in one request; at most {self._limits.tokens} are allowed, split the request")
-        with tracer.start_as_current_span("model", attributes={"task": name.task, "texts": len(accepted), "tokens": tokens}):
-            engine_result = await self._engine.run([text.item for text in accepted], deadline=deadline)
-        scores: Sequence[Float32] = engine_result.scores
-        version, digest = _variant_identity(name, adapter)
+                prompts: Prompts = {}
+                for name, model, adapter in zip(names, models, adapters, strict=True):
+                    loaded = await self._variant(name, adapter)
+                    prepared = await self._preprocessor.prepare(loaded, texts, truncate=truncate, prompts=prompts)
+                    tasks.append(_Task(name, model, adapter, prepared))
+            pairs = [(place, task.prepared[index]) for index in range(len(texts)) for place, task in enumerate(tasks)]
+            accepted = [(place, text) for place, text in pairs if not isinstance(text, IFedError)]
+            if (tokens := sum(text.tokens for _, text in accepted)) > self._limits.tokens:
+                raise TooManyTokens(f"{tokens} tokens in one request; at most {self._limits.tokens} are allowed, split the request")
+            items = [text.item for _, text in accepted]
+            shared: Sequence[Sequence[SharedPrefix]] | None = None
+            if len(tasks) > 1:
+                shared = await self._preprocessor.shared_prefixes(items)
+        attributes: dict[str, str | int] = {
+            "task": ",".join(name.task for name in names),
+            "texts": len(accepted),
+            "tokens": tokens,
+        }
+        with tracer.start_as_current_span("model", attributes=attributes):
+            result = await self._engine.run(items, shared=shared, deadline=deadline)
+        scores_by_task: list[dict[int, Float32]] = [{} for _ in tasks]
+        for index, ((place, _), scores) in enumerate(zip(accepted, result.scores, strict=True)):
+            scores_by_task[place][index] = scores
+        return [self._answer(task, own_scores, result) for task, own_scores in zip(tasks, scores_by_task, strict=True)]
+
+    def _check_items(self, texts: int, tasks: int) -> None:
+        """Raise TooManyItems if there are too many pairs of a text and a task."""
+        if texts * tasks > self._limits.items:
+            each = "" if tasks == 1 else f" for each of {tasks} tasks, {texts * tasks} in all"
+            raise TooManyItems(f"{texts} texts in one request{each}; at most {self._limits.items} are allowed, split the request")
+
+    async def _look_up(self, names: Sequence[ModelName], models: Sequence[str]) -> list[Adapter]:
+        """Return the adapter of each name; of several that are refused, raise the first refusal, which says what was named."""
+        lookups = [self._adapters.get(name.task, name.version, caller=self._caller) for name in names]
+        if len(lookups) == 1:
+            return [await lookups[0]]
+        adapters: list[Adapter] = []
+        for model, adapter in zip(models, await asyncio.gather(*lookups, return_exceptions=True), strict=True):
+            if isinstance(adapter, IFedError):
+                raise type(adapter)(f"model {model!r}: {adapter.detail}", retry_after=adapter.retry_after) from adapter
+            if isinstance(adapter, BaseException):
+                raise adapter
+            adapters.append(adapter)
+        return adapters
+
+    def _answer(self, task: _Task, own_scores: Mapping[int, Float32], result: EngineResult) -> Answer:
+        """Return the answer of one task of a request.
+
+        Args:
+            own_scores: of the texts that were not refused, in order, by their index in the engine's result.
+        """
+        name, meta = task.name, task.adapter.meta
+        scores: Sequence[Float32] = list(own_scores.values())
+        version, digest = _variant_identity(name, task.adapter)
         # The threshold was chosen for the adapter: other prompts and the base model have other probabilities.
-        abstain_below = None if version is None else adapter.meta.abstain_below
+        abstain_below = None if version is None else meta.abstain_below
         if version is not None:
-            scores = [without_bias(row, adapter.meta.label_bias) for row in scores]
+            scores = [without_bias(row, meta.label_bias) for row in scores]
         if version is not None and name.version is None:
-            self._metrics.record_predictions(name.task, digest, adapter.meta.labels, [np.exp(row) for row in scores])
+            self._metrics.record_predictions(name.task, digest, meta.labels, [np.exp(row) for row in scores])
         return Answer(
-            model=model,
+            model=task.model,
             task=name.task,
             version=version,
             digest=digest,
-            labels=adapter.meta.labels,
-            results=self._results(name.task, prepared, scores, abstain_below),
-            tokens=tokens,
-            queue_seconds=engine_result.queue_seconds,
-            model_seconds=engine_result.model_seconds,
-            passes=engine_result.passes,
+            labels=meta.labels,
+            results=self._results(name.task, task.prepared, scores, abstain_below),
+            tokens=sum(text.tokens for text in task.prepared if not isinstance(text, IFedError)),
+            queue_seconds=result.queue_seconds,
+            model_seconds=result.model_seconds,
+            passes=[one for one in result.passes if not own_scores.keys().isdisjoint(one.indices)],
             abstain_below=abstain_below,
         )
+
+    def _record(self, answer: Answer, seconds: float) -> None:
+        """Record one task's answer: as a refusal if every text was refused."""
+        refusals = [result.refusal for result in answer.results if result.refusal is not None]
+        if refusals and len(refusals) == len(answer.results):
+            self._metrics.record_refusal(answer.task, type(refusals[0]).__name__)
+            return
+        self._metrics.record_answer(
+            answer.task,
+            items=len(answer.results) - len(refusals),
+            tokens=answer.tokens,
+            queue_seconds=answer.queue_seconds,
+            model_seconds=answer.model_seconds,
+            seconds=seconds,
+        )
+        for forward_pass in answer.passes:
+            self._metrics.record_task_pass(answer.task, items=forward_pass.items, fill=forward_pass.fill)
 
     def _named(self, model: str | None) -> str:
         if (name := model or self._default_task) is None:
@@ -292,16 +368,22 @@ class Classifier:
 
     @contextmanager
     def _recorded_refusals(self) -> Iterator[list[str]]:
-        """Record every refusal, under the task in the yielded list once it is known, and raise a passed deadline by its name."""
+        """Record every refusal, under the tasks in the yielded list once they are known, and raise a passed deadline by its name."""
         known_tasks: list[str] = []
         try:
             yield known_tasks
         except IFedError as refusal:
-            self._metrics.record_refusal(known_tasks[0] if known_tasks else None, type(refusal).__name__)
+            self._record_refusal(known_tasks, type(refusal))
             raise
         except TimeoutError as reason:
-            self._metrics.record_refusal(known_tasks[0] if known_tasks else None, DeadlineExceeded.__name__)
+            self._record_refusal(known_tasks, DeadlineExceeded)
             raise DeadlineExceeded("the deadline passed before the texts of this request were ready for the model") from reason
+
+    def _record_refusal(self, known_tasks: Sequence[str], refusal: type[IFedError]) -> None:
+        for task in known_tasks:
+            self._metrics.record_refusal(task, refusal.__name__)
+        if not known_tasks:
+            self._metrics.record_refusal(None, refusal.__name__)
 
     def _served(self, adapter: Adapter) -> ServedModel:
         meta = adapter.meta

@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     prefix_bytes: int = Field(
         256 * 2**20,
         ge=0,
-        description="size of the cache of prompt prefixes, kept between requests; beyond it the cache is cleared; 0 turns it off",
+        description="size of the cache of prompt prefixes, kept between requests; beyond it the cache is cleared; 0 turns it off, and tasks "
+        "then share no text",
     )
     compiled: bool = Field(False, description="compile parts of the model before the service is ready; needs a C++ compiler")
     int8: bool = Field(False, description="quantise the layers' weights to int8 with torchao; scores change slightly")
@@ -94,9 +95,13 @@ class Settings(BaseSettings):
     gather_seconds: float = Field(
         0.002, ge=0, le=1, description="seconds that the oldest waiting request waits for others to share its batch"
     )
-    max_queue: int = Field(1024, ge=1, description="texts that may wait; more are refused with 429")
-    max_items: int = Field(512, ge=1, description="texts in one request")
-    max_request_tokens: int = Field(131_072, ge=1, description="tokens of all texts in one request")
+    max_queue: int = Field(
+        1024, ge=1, description="texts that may wait, each counted once for every task it is asked of; more are refused with 429"
+    )
+    max_items: int = Field(512, ge=1, description="texts in one request, each counted once for every task")
+    max_request_tokens: int = Field(
+        131_072, ge=1, description="tokens of all texts in one request, each counted once for every task"
+    )
     max_text_tokens: Annotated[int | None, Field(ge=16)] = Field(
         None,
         description="tokens of a text with its template; a longer text is truncated in its middle; 1024, or what the model takes, by default",

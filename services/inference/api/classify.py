@@ -8,17 +8,17 @@ from ifed.errors import Malformed, NothingYet, OtherModel, Overloaded, Unauthent
 from ifed.messages.inference import ClassifyRequest, ClassifyResponse, ServedModel, ServedModels
 from ifed.server.web import refusals
 from services.inference.api.dependencies import REFUSALS, Caller, CallerRoute, ClassifierDep, DeadlineDep, Model
-from services.inference.api.formats import answer_headers, classify_response
+from services.inference.api.formats import answers_headers, classify_response
 
 router = APIRouter(route_class=CallerRoute, prefix="/v1", tags=["classification"], dependencies=[Caller])
 
 
 @router.post("/classify", responses=REFUSALS)
 async def classify(body: ClassifyRequest, response: Response, classifier: ClassifierDep, deadline: DeadlineDep) -> ClassifyResponse:
-    """Classify one text or several with a task's adapter; the response has the fields of vLLM and SGLang."""
-    answer = await classifier.classify(body.model, body.texts, truncate=body.truncate, deadline=deadline)
-    response.headers.update(answer_headers(answer))
-    return classify_response(body, answer)
+    """Classify one text or several with the adapter of a task, or of several; the response has the fields of vLLM and SGLang."""
+    answers = await classifier.classify_tasks(body.models, body.texts, truncate=body.truncate, deadline=deadline)
+    response.headers.update(answers_headers(answers))
+    return classify_response(body, answers)
 
 
 @router.get("/models", responses=refusals(Unauthenticated, Overloaded, Unavailable))

@@ -11,7 +11,16 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field
 
 from ifed.errors import IFedError, Malformed, PairNotSupported
-from ifed.messages.inference import Classification, ClassifyRequest, ClassifyResponse, LabelScore, Usage, whole_characters
+from ifed.messages.inference import (
+    SEVERAL,
+    AnsweringModel,
+    Classification,
+    ClassifyRequest,
+    ClassifyResponse,
+    LabelScore,
+    Usage,
+    whole_characters,
+)
 from ifed.messages.rounds import ErrorBody
 from services.inference.service import Answer, Result
 
@@ -83,25 +92,31 @@ class HubRequest(BaseModel):
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
 
-def classify_response(request: ClassifyRequest, answer: Answer) -> ClassifyResponse:
+def classify_response(request: ClassifyRequest, answers: Sequence[Answer]) -> ClassifyResponse:
     """Return the body of a `POST /v1/classify` response.
 
+    Args:
+        answers: one for each model of the request, in order.
+
     Raises:
-        IFedError: the request is a single string that could not be classified.
+        IFedError: the request is a single string that no task could classify.
     """
-    if isinstance(request.input, str):
-        answer.single()
+    first, several = answers[0], len(answers) > 1
+    if isinstance(request.input, str) and all(result.refusal for answer in answers for result in answer.results):
+        first.single()
+    tokens = sum(answer.tokens for answer in answers)
     return ClassifyResponse(
         id=f"classify-{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=answer.model,
-        data=[_classification(index, answer.labels, result, request) for index, result in enumerate(answer.results)],
-        usage=Usage(prompt_tokens=answer.tokens, total_tokens=answer.tokens),
-        task=answer.task,
-        labels=list(answer.labels),
-        adapter_version=answer.version,
-        adapter_digest=answer.digest,
-        abstain_below=answer.abstain_below,
+        model=",".join(answer.model for answer in answers),
+        data=[_classification(index, answer, request) for index in range(len(first.results)) for answer in answers],
+        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+        task=",".join(answer.task for answer in answers),
+        labels=[] if several else list(first.labels),
+        adapter_version=None if several else first.version,
+        adapter_digest=SEVERAL if several else first.digest,
+        models=None if isinstance(request.model, str) else [_answering_model(answer) for answer in answers],
+        abstain_below=None if several else first.abstain_below,
     )
 
 
@@ -127,6 +142,14 @@ def hub_response(request: HubRequest, answer: Answer) -> list[list[LabelScore] |
     return _ranked_batch(answer, raw=request.parameters.function_to_apply == "none", top_k=request.parameters.top_k)
 
 
+def answers_headers(answers: Sequence[Answer]) -> Mapping[str, str]:
+    """Return the headers of one answer; of several the times and the number of tasks, since the names of many do not fit into headers."""
+    if len(answers) == 1:
+        return answer_headers(answers[0])
+    headers = answer_headers(answers[0])
+    return {name: headers[name] for name in ("X-Queue-Time", "X-Inference-Time")} | {"X-Tasks": str(len(answers))}
+
+
 def answer_headers(answer: Answer) -> Mapping[str, str]:
     """Return the headers that name task, adapter version, digest and threshold, and the times in whole milliseconds."""
     headers: dict[str, Any] = {
@@ -141,7 +164,27 @@ def answer_headers(answer: Answer) -> Mapping[str, str]:
     return {name: str(value) for name, value in headers.items()}
 
 
-def _classification(index: int, labels: Sequence[str], result: Result, request: ClassifyRequest) -> Classification:
+def _answering_model(answer: Answer) -> AnsweringModel:
+    return AnsweringModel(
+        model=answer.model,
+        task=answer.task,
+        labels=list(answer.labels),
+        adapter_version=answer.version,
+        adapter_digest=answer.digest,
+        prompt_tokens=answer.tokens,
+        abstain_below=answer.abstain_below,
+    )
+
+
+def _classification(index: int, answer: Answer, request: ClassifyRequest) -> Classification:
+    """Return the entry of a text; with a list of models it names the one that answered."""
+    entry = _entry(index, answer.labels, answer.results[index], request)
+    if isinstance(request.model, str):
+        return entry
+    return entry.model_copy(update={"model": answer.model, "adapter_version": answer.version})
+
+
+def _entry(index: int, labels: Sequence[str], result: Result, request: ClassifyRequest) -> Classification:
     if result.scores is None:
         return Classification(index=index, label=None, probs=[], num_classes=len(labels), error=_error_body(result.refusal))
     return Classification(

@@ -116,6 +116,28 @@ class TestAnswers:
         assert answers["sentiment@few-shot:4"].adapter_digest == "few-shot:4"
         assert answers["sentiment@few-shot:4"].usage.prompt_tokens > answers["sentiment"].usage.prompt_tokens
 
+    async def test_several_tasks_in_one_request_answer_what_each_answers_alone(self, running: Running) -> None:
+        for name, seed in (("near", 31), ("far", 32)):
+            body = adapter_body(running.lm, name, 1, seed=seed)
+            body.meta = body.meta.model_copy(update={"injection": "last_token"})
+            put(running.folder, body)
+        texts, models = ["the film was good", "", "we liked it a lot"], ["near", "topic", "sentiment@1", "far", "sentiment@base"]
+        async with InferenceClient(running.url, KEY) as client:
+            together = await client.classify(models, texts, raw_scores=True, top_k=1)
+            alone = [await client.classify(model, texts, raw_scores=True, top_k=1) for model in models]
+            with pytest.raises(UnknownTask, match="model 'nothing'"):
+                await client.classify(["near", "nothing"], "good")
+            with pytest.raises(TooManyItems):
+                await client.classify(models, ["good"] * 20)
+        assert [(entry.index, entry.model) for entry in together.data] == [(at, model) for at in range(3) for model in models]
+        for place, answer in enumerate(alone):
+            for entry, expected in zip(together.data[place :: len(models)], answer.data, strict=True):
+                assert (entry.label, entry.error, entry.adapter_version) == (expected.label, expected.error, answer.adapter_version)
+                assert entry.probs == pytest.approx(expected.probs, abs=1e-5)
+        assert together.models is not None
+        assert [model.adapter_digest for model in together.models] == [answer.adapter_digest for answer in alone]
+        assert together.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone)
+
     async def test_a_new_file_is_served_within_a_second(self, running: Running) -> None:
         put(running.folder, adapter_body(running.lm, "moving", 1, seed=1))
         async with InferenceClient(running.url, KEY) as client:

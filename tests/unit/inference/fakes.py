@@ -18,6 +18,7 @@ from ifed.messages.tasks import Layout, ModelIdentity
 from ifed.messages.texts import LabelledText
 from ifed.tensors.values import Coefficients, ContextVector, Float32
 from services.inference.adapters import AdapterCache
+from services.inference.engine import SharedPrefix
 from services.inference.metrics import Metrics
 from services.inference.model import PreparedText, Scorer
 
@@ -117,7 +118,7 @@ class FakeScorer(Scorer):
         self.few_shot_prompts.append([demonstration.text for demonstration in demonstrations])
         return " ".join(self.few_shot_prompts[-1])
 
-    def prepare(self, adapter: Any, text: str, *, truncate: bool) -> PreparedText | IFedError:
+    def prepare(self, adapter: Any, text: str, *, truncate: bool, prompts: Any = None) -> PreparedText | IFedError:
         self.prepared_with.append(adapter)
         if text == "slow":
             time.sleep(0.2)
@@ -126,6 +127,9 @@ class FakeScorer(Scorer):
 
     def tokens(self, item: Any) -> int:
         return len(item)
+
+    def shared_prefixes(self, items: Sequence[Any]) -> list[Sequence[SharedPrefix]]:
+        return [[SharedPrefix(text, len(text) - 1)] for text in items]
 
     def score(self, items: Sequence[Any]) -> list[Float32]:
         return [np.log(np.array([0.25, 0.75] if len(text) > 3 else [0.9, 0.1], np.float32)) for text in items]

@@ -22,6 +22,7 @@ from services.inference.api.formats import (
     HubRequest,
     PredictRequest,
     answer_headers,
+    answers_headers,
     classify_response,
     hub_response,
     predict_response,
@@ -78,7 +79,7 @@ def test_a_shape_of_another_size_than_the_texts_is_refused(shape: list[int]) -> 
 
 def test_answers_keep_the_order_and_name_the_adapter() -> None:
     request = ClassifyRequest(model="a", input=["no", "longer", "much, much longer"])
-    response = classify_response(request, answer_of(Result(NO), Result(YES), Result(LONG, truncated=True)))
+    response = classify_response(request, [answer_of(Result(NO), Result(YES), Result(LONG, truncated=True))])
     assert [(entry.index, entry.label, entry.truncated) for entry in response.data] == [
         (0, "no", False),
         (1, "yes", False),
@@ -88,6 +89,52 @@ def test_answers_keep_the_order_and_name_the_adapter() -> None:
     assert (response.task, response.adapter_version, response.adapter_digest) == ("a", 3, "digest-3")
     assert response.labels == ["no", "yes"]
     assert response.usage.prompt_tokens == response.usage.total_tokens == 25
+
+
+def test_a_list_of_models_is_answered_text_by_text_and_each_entry_names_its_model() -> None:
+    request = ClassifyRequest(model=["a", "b@base"], input=["no", "longer"])
+    answers = [
+        answer_of(Result(NO), Result(YES)),
+        Answer("b@base", "b", None, "base", ["x", "y"], [Result(YES), Result(NO)], 30, queue_seconds=0.0015, model_seconds=0.25),
+    ]
+    response = classify_response(request, answers)
+    assert [(entry.index, entry.model, entry.label, entry.adapter_version) for entry in response.data] == [
+        (0, "a", "no", 3),
+        (0, "b@base", "y", None),
+        (1, "a", "yes", 3),
+        (1, "b@base", "x", None),
+    ]
+    assert (response.model, response.task, response.labels) == ("a,b@base", "a,b", [])
+    assert (response.adapter_version, response.adapter_digest) == (None, "several")
+    assert response.usage.prompt_tokens == 55
+    assert response.models is not None
+    assert [(model.model, model.task, model.labels, model.adapter_digest) for model in response.models] == [
+        ("a", "a", ["no", "yes"], "digest-3"),
+        ("b@base", "b", ["x", "y"], "base"),
+    ]
+    assert answers_headers(answers) == {"X-Queue-Time": "2", "X-Inference-Time": "250", "X-Tasks": "2"}
+
+
+def test_one_model_by_its_name_is_answered_without_the_fields_of_several() -> None:
+    body = classify_response(ClassifyRequest(model="a", input="no"), [answer_of(Result(NO))]).model_dump(mode="json")
+    assert not {"model", "adapter_version"} & body["data"][0].keys()
+    assert "models" not in body
+    listed = classify_response(ClassifyRequest(model=["a"], input="no"), [answer_of(Result(NO))]).model_dump(mode="json")
+    assert (listed["labels"], listed["adapter_digest"], listed["data"][0]["model"]) == (["no", "yes"], "digest-3", "a")
+
+
+def test_a_single_text_is_refused_as_a_whole_if_no_task_can_classify_it() -> None:
+    request, refused = ClassifyRequest(model=["a", "b"], input=""), answer_of(Result(None, refusal=EmptyText("empty")))
+    with pytest.raises(EmptyText):
+        classify_response(request, [refused, refused])
+    first, second = classify_response(request, [refused, answer_of(Result(NO))]).data
+    assert (first.error is not None, second.label) == (True, "no")
+
+
+@pytest.mark.parametrize("models", [[], ["a", "a"], [""], ["a" * 201], [["a"]]])
+def test_a_list_of_models_holds_names_and_each_once(models: list[Any]) -> None:
+    with pytest.raises(ValidationError):
+        ClassifyRequest.model_validate({"model": models, "input": "x"})
 
 
 def test_headers_name_the_adapter_and_the_times_in_milliseconds() -> None:
@@ -103,16 +150,16 @@ def test_headers_name_the_adapter_and_the_times_in_milliseconds() -> None:
 
 def test_a_refused_text_is_an_error_in_its_place_or_of_the_whole_request() -> None:
     refused = Result(None, refusal=EmptyText("empty"))
-    entry = classify_response(ClassifyRequest(model="a", input=["", "no"]), answer_of(refused, Result(NO))).data[0]
+    entry = classify_response(ClassifyRequest(model="a", input=["", "no"]), [answer_of(refused, Result(NO))]).data[0]
     assert entry.error is not None
     assert (entry.error.error, entry.label, entry.probs, entry.num_classes) == ("EmptyText", None, [], 2)
     with pytest.raises(EmptyText):
-        classify_response(ClassifyRequest(model="a", input=""), answer_of(refused))
+        classify_response(ClassifyRequest(model="a", input=""), [answer_of(refused)])
 
 
 def test_top_k_lists_the_best_first_in_every_shape() -> None:
     answer = answer_of(Result(YES))
-    (entry,) = classify_response(ClassifyRequest(model="a", input="longer", top_k=1), answer).data
+    (entry,) = classify_response(ClassifyRequest(model="a", input="longer", top_k=1), [answer]).data
     assert entry.top is not None
     assert [score.label for score in entry.top] == ["yes"]
     flat = predict_response(PredictRequest(inputs="longer"), answer)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from ifed.errors import DeadlineExceeded, QueueFull, Unavailable
 from ifed.tensors.values import Float32
-from services.inference.engine import Engine, EngineResult, Pass, choose_batch, token_share
+from services.inference.engine import Engine, EngineResult, Pass, SharedPrefix, Size, choose_batch, pass_tokens, token_share
 from services.inference.metrics import Metrics
 from tests.unit.inference.fakes import metrics_of, sample
 
@@ -75,28 +75,52 @@ async def numbers(result: Awaitable[EngineResult]) -> list[float]:
     return [float(scores[0]) for scores in (await result).scores]
 
 
+def sizes(*tokens: int) -> list[Size]:
+    return [Size(count) for count in tokens]
+
+
 class TestChooseBatch:
     def test_packed_texts_are_taken_in_order_while_they_fit(self) -> None:
-        assert choose_batch([60, 50, 30, 10], 100, padded=False) == [0, 2, 3]
+        assert choose_batch(sizes(60, 50, 30, 10), 100, padded=False) == [0, 2, 3]
 
     def test_padded_texts_are_taken_by_closeness_to_the_first(self) -> None:
-        assert choose_batch([10, 40, 12, 11, 9], 44, padded=True) == [0, 3, 4]
+        assert choose_batch(sizes(10, 40, 12, 11, 9), 44, padded=True) == [0, 3, 4]
 
     def test_a_first_text_beyond_the_budget_runs_alone(self) -> None:
-        assert choose_batch([200, 1], 100, padded=False) == [0]
-        assert choose_batch([200, 1], 100, padded=True) == [0]
+        assert choose_batch(sizes(200, 1), 100, padded=False) == [0]
+        assert choose_batch(sizes(200, 1), 100, padded=True) == [0]
 
     def test_an_empty_queue_is_no_batch(self) -> None:
         assert choose_batch([], 100, padded=True) == []
 
-    @given(st.lists(st.integers(1, 300), min_size=1, max_size=50), st.integers(1, 600), st.booleans())
-    def test_the_first_always_runs_and_the_budget_always_holds(self, sizes: list[int], budget: int, padded: bool) -> None:
-        chosen = choose_batch(sizes, budget, padded=padded)
+    def test_a_shared_prefix_counts_once(self) -> None:
+        prefix = SharedPrefix("text", 50)
+        tasks = [Size(55, [prefix])] * 20
+        assert pass_tokens(tasks) == 50 + 20 * 5
+        assert choose_batch(tasks, 100, padded=False) == list(range(10))
+        assert choose_batch([*tasks[:2], *sizes(40, 41), Size(55, [SharedPrefix("other", 50)])], 100, padded=False) == [0, 1, 2]
+
+    def test_what_shares_a_prefix_stays_together_up_to_a_short_pass_and_to_twice_the_prefix(self) -> None:
+        tasks = [Size(55, [SharedPrefix("text", 50)])] * 40
+        assert len(choose_batch(tasks, 60, padded=False, short_pass=70)) == 10, "twice 50"
+        assert len(choose_batch(tasks, 60, padded=False, short_pass=150)) == 20
+        assert choose_batch([*tasks[:1], *sizes(10)], 60, padded=False, short_pass=150) == [0], "others keep to the budget"
+
+    def test_a_text_that_shares_parts_of_a_prefix_counts_without_them(self) -> None:
+        template, text = SharedPrefix("template", 20), SharedPrefix("text", 30)
+        assert pass_tokens([Size(60, [template, text]), Size(60, [template]), Size(60)]) == 60 + 40 + 60
+
+    @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3)), min_size=1, max_size=50), st.integers(1, 600), st.booleans())
+    def test_the_first_always_runs_and_the_budget_always_holds(
+        self, drawn: list[tuple[int, int]], budget: int, padded: bool
+    ) -> None:
+        waiting = [Size(30 + tokens, [SharedPrefix(key, 30)] if key else []) for tokens, key in drawn]
+        chosen = choose_batch(waiting, budget, padded=padded)
         assert chosen[0] == 0
         assert chosen == sorted(set(chosen))
-        lengths = [sizes[index] for index in chosen]
-        cost = max(lengths) * len(lengths) if padded else sum(lengths)
-        assert len(chosen) == 1 or cost <= budget
+        batch = [waiting[index] for index in chosen]
+        cost = max(size.tokens for size in batch) * len(batch) if padded else pass_tokens(batch)
+        assert len(chosen) == 1 or cost <= (budget if padded or not any(size.shared for size in batch) else max(budget, 60))
 
 
 class TestTokenShare:
@@ -155,12 +179,20 @@ class TestBatches:
         metrics = metrics_of()
         async with engine_of(Model(), budget=10, tokens=lambda _: 3, metrics=metrics) as engine:
             result = await engine.run([1, 2, 3, 4])
-        assert result.passes == [Pass(3, 0.9), Pass(1, 0.3)]
+        assert result.passes == [Pass(3, 0.9, [0, 1, 2]), Pass(1, 0.3, [3])]
         assert result.queue_seconds >= 0
         assert result.model_seconds >= 0
         assert sample(metrics, "batch_items_sum") == 4
         assert sample(metrics, "batch_fill_sum") == pytest.approx(0.9 + 0.3)
         assert sample(metrics, "batch_seconds_count") == 2
+
+    async def test_items_that_share_a_prefix_fill_the_budget_with_what_is_left_of_each(self) -> None:
+        model, metrics = Model(), metrics_of()
+        async with engine_of(model, budget=20, tokens=lambda _: 11, metrics=metrics) as engine:
+            result = await engine.run(list(range(20)), shared=[[SharedPrefix("text", 10)]] * 20)
+        assert [len(batch) for batch in model.batches] == [10, 10]
+        assert [forward_pass.fill for forward_pass in result.passes] == [1.0, 1.0]
+        assert sample(metrics, "batch_fill_sum") == 2.0
 
     async def test_a_request_has_each_pass_that_ran_an_item_of_it_once(self) -> None:
         async with engine_of(Model(), budget=3) as engine:

@@ -15,7 +15,8 @@ from ifed.messages.bodies import AdapterBody
 from ifed.messages.rounds import AdapterMeta
 from ifed.messages.tasks import Layout
 from ifed.messages.texts import LabelledText
-from ifed.modeling.prompts import PromptTemplate
+from ifed.modeling.prompts import Prompt, PromptTemplate
+from services.inference.engine import Size, pass_tokens
 from services.inference.model import LoadedAdapter, PreparedText, Scorer
 from testing.random_models import HIDDEN, TEXTS, build, build_fresh, forward_sizes, random_coefficients, random_context
 
@@ -162,3 +163,36 @@ def test_a_model_whose_scores_are_not_finite_is_not_ready() -> None:
     lm.model.get_output_embeddings().weight.data[3] = torch.inf
     with pytest.raises(UnknownModel, match="not finite in float32: set DTYPE"):
         Scorer(lm).require_finite_scores()
+
+
+def at_last_token(adapter: LoadedAdapter) -> LoadedAdapter:
+    assert adapter.injection is not None
+    return replace(adapter, injection=replace(adapter.injection, position="last_token"))
+
+
+def test_the_tokens_that_tasks_share_on_a_text_are_those_that_one_pass_runs_once() -> None:
+    scorer, tasks = scorer_of()
+    loaded = [*map(at_last_token, tasks[:3]), scorer.base(tasks[0]), tasks[1]]
+    items = [prepared(scorer, task, text).item for text in ("the film was good", "the plot was bad") for task in loaded]
+    sizes = [Size(scorer.tokens(item), shared) for item, shared in zip(items, scorer.shared_prefixes(items), strict=True)]
+    with forward_sizes(scorer._model) as passes:
+        scorer.score(items)
+    (run,) = passes
+    assert run - 15 <= pass_tokens(sizes) <= run
+    assert pass_tokens(sizes) < 0.6 * sum(size.tokens for size in sizes)
+
+
+def test_without_a_prefix_cache_or_in_padded_batches_nothing_is_shared() -> None:
+    lm = build()
+    for options in (replace(lm.options, share_prefix=False), replace(lm.options, packed=False)):
+        scorer = Scorer(replace(lm, options=options))
+        item = prepared(scorer, scorer_of()[1][3], "the film was good").item
+        assert scorer.shared_prefixes([item, item]) == [[], []]
+
+
+def test_tasks_of_one_template_tokenise_a_text_once() -> None:
+    scorer, tasks = scorer_of()
+    prompts: dict[tuple[PromptTemplate, str], Prompt] = {}
+    both = [scorer.prepare(task, "the film", truncate=True, prompts=prompts) for task in tasks]
+    assert len(prompts) == 1
+    assert len({text.item.prompt.ids for text in both if isinstance(text, PreparedText)}) == 1

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifed.errors import DeadlineExceeded, EmptyText, NoDefaultTask, Overloaded, TooManyItems, TooManyTokens, UnknownTask
+from ifed.errors import (
+    DeadlineExceeded,
+    EmptyText,
+    NoDefaultTask,
+    Overloaded,
+    TooManyItems,
+    TooManyTokens,
+    UnknownTask,
+    UnknownVersion,
+)
 from ifed.messages.bodies import AdapterBody
 from services.inference.demonstrations import DemonstrationFolder
 from services.inference.engine import Engine
@@ -31,10 +40,11 @@ async def classifier_of(
     label_bias: list[float] | None = None,
     abstain_below: float | None = None,
 ) -> AsyncIterator[Classifier]:
-    """A classifier of task `a` in versions 2 and 3, which takes at most 3 texts and 30 tokens."""
+    """A classifier of the tasks `a` in versions 2 and 3 and `b`, which takes at most 3 texts and 30 tokens."""
     scorer, metrics, source = scorer or FakeScorer(), metrics or metrics_of(), FakeSource()
     for version in (2, 3):
         source.promote(body("a", version, label_bias=label_bias, abstain_below=abstain_below))
+    source.promote(body("b", 1))
     preprocessor = Preprocessor(scorer, demonstrations or DemonstrationFolder(None))
     engine = Engine[Item]([scorer.score], tokens=scorer.tokens, token_budget=100, gather_seconds=0.0, max_queue=10, metrics=metrics)
     engine.start()
@@ -203,3 +213,53 @@ async def test_look_ups_are_counted_for_the_caller() -> None:
         with pytest.raises(Overloaded):
             await first.model("other")
         assert (await second.classify("a", ["no"])).task == "a"
+
+
+async def test_several_tasks_answer_for_every_text_in_the_order_they_are_named() -> None:
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics, label_bias=[float(np.log(0.9)), float(np.log(0.1))]) as classifier:
+        first, second, third = await classifier.classify_tasks(["b", "a@2", "a@base"], ["no"])
+    assert [(answer.model, answer.task, answer.version) for answer in (first, second, third)] == [
+        ("b", "b", 1),
+        ("a@2", "a", 2),
+        ("a@base", "a", None),
+    ]
+    scores = [answer.single().scores for answer in (first, second, third)]
+    np.testing.assert_allclose(np.exp(scores), [[0.9, 0.1], [0.5, 0.5], [0.9, 0.1]], rtol=1e-5)
+    assert [answer.tokens for answer in (first, second, third)] == [2, 2, 2]
+    assert sample(metrics, "requests_total", task="b", outcome="ok") == 1
+    assert sample(metrics, "items_total", task="a") == 2
+    assert sample(metrics, "batch_items_sum") == 3
+    assert sample(metrics, "task_batch_items_count", task="b") == 1
+
+
+async def test_the_pairs_of_a_text_and_a_task_count_in_the_limits_before_anything_is_looked_up() -> None:
+    async with classifier_of() as classifier:
+        with pytest.raises(TooManyItems, match="2 texts in one request for each of 2 tasks, 4 in all; at most 3"):
+            await classifier.classify_tasks(["a", "unknown"], ["x", "x"])
+        with pytest.raises(TooManyTokens, match="32 tokens in one request; at most 30"):
+            await classifier.classify_tasks(["a", "b"], ["x" * 16])
+
+
+async def test_of_several_tasks_the_unknown_one_is_named() -> None:
+    metrics = metrics_of()
+    async with classifier_of(metrics=metrics) as classifier:
+        with pytest.raises(UnknownTask, match="model 'missing': no task 'missing'"):
+            await classifier.classify_tasks(["a", "missing", "b"], ["no"])
+        with pytest.raises(UnknownVersion, match="model 'a@9': no version 9"):
+            await classifier.classify_tasks(["b", "a@9"], ["no"])
+    assert sample(metrics, "requests_total", task="", outcome="UnknownTask") == 1
+    assert sample(metrics, "requests_total", task="a", outcome="ok") is None
+
+
+async def test_a_refused_text_is_refused_for_every_task() -> None:
+    async with classifier_of() as classifier:
+        answers = await classifier.classify_tasks(["a", "b"], [""])
+    assert [type(answer.results[0].refusal) for answer in answers] == [EmptyText, EmptyText]
+
+
+async def test_each_of_several_tasks_abstains_below_its_own_threshold() -> None:
+    async with classifier_of(abstain_below=0.8) as classifier:
+        own, other = await classifier.classify_tasks(["a", "b"], ["longer"])
+    assert (own.abstain_below, own.single().abstained) == (0.8, True)
+    assert (other.abstain_below, other.single().abstained) == (None, False)
