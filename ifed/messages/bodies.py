@@ -176,7 +176,7 @@ class UpdateBody:
     """The body of `PUT …/update`: the confusion counts of the round's version, and in a calibration round the update.
 
     Tensors: `confusion`, int64, (truth, prediction); the update as `coefficients` or `gradient`, float32, (layer, site, coefficient,
-    group), or as `change` in float16 or int8, the latter with `scales`; and where the policy asks for them `label_probabilities`, float32,
+    group), or as `change` in float16, int8 or int4, the last two with `scales`; and where the policy asks for them `label_probabilities`, float32,
     (labels,): the mean probability of each label on the held-out texts under the round's version; and `log_likelihood`, float64, (1,), the
     sum of the log-probabilities of their true labels; where the assignment asks for it `bins`, uint16 or uint32, (3, k), as
     `ConfidenceBins.packed` returns them. In an evaluation round of a task with head `auto`, these are of the label head, and

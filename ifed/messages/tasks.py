@@ -37,7 +37,7 @@ class AggregationPolicy(BaseModel):
     update_dtype: UpdateDType = Field(
         "float32",
         description="how coefficients travel from client to aggregator: whole in float32, or as the change since the round's start in "
-        "float16 or int8; what is lost by that a client adds to its next update (arXiv 1901.09847)",
+        "float16, int8 or int4; what is lost by that a client adds to its next update (arXiv 1901.09847)",
     )
     aggregation: AggregationRule = Field("weighted_mean", description="how the contributions of a round become one")
     nearest_neighbour_mixing: bool = Field(

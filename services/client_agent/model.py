@@ -25,7 +25,7 @@ from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import Measurement
 from ifed.modeling.standardization import public_standardization
 from ifed.tensors.probes import Probe
-from ifed.tensors.quantization import QuantizedRows
+from ifed.tensors.quantization import QuantizedRows, rows_dtype
 from ifed.tensors.regression import LabelHead, RegressionData, Standardization, log_likelihoods
 from ifed.tensors.values import Coefficients, ContextVector, Float64, Gradient
 from services.client_agent.demonstrations import Split
@@ -191,7 +191,7 @@ class LocalModel:
         """Return this client's answer to the question of a head round. `compute_states` comes before."""
         assert self._states is not None, "compute_states() comes before the first answer"
         calibrator, (training, held_out) = self._prepared(), self._states
-        dtype = assignment.task.policy.update_dtype
+        dtype = rows_dtype(assignment.task.policy.update_dtype)
         if assignment.question is HeadQuestion.LIKELIHOOD:
             assert query.candidates is not None
             assert query.temperatures is not None

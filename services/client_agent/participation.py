@@ -332,7 +332,7 @@ class Participant:
             fingerprint=self._model.identity.fingerprint,
             examples=examples,
             version=assignment.version,
-            loss=loss,
+            loss=None if loss is None else float(f"{loss:.6g}"),
             seconds=round(time.monotonic() - began, 3),
         )
 

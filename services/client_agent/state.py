@@ -348,7 +348,7 @@ class ErrorFeedback:
 
         Args:
             change: what the local steps added, float32, shape (layer, site, coefficient, G).
-            dtype: `float16` or `int8`.
+            dtype: `float16`, `int8` or `int4`.
             round_: the calibration round.
             version: version of the coefficients the change starts from; 0, a task's first, has no earlier error.
         """

@@ -8,7 +8,7 @@ from datetime import datetime
 from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
 from ifed.messages.bodies import HeadBody, HeldOutCounts
 from ifed.messages.enums import HeadQuestion, RoundKind
-from ifed.tensors.quantization import QuantizedUpdate, UpdateDType
+from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, rows_dtype
 from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import Update
 from ifed.tensors.values import ContextVector, Float32, Gradient, Int64, check_layout
@@ -26,7 +26,7 @@ class ContributionSchema:
         holdout: the most held-out examples that the client may count.
         gradient: whether a calibration round takes a gradient instead of coefficients.
         update_dtype: how coefficients travel; any but float32 takes a quantised change instead of coefficients. Answers of head rounds
-            travel alike.
+            travel alike, those of int4 in int8.
         has_head: whether the task has a label head.
         question: of a head round, what it asks.
         directions: of the question `product`, the number of rows of an answer.
@@ -63,7 +63,7 @@ class ContributionSchema:
         if kind is RoundKind.CONTEXT:
             return "a context vector at …/context"
         if kind is RoundKind.HEAD:
-            return f"an answer in {self.update_dtype} to the question {self.question} at …/head"
+            return f"an answer in {rows_dtype(self.update_dtype)} to the question {self.question} at …/head"
         if kind is RoundKind.EVALUATION:
             return "confusion counts alone at …/update"
         compact = self.update_dtype != "float32"
@@ -167,7 +167,7 @@ def _check_answer(answer: HeadBody, form: ContributionSchema) -> None:
     question, rows = form.question, answer.answer
     has = (rows is not None, answer.gram is not None, answer.log_likelihoods is not None)
     expected = (question is not HeadQuestion.LIKELIHOOD, question is HeadQuestion.SUMS, question is HeadQuestion.LIKELIHOOD)
-    if has != expected or (rows is not None and question is not HeadQuestion.SUMS and rows.dtype != form.update_dtype):
+    if has != expected or (rows is not None and question is not HeadQuestion.SUMS and rows.dtype != rows_dtype(form.update_dtype)):
         raise LayoutMismatch(f"this is a head round; it takes {form.takes(RoundKind.HEAD)}")
     if rows is not None:
         count = form.directions if question is HeadQuestion.PRODUCT else form.labels - 1

@@ -82,18 +82,18 @@ def wrong_updates(assignment: Assignment, mode: str) -> list[bytes]:
     return [UpdateBody(update, table, meta).to_bytes() for update in (None, alone if mode == "gradient" else slope)]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-async def test_changes_are_added_to_the_version_a_round_starts_from(aggregator: Deployment, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("int8", 1e-5), ("int4", 1e-3)])
+async def test_changes_are_added_to_the_version_a_round_starts_from(aggregator: Deployment, dtype: str, error: float) -> None:
     await aggregator.started(rounds=2, update_dtype=dtype)
     clients = await aggregator.clients("a", "b")
     await asyncio.gather(*(client.run() for client in clients))
     step = (1 * 1 + 2 * 2) / 3
-    assert [await context_weight(clients[0], version) for version in (0, 1, 2)] == pytest.approx([0, step, 2 * step], rel=1e-5)
+    assert [await context_weight(clients[0], version) for version in (0, 1, 2)] == pytest.approx([0, step, 2 * step], rel=error)
     replayed = [await aggregator.admin.replay(TASK, number) for number in (2, 3)]
     assert all(replay.proven for replay in replayed)
 
 
-@pytest.mark.parametrize(("dtype", "takes"), [("float32", "coefficients"), ("float16", "a change in float16"), ("int8", "in int8")])
+@pytest.mark.parametrize(("dtype", "takes"), [("float32", "coefficients"), ("float16", "a change in float16"), ("int4", "in int4")])
 async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployment, dtype: str, takes: str) -> None:
     await embedded.started(clients_expected=1, update_dtype=dtype)
     (client,) = await embedded.clients("a")
@@ -101,12 +101,12 @@ async def test_a_round_takes_updates_of_its_tasks_dtype_alone(embedded: Deployme
     assignment = await client.assignment(TASK, wait=5)
     meta = ContributionMeta(fingerprint=FINGERPRINT, examples=1, version=assignment.version)
     table, values = np.eye(2, dtype=np.int64), coefficients().values
-    bodies = {name: UpdateBody(QuantizedUpdate.of(values, name), table, meta) for name in ("float16", "int8")}
+    bodies = {name: UpdateBody(QuantizedUpdate.of(values, name), table, meta) for name in ("float16", "int8", "int4")}
     bodies["float32"] = UpdateBody(Coefficients(values), table, meta)
     for wrong in (body for name, body in bodies.items() if name != dtype):
         with pytest.raises(LayoutMismatch, match=f"it takes {takes}|it takes .*{takes}"):
             await client.submit_update(TASK, 2, wrong.to_bytes())
-    flat = QuantizedUpdate.of(np.ones((1, 2, 2, 5), np.float32), "int8" if dtype == "int8" else "float16")
+    flat = QuantizedUpdate.of(np.ones((1, 2, 2, 5), np.float32), "int4" if dtype == "int4" else "float16")
     if dtype != "float32":
         with pytest.raises(LayoutMismatch, match="the update has shape"):
             await client.submit_update(TASK, 2, UpdateBody(flat, table, meta).to_bytes())

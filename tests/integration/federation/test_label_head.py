@@ -54,7 +54,7 @@ SPLITS = {"a": split((0, 1, 2), 1), "b": split((0,), 2), "c": split((1, 2), 3)}
 
 
 def task_spec(**changes: Any) -> TaskSpec:
-    policy = {"clients_expected": 3, "rounds": 2, "local_steps": 4, "learning_rate": 0.02, "update_dtype": "int8", "head_rounds": 3}
+    policy = {"clients_expected": 3, "rounds": 2, "local_steps": 4, "learning_rate": 0.02, "update_dtype": "int4", "head_rounds": 3}
     spec: dict[str, Any] = {
         "name": TASK, "labels": NAMES, "template": "Review: {text}\nSentiment:", "model": "random-llama", "groups": 4,
         "head": "regression", "injection": "last_token",

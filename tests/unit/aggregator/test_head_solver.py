@@ -10,7 +10,7 @@ from ifed.messages.bodies import HeadBody, HeadQuery
 from ifed.messages.enums import HeadQuestion
 from ifed.messages.rounds import ContributionMeta
 from ifed.messages.tasks import Policy
-from ifed.tensors.quantization import QuantizedRows, UpdateDType
+from ifed.tensors.quantization import QuantizedRows, RowsDType
 from ifed.tensors.regression import (
     RIDGES,
     TEMPERATURES,
@@ -63,7 +63,7 @@ def combined(question: HeadQuestion, query: HeadQuery, bodies: list[HeadBody], p
     return answers
 
 
-def solve(clients: Clients, policy: Policy, dtype: UpdateDType) -> tuple[list[CombinedAnswers], HeadQuery]:
+def solve(clients: Clients, policy: Policy, dtype: RowsDType) -> tuple[list[CombinedAnswers], HeadQuery]:
     """Run the rounds of a solution; return their answers and the candidates."""
     query, question = HeadQuery(clients.shares), HeadQuestion.MOMENT
     rounds: list[CombinedAnswers] = []
