@@ -15,10 +15,11 @@ from ifed.messages.rounds import AdapterMeta, ContributionMeta, Reading
 from ifed.messages.tasks import Message
 from ifed.messages.validation import describe_errors
 from ifed.tensors.confidence import ConfidenceBins
+from ifed.tensors.confusion import Counts, confusion_tensors, has_confusion, read_confusion
 from ifed.tensors.quantization import QuantizedRows
 from ifed.tensors.regression import LabelHead, Standardization
 from ifed.tensors.updates import UPDATE_TENSORS, Update, read_update, update_tensors
-from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, Int64, TensorBody
+from ifed.tensors.values import Coefficients, ContextVector, Float32, Float64, TensorBody
 
 TENSORS = "application/vnd.safetensors"
 SUM_TOLERANCE = 1e-3
@@ -90,7 +91,8 @@ class HeadQuery:
     """The body of `GET …/rounds/{number}/query`: what a head round asks.
 
     Tensors: `shares`, float64, (C,), of the labels among all examples; for the question `product`, `directions`, float16, (m, d); for
-    `likelihood`, `candidates`, float32, (candidate, C - 1, d), and `temperatures`, float64.
+    `likelihood`, `candidates`, float32, (candidate, C - 1, d), and `temperatures`, float64; of many labels the candidates are fewer and
+    in float16, and `ridges`, float64, has the λ of each.
     """
 
     def __init__(
@@ -98,13 +100,16 @@ class HeadQuery:
         shares: Float64,
         *,
         directions: npt.NDArray[np.float16] | None = None,
-        candidates: Float32 | None = None,
+        candidates: Float32 | npt.NDArray[np.float16] | None = None,
         temperatures: Float64 | None = None,
+        ridges: Float64 | None = None,
     ) -> None:
         self.shares, self.directions, self.candidates, self.temperatures = shares, directions, candidates, temperatures
+        self.ridges = ridges
 
     def to_bytes(self) -> bytes:
         named = {"directions": self.directions, "candidates": self.candidates, "temperatures": self.temperatures}
+        named |= {"ridges": self.ridges}
         tensors: dict[str, npt.NDArray[Any]] = {name: values for name, values in named.items() if values is not None}
         return TensorBody({"shares": self.shares} | tensors, {}).to_bytes()
 
@@ -114,12 +119,13 @@ class HeadQuery:
         return cls(
             parsed.tensor("shares", np.float64),
             directions=parsed.tensor("directions", np.float16) if "directions" in parsed.tensors else None,
-            candidates=parsed.tensor("candidates", np.float32) if "candidates" in parsed.tensors else None,
+            candidates=parsed.tensor("candidates", np.float32, np.float16) if "candidates" in parsed.tensors else None,
+            ridges=parsed.tensor("ridges", np.float64) if "ridges" in parsed.tensors else None,
             temperatures=parsed.tensor("temperatures", np.float64) if "temperatures" in parsed.tensors else None,
         )
 
 
-HELD_OUT_TENSORS = ("confusion", "label_probabilities", "log_likelihood", "bins")
+HELD_OUT_TENSORS = ("confusion", "confusion_cells", "label_probabilities", "log_likelihood", "bins")
 OTHER_READINGS: tuple[Reading, ...] = ("words", "both")
 
 
@@ -128,20 +134,20 @@ class HeldOutCounts:
     """What a client reports of a version on its held-out examples.
 
     Attributes:
-        confusion: int64, (truth, prediction).
+        confusion: integers, (truth, prediction).
         label_probabilities: mean probability of each label, float32, (labels,).
         log_likelihood: sum of the log-probabilities of the true labels, 0 at the most.
         confidence: the same texts by the probability of their most probable label.
     """
 
-    confusion: Int64
+    confusion: Counts
     label_probabilities: Float32 | None = None
     log_likelihood: float | None = None
     confidence: ConfidenceBins | None = None
 
     def tensors(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return the tensors that a body carries, by name."""
-        tensors: dict[str, npt.NDArray[Any]] = {f"{prefix}confusion": self.confusion}
+        tensors = confusion_tensors(self.confusion, prefix)
         if self.label_probabilities is not None:
             tensors[f"{prefix}label_probabilities"] = self.label_probabilities
         if self.log_likelihood is not None:
@@ -159,9 +165,7 @@ class HeldOutCounts:
             NonFinite: a value is NaN or infinite.
             Malformed: the label probabilities, the log-likelihood or the confidence bins cannot be what they are said to be.
         """
-        confusion = body.tensor(f"{prefix}confusion", np.int64)
-        if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
-            raise LayoutMismatch(f"confusion counts are a square table of numbers from 0, got shape {confusion.shape}")
+        confusion = read_confusion(body, prefix)
         confidence = _read_confidence(body, f"{prefix}bins", confusion) if f"{prefix}bins" in body.tensors else None
         probabilities = f"{prefix}label_probabilities"
         return cls(
@@ -175,9 +179,9 @@ class HeldOutCounts:
 class UpdateBody:
     """The body of `PUT …/update`: the confusion counts of the round's version, and in a calibration round the update.
 
-    Tensors: `confusion`, int64, (truth, prediction); the update as `coefficients` or `gradient`, float32, (layer, site, coefficient,
-    group), or as `change` in float16, int8 or int4, the last two with `scales`; and where the policy asks for them `label_probabilities`, float32,
-    (labels,): the mean probability of each label on the held-out texts under the round's version; and `log_likelihood`, float64, (1,), the
+    Tensors: `confusion`, integers, (truth, prediction), or its cells that are not 0 as `confusion_cells` (see `ifed.tensors.confusion`);
+    the update as `coefficients` or `gradient`, float32, (layer, site, coefficient, group), or as `change` in float16, int8 or int4, the
+    last two with `scales`; and where the policy asks for them `label_probabilities`, float32, (labels,): the mean probability of each label on the held-out texts under the round's version; and `log_likelihood`, float64, (1,), the
     sum of the log-probabilities of their true labels; where the assignment asks for it `bins`, uint16 or uint32, (3, k), as
     `ConfidenceBins.packed` returns them. In an evaluation round of a task with head `auto`, these are of the label head, and
     `words_…` and `both_…` are those of the two other ways of reading the labels.
@@ -186,7 +190,7 @@ class UpdateBody:
     def __init__(
         self,
         update: Update | None,
-        confusion: Int64,
+        confusion: Counts,
         meta: ContributionMeta,
         *,
         label_probabilities: Float32 | None = None,
@@ -239,7 +243,7 @@ class UpdateBody:
             others={
                 reading: HeldOutCounts.read(parsed, f"{reading}_")
                 for reading in OTHER_READINGS
-                if f"{reading}_confusion" in parsed.tensors
+                if has_confusion(parsed, f"{reading}_")
             },
         )
 
@@ -338,7 +342,7 @@ def _read_log_likelihood(body: TensorBody, name: str) -> float:
     return float(values[0])
 
 
-def _read_confidence(body: TensorBody, name: str, confusion: Int64) -> ConfidenceBins:
+def _read_confidence(body: TensorBody, name: str, confusion: Counts) -> ConfidenceBins:
     confidence = ConfidenceBins.unpacked(body.tensor(name, np.uint16, np.uint32))
     if (confidence.texts, confidence.correct) != (int(confusion.sum()), int(np.trace(confusion))):
         raise Malformed("the confidence bins hold other numbers of texts and of correct ones than the confusion counts")

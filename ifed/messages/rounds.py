@@ -309,7 +309,9 @@ class LedgerEntry(Message):
     state: RoundState = Field(description="of its round; what a failed or cancelled round gathered counts for nothing")
     client: Name
     change: int = Field(0, description="of the context vector: the addition it came with; 0 for what came in the round itself")
-    withdrawn: bool = Field(False, description="it no longer counts in the context vector, since its client withdrew")
+    withdrawn: bool = Field(
+        False, description="it no longer counts in the context vector or the label head, since its client withdrew"
+    )
     digest: str = Field(description="sha256 of the body that was sent")
     received_at: datetime
     examples: int

@@ -39,7 +39,8 @@ class LabelTokens:
         for name, tokens in zip(self.names, self.ids, strict=True):
             if not tokens:
                 raise BadTemplate(f"the label {name!r} has no tokens; a label is at least one character that is not white space")
-        for (name, tokens), (other, other_tokens) in itertools.permutations(zip(self.names, self.ids, strict=True), 2):
+        in_order = sorted(zip(self.names, self.ids, strict=True), key=lambda label: label[1])
+        for (name, tokens), (other, other_tokens) in itertools.pairwise(in_order):  # a label comes right before those it begins
             if tokens == other_tokens:
                 raise BadTemplate(f"the labels {name!r} and {other!r} are the same tokens; rename one of them")
             if other_tokens[: len(tokens)] == tokens:
@@ -79,8 +80,8 @@ class LabelTokens:
     @cached_property
     def extensions(self) -> tuple[Tokens, ...]:
         """The fewest nodes that, each appended to a prompt, contain every inner node as a prefix."""
-        nodes = list(self.children)
-        return tuple(node for node in nodes if not any(other[: len(node)] == node and other != node for other in nodes))
+        nodes = list(self.children)  # in order, so that a node comes right before those that it begins
+        return tuple(node for node, after in zip(nodes, [*nodes[1:], ()], strict=True) if after[: len(node)] != node or not after)
 
     @cached_property
     def nodes_by_extension(self) -> tuple[tuple[Tokens, ...], ...]:

@@ -134,8 +134,10 @@ class RegressionData:
     @cached_property
     def moment(self) -> Float64:
         """TᵀZ / n, (C - 1, d)."""
-        targets = (np.eye(len(self._shares))[self._labels] - self._shares) @ contrasts(len(self._shares)).T
-        return np.asarray(targets.T @ self._states / len(self._states))
+        by_label = np.zeros((len(self._shares), self._states.shape[1]))
+        np.add.at(by_label, self._labels, self._states)
+        of_labels = by_label - self._shares[:, None] * self._states.sum(axis=0)
+        return np.asarray(contrasts(len(self._shares)) @ of_labels / len(self._states))
 
     def product(self, directions: npt.NDArray[np.floating]) -> Float64:
         """Return (ZᵀZ / n) p for each of the directions, (m, d)."""

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         30.0,
         ge=0,
         le=36_500,
-        description="days after a client's withdrawal from a task at which its context vectors are deleted; earlier versions of the context vector can then no longer be proven",
+        description="days after a client's withdrawal from a task at which its context vectors and its answers for label heads are deleted; earlier versions of both can then no longer be proven",
     )
     event_retention_days: float | None = Field(
         None, gt=0, le=36_500, description="days after which events are deleted with their deliveries; kept for ever when not set"

@@ -21,6 +21,7 @@ from ifed.messages.enums import HeadQuestion, RoundKind
 from ifed.messages.rounds import Reading, ReadingResult
 from ifed.messages.tasks import Policy
 from ifed.tensors.confidence import ConfidenceBins
+from ifed.tensors.confusion import has_confusion
 from ifed.tensors.label_prior import bias_of
 from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import apply_update, read_update
@@ -126,7 +127,7 @@ class EvaluationAccumulator:
     def __init__(self, labels: int) -> None:
         self._confusion = ConfusionMatrix(labels)
         # Of the clients that sent label probabilities alone.
-        self._label_confusion, self._label_probabilities = ConfusionMatrix(labels), WeightedMean()
+        self._label_counts, self._label_probabilities = np.zeros(labels, dtype=np.int64), WeightedMean()
         self._log_likelihood, self._with_likelihood = 0.0, 0
         self._confidence = ConfidenceBins()
 
@@ -135,7 +136,7 @@ class EvaluationAccumulator:
         self._confusion.add(counts.confusion)
         examples = int(counts.confusion.sum())
         if counts.label_probabilities is not None:
-            self._label_confusion.add(counts.confusion)
+            self._label_counts += counts.confusion.sum(axis=1, dtype=np.int64)
             self._label_probabilities.add(counts.label_probabilities, examples)
         if counts.log_likelihood is not None:
             self._log_likelihood += counts.log_likelihood
@@ -155,7 +156,7 @@ class EvaluationAccumulator:
             evaluation = replace(evaluation, log_likelihood=self._log_likelihood / self._with_likelihood)
         if self._label_probabilities.weight == 0:
             return evaluation
-        bias = bias_of(self._label_probabilities.value(), self._label_confusion.counts.sum(axis=1))
+        bias = bias_of(self._label_probabilities.value(), self._label_counts)
         return replace(evaluation, label_bias=bias)
 
 
@@ -180,7 +181,7 @@ class RoundAccumulator:
         parsed = TensorBody.from_bytes(body)
         self._evaluation.add(HeldOutCounts.read(parsed))
         for reading, evaluation in self._others.items():
-            if f"{reading}_confusion" in parsed.tensors:
+            if has_confusion(parsed, f"{reading}_"):
                 evaluation.add(HeldOutCounts.read(parsed, f"{reading}_"))
         if self._round.kind is RoundKind.CALIBRATION:
             self._reducer.add(self._update(parsed), weight)

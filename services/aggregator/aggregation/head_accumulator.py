@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +12,15 @@ from ifed.errors import Malformed
 from ifed.messages.bodies import HeadBody, HeadQuery, head_tensors
 from ifed.messages.enums import HeadQuestion
 from ifed.messages.tasks import Policy
-from ifed.tensors.regression import RIDGES, TEMPERATURES, Standardization, full_matrix
+from ifed.tensors.regression import RIDGES, TEMPERATURES, LabelHead, Standardization, full_matrix
 from ifed.tensors.values import Coefficients, Float64, TensorBody
 from services.aggregator.aggregation.head_solver import KrylovSolver, best_candidate, solve_sums
 from services.aggregator.aggregation.rules import Reducer
 
 ASKED_RIDGE = 0.3  # the λ whose residual gives the next directions; near the best on all data sets tried
-DEFAULT_PLACES = RIDGES.index(0.3), TEMPERATURES.index(6.0)  # without held-out examples
+DEFAULT_RIDGE, DEFAULT_TEMPERATURE = 0.3, 6.0  # without held-out examples
+LARGEST_CANDIDATES = 4 * 2**20  # bytes of a query's candidates; of more labels they are fewer and in float16
+FEW_RIDGES = (0.1, 0.3, 1.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +69,13 @@ class CombinedAnswers:
     def best(self) -> tuple[int, int]:
         """The places of the ridge and the temperature of the highest held-out likelihood; defaults without held-out examples."""
         if self._likelihoods is None or not self.examples:
-            return DEFAULT_PLACES
-        return best_candidate(self._likelihoods, RIDGES, TEMPERATURES)
+            return self.ridges.index(DEFAULT_RIDGE), TEMPERATURES.index(DEFAULT_TEMPERATURE)
+        return best_candidate(self._likelihoods, self.ridges, TEMPERATURES)
+
+    @property
+    def ridges(self) -> list[float]:
+        """The λ of each candidate that the round compares."""
+        return list(RIDGES) if self.query.ridges is None else self.query.ridges.tolist()
 
 
 def next_query(rounds: list[CombinedAnswers], policy: Policy) -> tuple[HeadQuestion, HeadQuery]:
@@ -75,26 +84,52 @@ def next_query(rounds: list[CombinedAnswers], policy: Policy) -> tuple[HeadQuest
     Conjugate gradients ask for products until the residual is negligible or the policy's rounds are used; then, as after sums, candidates
     for several ridges are compared on held-out examples.
     """
-    shares = rounds[0].query.shares
+    shares, moment = rounds[0].query.shares, rounds[0].rows
     if rounds[0].question is HeadQuestion.SUMS:
-        gram, moment = rounds[0].gram, rounds[0].rows
-        return HeadQuestion.LIKELIHOOD, _candidates([solve_sums(gram, moment, ridge) for ridge in RIDGES], shares)
-    moment = rounds[0].rows
-    products = rounds[1:]
-    asked = [answers.query.directions for answers in products if answers.query.directions is not None]
-    none = np.zeros((0, moment.shape[1]))
-    directions = np.concatenate([none, *(rows.astype(np.float64) for rows in asked)])
-    solver = KrylovSolver(moment, directions, np.concatenate([none, *(answers.rows for answers in products)]))
-    if len(products) < policy.head_rounds:
+        return HeadQuestion.LIKELIHOOD, _candidates(_solution_of_sums(rounds[0]), shares, moment.shape)
+    solver = _krylov_solver(rounds)
+    if len(rounds) - 1 < policy.head_rounds:
         new = solver.next_directions(ASKED_RIDGE, most=len(moment))
         if len(new):
             return HeadQuestion.PRODUCT, HeadQuery(shares, directions=new.astype(np.float16))
-    return HeadQuestion.LIKELIHOOD, _candidates([solver.solution(ridge) for ridge in RIDGES], shares)
+    return HeadQuestion.LIKELIHOOD, _candidates(solver.solution, shares, moment.shape)
 
 
-def _candidates(solutions: list[Float64], shares: Float64) -> HeadQuery:
-    candidates = np.stack(solutions).astype(np.float32)
-    return HeadQuery(shares, candidates=candidates, temperatures=np.asarray(TEMPERATURES))
+def revised_head(rounds: list[CombinedAnswers], standardization: Standardization, *, ridge: float, temperature: float) -> LabelHead:
+    """Return the head of these rounds' answers, for a λ and a temperature that were chosen before.
+
+    From sums it is the pooled solution of those who answered; from products the best one in the space of the directions that were asked.
+
+    Args:
+        rounds: of one solution; those that compared candidates are skipped.
+    """
+    answered = [answers for answers in rounds if answers.question is not HeadQuestion.LIKELIHOOD]
+    of_sums = answered[0].question is HeadQuestion.SUMS
+    solution = _solution_of_sums(answered[0]) if of_sums else _krylov_solver(answered).solution
+    return standardization.head(solution(ridge), answered[0].query.shares, temperature)
+
+
+def _solution_of_sums(answers: CombinedAnswers) -> Callable[[float], Float64]:
+    gram, moment = answers.gram, answers.rows
+    return lambda ridge: solve_sums(gram, moment, ridge)
+
+
+def _krylov_solver(rounds: list[CombinedAnswers]) -> KrylovSolver:
+    moment, products = rounds[0].rows, rounds[1:]
+    asked = [answers.query.directions for answers in products if answers.query.directions is not None]
+    none = np.zeros((0, moment.shape[1]))
+    directions = np.concatenate([none, *(rows.astype(np.float64) for rows in asked)])
+    return KrylovSolver(moment, directions, np.concatenate([none, *(answers.rows for answers in products)]))
+
+
+def _candidates(solution: Callable[[float], Float64], shares: Float64, shape: tuple[int, ...]) -> HeadQuery:
+    """Return the query of the solutions for several ridges; for many labels of fewer ridges, and in float16, within a few megabytes."""
+    large = len(RIDGES) * math.prod(shape) * np.dtype(np.float32).itemsize > LARGEST_CANDIDATES
+    ridges = FEW_RIDGES if large else RIDGES
+    candidates = np.stack([solution(ridge).astype(np.float16 if large else np.float32) for ridge in ridges])
+    return HeadQuery(
+        shares, candidates=candidates, temperatures=np.asarray(TEMPERATURES), ridges=np.asarray(FEW_RIDGES) if large else None
+    )
 
 
 def solved_version(
@@ -110,4 +145,4 @@ def solved_version(
     ridge, temperature = answers.best
     head = standardization.head(answers.query.candidates[ridge].astype(np.float64), answers.query.shares, TEMPERATURES[temperature])
     tensors = {"coefficients": coefficients.values} | head_tensors(head)
-    return TensorBody(tensors, metadata | {"ridge": RIDGES[ridge], "temperature": TEMPERATURES[temperature]}).to_bytes()
+    return TensorBody(tensors, metadata | {"ridge": answers.ridges[ridge], "temperature": TEMPERATURES[temperature]}).to_bytes()

@@ -75,22 +75,21 @@ class KrylovSolver:
         scale = float(np.linalg.norm(self._moment))
         if scale == 0 or float(np.linalg.norm(residual)) <= CONVERGED * scale:
             return np.zeros((0, self._moment.shape[1]), dtype=np.float32)
-        basis = list(self._directions)
-        new: list[Float64] = []
+        asked, channels = self._directions.shape
+        basis = np.concatenate([self._directions, np.zeros((min(most, max(channels - asked, 0)), channels))])
+        count = asked
         _, sizes, rows = np.linalg.svd(residual, full_matrices=False)  # the largest parts of the residual first
         for row, size in zip(rows, sizes, strict=True):
-            if size <= CONVERGED * scale or len(new) == most or len(basis) == self._moment.shape[1]:
+            if size <= CONVERGED * scale or count == len(basis):
                 break
             direction = row.copy()
             for _ in range(2):  # once more against rounding
-                for other in basis:
-                    direction -= (direction @ other) * other
+                direction -= (basis[:count] @ direction) @ basis[:count]
             length = float(np.linalg.norm(direction))
             if length > DEPENDENT:
-                direction /= length
-                basis.append(direction)
-                new.append(direction)
-        return np.asarray(new, dtype=np.float32).reshape(-1, self._moment.shape[1])
+                basis[count] = direction / length
+                count += 1
+        return basis[asked:count].astype(np.float32)
 
     def _weights(self, ridge: float) -> Float64:
         if ridge <= 0:

@@ -15,7 +15,7 @@ from ifed.messages.rounds import AdapterMeta, Evaluation, Reading
 from ifed.tensors.values import TensorBody, digest_of
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
-from services.aggregator.domain.aggregates import Aggregate
+from services.aggregator.domain.aggregates import Aggregate, HeadRevision
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.task import Task
 from services.aggregator.runtime.cache import ProcessCache
@@ -100,17 +100,20 @@ class AdapterStore:
             if number is None:
                 return None
             coefficients = await _coefficients(work, task, number)
-            # The served adapter has the newest context vector; a version that is named never changes, so it keeps its own.
+            # The served adapter has the newest context vector and head; a version that is named never changes, so it keeps its own.
             context = await work.aggregates.context(name, None if version is None else coefficients.context)
             meta = await _meta(work, task, coefficients, context)
+            solve = coefficients.solve if version is None else None
+            revision = None if solve is None else await work.heads.revision(name, solve)
             # On Postgres each read sees its own snapshot: an adapter must not be half of before and half of after a change.
             if version is None and (await work.tasks.get(name)).served != number:
                 return await self._adapter(name, version)
-        key = f"adapter:{context.digest}:{coefficients.digest}:{digest_of(meta.model_dump_json().encode())}"
+        head = "" if revision is None else revision.digest
+        key = f"adapter:{context.digest}:{coefficients.digest}:{head}:{digest_of(meta.model_dump_json().encode())}"
         body = await self._adapters.get(key)
         self._dependencies.metrics.cache_read(name, hit=body is not None)
         if body is None:
-            body = await self._adapter_body(context, coefficients, meta)
+            body = await self._adapter_body(context, coefficients, revision, meta)
             await self._adapters.put(key, body)
         return TensorResponse(body, digest_of(body))
 
@@ -141,11 +144,19 @@ class AdapterStore:
 
         return await self._cached(head, "coefficients", load)
 
-    async def _adapter_body(self, context: Aggregate, coefficients: Aggregate, meta: AdapterMeta) -> bytes:
+    async def _adapter_body(
+        self, context: Aggregate, coefficients: Aggregate, revision: HeadRevision | None, meta: AdapterMeta
+    ) -> bytes:
         vector = read_context(TensorBody.from_bytes(await self._context_body(context)))
         version = TensorBody.from_bytes(await self._coefficients_body(coefficients))
-        head = None if meta.reading == "words" else read_head(version)
+        head = None
+        if meta.reading != "words":
+            head = read_head(version if revision is None else TensorBody.from_bytes(await self._revision_body(revision)))
         return AdapterBody(vector, read_coefficients(version), meta, head=head).to_bytes()
+
+    async def _revision_body(self, revision: HeadRevision) -> bytes:
+        async with self._dependencies.database.read_only() as work:
+            return await work.heads.revision_body(revision)
 
 
 async def _coefficients(work: UnitOfWork, task: Task, version: int | None) -> Aggregate:

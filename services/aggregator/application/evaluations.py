@@ -9,7 +9,8 @@ import numpy as np
 from ifed.messages.bodies import OTHER_READINGS
 from ifed.messages.evaluations import ClientEvaluation, EvaluationDetails
 from ifed.messages.rounds import Reading
-from ifed.tensors.values import Int64, TensorBody
+from ifed.tensors.confusion import Counts, has_confusion, read_confusion
+from ifed.tensors.values import TensorBody
 from services.aggregator.application import messages
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.domain.evaluation import ConfusionMatrix, label_results
@@ -53,11 +54,11 @@ class Evaluations:
         )
 
 
-def _counts(body: bytes, reading: Reading | None) -> Int64 | None:
+def _counts(body: bytes, reading: Reading | None) -> Counts | None:
     """Return the confusion counts of a contribution for one way of reading the labels; None where it has none for it."""
     parsed = TensorBody.from_bytes(body)
-    name = f"{reading}_confusion" if reading in OTHER_READINGS else "confusion"
-    return parsed.tensor(name, np.int64) if name in parsed.tensors else None
+    prefix = f"{reading}_" if reading in OTHER_READINGS else ""
+    return read_confusion(parsed, prefix) if has_confusion(parsed, prefix) else None
 
 
 def _client(name: str, texts: int, correct: int) -> ClientEvaluation:

@@ -251,7 +251,7 @@ class Participation:
         return messages.receipt(name, number, contribution.entry)
 
     async def withdraw(self, name: str, client: str) -> Withdrawal:
-        """Withdraw a client permanently: its context vectors no longer count, and it gets no more work.
+        """Withdraw a client permanently: its context vectors and its answers for label heads no longer count, and it gets no more work.
 
         Its effect on the coefficients of closed rounds remains. Withdrawing again changes nothing.
 
@@ -265,7 +265,8 @@ class Participation:
             if member is not None and member.withdrawn_at is not None:
                 return Withdrawal(task=name, client=client, withdrawn_at=member.withdrawn_at)
             changed = await remove_from_open_round(work, task, client, now, drop_contribution=True)
-            parts = await work.parts.withdraw(name, client, task.context_changes + 1)
+            change = task.context_changes + 1
+            parts = await work.parts.withdraw(name, client, change) + await work.heads.withdraw(name, client, change)
             if member is None and not parts:
                 raise NotJoined(f"{client} has no part in task {name!r}")
             task.context_changes += parts > 0

@@ -18,19 +18,19 @@ class Retention:
     Args:
         dependencies: the database and the clock.
         events: how long an event is kept; None for ever.
-        withdrawn: how long the context vectors of a client are kept after it withdrew from their task.
+        withdrawn: how long the context vectors and answers of a client are kept after it withdrew from their task.
     """
 
     def __init__(self, dependencies: Dependencies, *, events: timedelta | None, withdrawn: timedelta) -> None:
         self._dependencies, self._events, self._withdrawn = dependencies, events, withdrawn
 
     async def run_due(self) -> None:
-        """Delete withdrawn context vectors and old events."""
+        """Delete withdrawn context vectors and answers, and old events."""
         async with self._dependencies.database.unit_of_work() as work:
             bodies = await work.parts.delete_withdrawn(self._dependencies.clock() - self._withdrawn)
             await work.commit()
         if bodies:
-            await log.ainfo("withdrawn context vectors deleted", count=bodies)
+            await log.ainfo("withdrawn contributions deleted", count=bodies)
         if self._events is not None:
             await self._delete_events(self._events)
 

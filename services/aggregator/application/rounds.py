@@ -157,7 +157,16 @@ class Ledger:
             stored = await _stored_aggregate(work, round_)
             asked_next = await work.heads.asked_after(task, number) if round_.kind is RoundKind.HEAD else None
         digests: list[str] = []
-        result = await aggregate_round(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
+        try:
+            result = await aggregate_round(self._dependencies.database, round_, lambda body: digests.append(digest_of(body)))
+        except Malformed:
+            if round_.solve is None:
+                raise
+            async with self._dependencies.database.read_only() as work:
+                deleted = await work.heads.deleted(task, round_.solve, number)
+            if not deleted:
+                raise
+            return _unproven(round_, stored, deleted)
         entries = [seat.entry for seat in seats if seat.entry is not None]
         altered = [entry.client for entry, digest in zip(entries, digests, strict=True) if entry.digest != digest]
         replayed = _replay(round_, stored, result, altered, contributions=len(entries))
@@ -187,7 +196,8 @@ class Ledger:
                 deleted = await work.parts.deleted(task, stored.round, stored.changes)
             if not deleted:
                 raise
-            return _unproven(stored, deleted)
+            async with self._dependencies.database.read_only() as work:
+                return _unproven(await work.rounds.get(task, stored.round), stored, deleted)
         assert result.body is not None, "the stored version was made of the same parts"
         replayed = digest_of(result.body)
         altered = sorted({client for client, unchanged in intact if not unchanged})
@@ -203,13 +213,13 @@ class Ledger:
         )
 
 
-def _unproven(stored: Aggregate, deleted: list[str]) -> Replay:
+def _unproven(round_: Round, stored: Aggregate | None, deleted: list[str]) -> Replay:
     return Replay(
-        round=stored.round,
-        kind=RoundKind.CONTEXT,
+        round=round_.number,
+        kind=round_.kind,
         contributions=0,
-        version=stored.version,
-        stored=stored.digest,
+        version=None if stored is None else stored.version,
+        stored=None if stored is None else stored.digest,
         altered=[],
         deleted=deleted,
         proven=False,

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from ifed.errors import Conflict, Malformed, NotFound
-from ifed.messages.bodies import HeadQuery, read_coefficients, read_standardization
+from ifed.messages.bodies import HeadQuery, head_tensors, read_coefficients, read_standardization
 from ifed.messages.enums import HeadQuestion, HeadState, RoundKind, RoundState
 from ifed.tensors.values import TensorBody, digest_of
 from services.aggregator.aggregation.accumulators import (
@@ -22,7 +22,7 @@ from services.aggregator.aggregation.accumulators import (
     StartingVersion,
     first_coefficients,
 )
-from services.aggregator.aggregation.head_accumulator import CombinedAnswers, next_query, solved_version
+from services.aggregator.aggregation.head_accumulator import CombinedAnswers, next_query, revised_head, solved_version
 from services.aggregator.application.dependencies import Dependencies
 from services.aggregator.application.lifecycle import (
     CONTEXT_UNAVAILABLE,
@@ -32,7 +32,7 @@ from services.aggregator.application.lifecycle import (
     promote,
 )
 from services.aggregator.application.similarity import store_sketch, warm_start
-from services.aggregator.domain.aggregates import Aggregate, ContextPart
+from services.aggregator.domain.aggregates import Aggregate, ContextPart, HeadAnswers, HeadRevision
 from services.aggregator.domain.round import Round
 from services.aggregator.domain.task import Task
 from services.aggregator.storage.database import Database, UnitOfWork
@@ -152,6 +152,8 @@ class RoundClosing(Job):
             await work.rounds.save(round_)
             if result.next_question is not None:
                 await work.heads.put_next(task.name, round_.number, *result.next_question)
+            if await work.heads.outdated(task.name, task.context_changes):  # somebody withdrew after the last answer
+                task.context_settled = min(task.context_settled, task.context_changes - 1)
             await promote(work, task)
             opened = await open_next_round(work, task, now)
             await work.commit()
@@ -172,15 +174,21 @@ class RoundClosing(Job):
 
 
 class ContextRevision(Job):
-    """A new version of a context vector, after additions and withdrawals."""
+    """A new version of a context vector, after additions and withdrawals, and new label heads without those who withdrew."""
 
     def __init__(self, dependencies: Dependencies, claimed: Task) -> None:
         super().__init__(dependencies, claimed.name)
         self._changes = claimed.context_changes
+        self._heads: list[tuple[HeadRevision, bytes]] = []
 
     async def aggregate(self) -> AggregationResult:
         async with self._dependencies.database.read_only() as work:
             number = (await work.aggregates.context(self.task)).round
+            outdated = await work.heads.outdated(self.task, self._changes)
+        now = self._dependencies.clock()
+        self._heads = [
+            await revise_head(self._dependencies.database, self.task, version, self._changes, now) for version in outdated
+        ]
         return await aggregate_context(self._dependencies.database, self.task, number, self._changes)
 
     async def commit(self, result: AggregationResult) -> Sequence[Round]:
@@ -192,42 +200,47 @@ class ContextRevision(Job):
                 return []
             was_unavailable = not await may_serve(work, task)
             newest = await work.aggregates.context(task.name)
-            await work.aggregates.add_context(
-                Aggregate(
-                    task=task.name,
-                    version=newest.version + 1,
-                    digest=digest_of(result.body),
-                    created_at=now,
-                    round=newest.round,
-                    weight=result.weight,
-                    changes=result.changes,
-                ),
-                result.body,
-            )
-            await store_sketch(work, task, result.sketch)
+            if newest.changes < result.changes:  # not when a head alone has to be made anew
+                await work.aggregates.add_context(
+                    Aggregate(
+                        task=task.name,
+                        version=newest.version + 1,
+                        digest=digest_of(result.body),
+                        created_at=now,
+                        round=newest.round,
+                        weight=result.weight,
+                        changes=result.changes,
+                    ),
+                    result.body,
+                )
+                await store_sketch(work, task, result.sketch)
+            for revision, body in self._heads:
+                await work.heads.add_revision(revision, body)
             if was_unavailable:
                 task.reason = other_reason(task.reason)
                 await promote(work, task)
-            await self._settle(work, task)
+            # A round may have closed meanwhile whose head has withdrawn answers; it comes next.
+            made_anew = not await work.heads.outdated(task.name, self._changes)
+            await self._settle(work, task, self._changes if made_anew else self._changes - 1)
         return []
 
     async def give_up(self, reason: str) -> Sequence[Round]:
-        """Serve nothing: the newest context vector contains what somebody has withdrawn, and no other one can be made."""
+        """Serve nothing: the newest context vector or label head contains what somebody has withdrawn, and no other one can be made."""
         async with self._dependencies.database.unit_of_work() as work:
             if (task := await self._lock_outdated(work)) is None:
                 return []
             earlier, unavailable = other_reason(task.reason), f"{CONTEXT_UNAVAILABLE}: {reason}"
             task.hold(unavailable)
             task.served, task.reason = None, unavailable if earlier is None else f"{earlier}; {unavailable}"
-            await self._settle(work, task)
+            await self._settle(work, task, self._changes)
         return []
 
     async def _lock_outdated(self, work: UnitOfWork) -> Task | None:
         task = await work.tasks.get(self.task, for_update=True)
         return None if task.context_settled >= self._changes else task
 
-    async def _settle(self, work: UnitOfWork, task: Task) -> None:
-        task.context_settled = self._changes
+    async def _settle(self, work: UnitOfWork, task: Task, changes: int) -> None:
+        task.context_settled = changes
         await work.tasks.save(task)
         await work.tasks.release_context(task.name)
         await work.commit()
@@ -276,15 +289,9 @@ async def aggregate_head(database: Database, round_: Round, on_body: Callable[[b
         task = await work.tasks.get(round_.task)
         rounds = await work.heads.of_solve(round_.task, round_.solve, round_.number)
         counted = set(rounds[-1].clients)
-        combined: list[CombinedAnswers] = []
-        for answers in rounds:
-            accumulator = CombinedAnswers(answers.question, HeadQuery.from_bytes(answers.query), task.spec.policy)
-            async for client, weight, body in work.rounds.bodies(round_.task, answers.number):
-                if on_body is not None and answers.number == round_.number:
-                    on_body(body)
-                if client in counted:
-                    await asyncio.to_thread(accumulator.add, weight, body)
-            combined.append(accumulator)
+        combined = [
+            await _combine(work, task, answers, counted, on_body if answers.number == round_.number else None) for answers in rounds
+        ]
         body = await work.aggregates.coefficients_body(round_.task, round_.version)
         context = TensorBody.from_bytes(await work.aggregates.context_body(round_.task, round_.context or 1))
     examples = combined[0].examples
@@ -301,6 +308,56 @@ async def aggregate_head(database: Database, round_: Round, on_body: Callable[[b
     metadata = {"task": round_.task, "round": round_.number, "examples": examples}
     coefficients = read_coefficients(TensorBody.from_bytes(body))
     return AggregationResult(solved_version(combined[-1], coefficients, standardization, metadata), examples, None)
+
+
+async def revise_head(database: Database, task_name: str, version: int, changes: int, now: datetime) -> tuple[HeadRevision, bytes]:
+    """Solve the head of a version anew from the stored answers of those who have not withdrawn; return it with its body.
+
+    Nobody is asked. λ, the temperature and the labels' shares stay: the others' likelihoods are of candidates that contain the answers
+    that were withdrawn.
+
+    Args:
+        version: the version that the last round of the solution made.
+        changes: the number of additions and withdrawals to reflect.
+
+    Raises:
+        WrongState: there are no other answers, or too few for the rule.
+        Malformed: a stored answer cannot be read.
+    """
+    async with database.read_only() as work:
+        task = await work.tasks.get(task_name)
+        aggregate = await work.aggregates.coefficients(task_name, version)
+        last = await work.rounds.get(task_name, aggregate.round)
+        assert last.solve is not None, "a head is made by the last round of a solution"
+        rounds = await work.heads.of_solve(task_name, last.solve, last.number)
+        counted = set(rounds[-1].clients) - set(await work.heads.withdrawn(task_name, last.number, changes))
+        combined = [
+            await _combine(work, task, answers, counted) for answers in rounds if answers.question is not HeadQuestion.LIKELIHOOD
+        ]
+        chosen = TensorBody.from_bytes(await work.aggregates.coefficients_body(task_name, version)).metadata
+        standardization = read_standardization(
+            TensorBody.from_bytes(await work.aggregates.context_body(task_name, last.context or 1))
+        )
+    assert standardization is not None, "a head was made with it"
+    ridge, temperature = float(chosen["ridge"]), float(chosen["temperature"])
+    head = await asyncio.to_thread(revised_head, combined, standardization, ridge=ridge, temperature=temperature)
+    examples = combined[0].examples
+    metadata = {"task": task_name, "round": last.number, "examples": examples, "ridge": ridge, "temperature": temperature}
+    body = TensorBody(head_tensors(head), metadata).to_bytes()
+    return HeadRevision(task_name, last.solve, changes, now, examples, digest_of(body)), body
+
+
+async def _combine(
+    work: UnitOfWork, task: Task, answers: HeadAnswers, counted: set[str], on_body: Callable[[bytes], None] | None = None
+) -> CombinedAnswers:
+    """Combine the answers of some clients to a head round; `on_body` is called with each body of it, in the order of client names."""
+    combined = CombinedAnswers(answers.question, HeadQuery.from_bytes(answers.query), task.spec.policy)
+    async for client, weight, body in work.rounds.bodies(task.name, answers.number):
+        if on_body is not None:
+            on_body(body)
+        if client in counted:
+            await asyncio.to_thread(combined.add, weight, body)
+    return combined
 
 
 async def aggregate_context(
@@ -360,10 +417,15 @@ async def _store_aggregate(work: UnitOfWork, task: Task, round_: Round, result: 
     """Store the aggregate of a round; return the version it made, which is now the task's newest, or None for an evaluation."""
     if result.body is None:
         return None
+    solve = round_.solve
+    if round_.kind is RoundKind.CALIBRATION and task.has_head and round_.version is not None:
+        solve = (await work.aggregates.coefficients(task.name, round_.version)).solve  # its head is carried
 
     def aggregate(version: int, body: bytes, calibrated: int = 0, head: HeadState = HeadState.NONE) -> Aggregate:
         digest, context = digest_of(body), round_.context or 1
-        return Aggregate(task.name, version, digest, now, round_.number, result.weight, calibrated, context, result.changes, head)
+        return Aggregate(
+            task.name, version, digest, now, round_.number, result.weight, calibrated, context, result.changes, head, solve
+        )
 
     if round_.kind is RoundKind.CONTEXT:
         assert result.sketch is not None, "a context round gives a sketch"

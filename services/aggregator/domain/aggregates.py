@@ -21,6 +21,7 @@ class Aggregate:
         context: of coefficients, the version of the context vector they were made with.
         changes: of a context vector, the number of additions and withdrawals it reflects.
         head: of coefficients, the label head stored with them.
+        solve: of coefficients with a label head, the first round of the solution that it is.
     """
 
     task: str
@@ -33,6 +34,26 @@ class Aggregate:
     context: int = 1
     changes: int = 0
     head: HeadState = HeadState.NONE
+    solve: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRevision:
+    """A label head made anew from the answers of those who have not withdrawn, without its body.
+
+    Attributes:
+        solve: the first round of the solution.
+        changes: the number of additions and withdrawals that it reflects.
+        weight: the number of examples behind it.
+        digest: sha256 of the body.
+    """
+
+    task: str
+    solve: int
+    changes: int
+    created_at: datetime
+    weight: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

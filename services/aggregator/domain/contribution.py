@@ -8,10 +8,11 @@ from datetime import datetime
 from ifed.errors import FingerprintMismatch, LayoutMismatch, Malformed, WrongState
 from ifed.messages.bodies import HeadBody, HeldOutCounts
 from ifed.messages.enums import HeadQuestion, RoundKind
+from ifed.tensors.confusion import Counts
 from ifed.tensors.quantization import QuantizedUpdate, UpdateDType, rows_dtype
 from ifed.tensors.regression import Standardization
 from ifed.tensors.updates import Update
-from ifed.tensors.values import ContextVector, Float32, Gradient, Int64, check_layout
+from ifed.tensors.values import ContextVector, Float32, Gradient, check_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Contribution:
     version: int | None = None
     context: ContextVector | None = None
     update: Update | None = None
-    confusion: Int64 | None = None
+    confusion: Counts | None = None
     label_probabilities: Float32 | None = None
     others: tuple[HeldOutCounts, ...] = ()
     standardization: Standardization | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from ifed.errors import LayoutMismatch, WrongState
 from ifed.messages.rounds import Reading, ReadingResult, ThresholdResult
 from ifed.tensors.confidence import BINS, ConfidenceBins
+from ifed.tensors.confusion import Counts
 from ifed.tensors.values import Int64
 
 THRESHOLDS = range(5, BINS)  # tenths: with two labels, the highest probability is never below 0.5
@@ -83,7 +84,7 @@ class ConfusionMatrix:
     def __init__(self, labels: int) -> None:
         self.counts: Int64 = np.zeros((labels, labels), dtype=np.int64)
 
-    def add(self, counts: Int64) -> None:
+    def add(self, counts: Counts) -> None:
         """Add the counts of one client.
 
         Raises:

@@ -19,7 +19,7 @@ from services.aggregator.storage.tables import contexts, sketches, tasks, versio
 
 _COMMON = ("task", "version", "digest", "created_at", "round", "weight")
 _CONTEXT = (*_COMMON, "changes")
-_COEFFICIENTS = (*_COMMON, "calibrated", "context", "head")
+_COEFFICIENTS = (*_COMMON, "calibrated", "context", "head", "solve")
 _NEAREST = text(
     "SELECT sketches.task AS task, 1 - (CAST(sketches.numbers AS vector) <=> CAST(:numbers AS vector)) AS similarity "
     "FROM sketches JOIN tasks ON tasks.name = sketches.task "

@@ -1,16 +1,18 @@
-"""The SQL of head rounds: what each of them asks, and what the next one will."""
+"""The SQL of head rounds: what each of them asks, what the next one will, and the heads made anew after withdrawals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import Select, and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ifed.errors import UnknownRound
 from ifed.messages.enums import HeadQuestion, RoundKind, RoundState
-from services.aggregator.domain.aggregates import HeadAnswers
-from services.aggregator.storage.tables import contributions, head_queries, rounds
+from services.aggregator.domain.aggregates import HeadAnswers, HeadRevision
+from services.aggregator.storage.tables import contributions, head_queries, head_revisions, rounds
+
+_REVISION = ("task", "solve", "changes", "created_at", "weight", "digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +95,65 @@ class HeadRepository:
     async def _clients(self, task: str, number: int) -> tuple[str, ...]:
         statement = select(contributions.c.client).where(contributions.c.task == task, contributions.c.number == number)
         return tuple((await self._connection.scalars(statement.order_by(contributions.c.client))).all())
+
+    async def withdraw(self, task: str, client: str, change: int) -> int:
+        """Withdraw all answers of a client with the change `change`; return how many they were."""
+        current = contributions.c.task == task, contributions.c.client == client, contributions.c.removed.is_(None)
+        statement = update(contributions).where(*current, contributions.c.number.in_(_head_rounds(task)))
+        return (await self._connection.execute(statement.values(removed=change))).rowcount
+
+    async def withdrawn(self, task: str, number: int, changes: int | None = None) -> list[str]:
+        """Return the clients that answered a round and have withdrawn since, by name; with `changes`, those who had by that change."""
+        removed = contributions.c.removed.is_not(None) if changes is None else contributions.c.removed <= changes
+        gone = contributions.c.task == task, contributions.c.number == number, removed
+        statement = select(contributions.c.client).where(*gone).order_by(contributions.c.client)
+        return list((await self._connection.scalars(statement)).all())
+
+    async def deleted(self, task: str, solve: int, last: int) -> list[str]:
+        """Return the clients whose answers in a solution, up to round `last`, were deleted after they had withdrawn, by name."""
+        of_solve = select(rounds.c.number).where(rounds.c.task == task, rounds.c.solve == solve, rounds.c.number <= last)
+        gone = contributions.c.task == task, contributions.c.number.in_(of_solve), func.length(contributions.c.body) == 0
+        statement = select(contributions.c.client).where(*gone).distinct().order_by(contributions.c.client)
+        return list((await self._connection.scalars(statement)).all())
+
+    async def outdated(self, task: str, changes: int) -> list[int]:
+        """Return the versions, one of each solution, whose newest head has answers that were withdrawn by `changes`."""
+        same = and_(rounds.c.task == contributions.c.task, rounds.c.number == contributions.c.number)
+        newest = (
+            select(func.max(head_revisions.c.changes))
+            .where(head_revisions.c.task == task, head_revisions.c.solve == rounds.c.solve)
+            .correlate(rounds)
+            .scalar_subquery()
+        )
+        unreflected = or_(newest.is_(None), contributions.c.removed > newest)
+        made = rounds.c.task == task, rounds.c.kind == RoundKind.HEAD.value, rounds.c.produced.is_not(None)
+        statement = select(rounds.c.produced).select_from(contributions.join(rounds, same)).distinct()
+        statement = statement.where(*made, contributions.c.removed <= changes, unreflected).order_by(rounds.c.produced)
+        return list((await self._connection.scalars(statement)).all())
+
+    async def add_revision(self, revision: HeadRevision, body: bytes) -> None:
+        """Store a head made anew."""
+        values = {name: getattr(revision, name) for name in _REVISION}
+        await self._connection.execute(insert(head_revisions).values(**values, body=body))
+
+    async def revision(self, task: str, solve: int) -> HeadRevision | None:
+        """Return the newest head of a solution that was made anew; None when its first one counts."""
+        columns = [head_revisions.c[name] for name in _REVISION]
+        statement = select(*columns).where(head_revisions.c.task == task, head_revisions.c.solve == solve)
+        row = (await self._connection.execute(statement.order_by(head_revisions.c.changes.desc()).limit(1))).one_or_none()
+        return None if row is None else HeadRevision(*row)
+
+    async def revision_body(self, revision: HeadRevision) -> bytes:
+        """Return the body of a head made anew.
+
+        Raises:
+            UnknownRound: it was deleted with its task.
+        """
+        same = (head_revisions.c[name] == getattr(revision, name) for name in ("task", "solve", "changes"))
+        if (body := await self._connection.scalar(select(head_revisions.c.body).where(*same))) is None:
+            raise UnknownRound(f"task {revision.task!r} has no head of the solution that began with round {revision.solve}")
+        return bytes(body)
+
+
+def _head_rounds(task: str) -> Select[tuple[int]]:
+    return select(rounds.c.number).where(rounds.c.task == task, rounds.c.kind == RoundKind.HEAD.value)

@@ -180,7 +180,8 @@ contributions = Table(
     Column("correct", BigInteger),
     Column("evaluated", BigInteger),
     Column("body", LargeBinary, nullable=False),
-    # Only in context rounds: the change it came with, 0 for one that came in the round itself, and the change it was withdrawn with.
+    # The change it came with, only in context rounds, 0 for one that came in the round itself; and, in head rounds too, the change it was
+    # withdrawn with.
     Column("change", Integer, nullable=False, server_default="0"),
     Column("removed", Integer),
     PrimaryKeyConstraint("task", "number", "client", "change"),
@@ -214,6 +215,7 @@ versions = Table(
     Column("withdrawn_at", Instant),
     Column("context", Integer, nullable=False, server_default="1"),
     Column("head", WORD, nullable=False, server_default="none"),
+    Column("solve", Integer),
     PrimaryKeyConstraint("task", "version"),
 )
 # What each head round asks, and, once it has closed, what the next one asks.
@@ -227,6 +229,19 @@ head_queries = Table(
     Column("next_body", LargeBinary),
     PrimaryKeyConstraint("task", "number"),
     ForeignKeyConstraint(["task", "number"], ["rounds.task", "rounds.number"], ondelete="CASCADE"),
+)
+# Label heads made anew after withdrawals, for every version whose head came from the solution; tensors of the head alone.
+head_revisions = Table(
+    "head_revisions",
+    metadata,
+    Column("task", NAME, ForeignKey("tasks.name", ondelete="CASCADE"), nullable=False),
+    Column("solve", Integer, nullable=False),
+    Column("changes", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("weight", BigInteger, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("task", "solve", "changes"),
 )
 enrolments = Table(
     "enrolments",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,21 @@ import numpy as np
 import pytest
 
 from ifed.clients import AggregatorClient
-from ifed.errors import LayoutMismatch, NonFinite, WrongState
+from ifed.errors import LayoutMismatch, NonFinite, NothingYet, WrongState
 from ifed.messages.bodies import ContextBody, HeadBody, HeldOutCounts, UpdateBody
 from ifed.messages.enums import AssignmentKind, HeadQuestion, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import Assignment, ContributionMeta, RoundInfo
 from ifed.messages.tasks import TaskSpec
 from ifed.tensors.quantization import QuantizedRows
-from ifed.tensors.regression import RIDGES, TEMPERATURES, RegressionData, Standardization, contrasts, log_likelihoods
+from ifed.tensors.regression import (
+    RIDGES,
+    TEMPERATURES,
+    LabelHead,
+    RegressionData,
+    Standardization,
+    contrasts,
+    log_likelihoods,
+)
 from ifed.tensors.values import Float64
 from testing.factories import FINGERPRINT, LABELS, coefficients, context_values, join_request, layout, spec
 from tests.integration.aggregator.deployment import PATIENCE, TASK, Deployment, deployed, settings
@@ -52,6 +62,8 @@ class HeadClient:
             sums = log_likelihoods(self.states[:8], self.labels[:8].tolist(), query.candidates, query.shares, TEMPERATURES)
             return HeadBody(self.meta(assignment, 8), log_likelihoods=sums)
         data = RegressionData(self.states, self.labels.tolist(), query.shares)
+        if assignment.question is HeadQuestion.SUMS:
+            return HeadBody(self.meta(assignment), QuantizedRows.of(data.moment, "float32"), gram=data.gram().astype(np.float32))
         rows = data.moment if query.directions is None else data.product(query.directions)
         return HeadBody(self.meta(assignment), QuantizedRows.of(rows, "float32"))
 
@@ -208,3 +220,115 @@ async def test_a_task_without_calibration_rounds_to_gain_ends_with_its_best_head
     assert len(await head_rounds(deployment)) >= 6, "before calibration and after it"
     for round_ in await head_rounds(deployment):
         assert (await deployment.admin.replay(TASK, round_.number)).proven
+
+
+async def finish(clients: list[HeadClient]) -> None:
+    """Contribute to every round until the task is done."""
+    while (assignment := await clients[0].next()).kind is not AssignmentKind.DONE:
+        await clients[0].contribute(assignment)
+        for client in clients[1:]:
+            await client.contribute(await client.next())
+
+
+async def served(deployment: Deployment, *, other_than: str | None = None) -> tuple[str, LabelHead]:
+    """Return the digest and the label head of the served adapter, as soon as it is another one."""
+    answer = await deployment.admin.adapter(TASK, known=other_than, wait=PATIENCE)
+    assert answer is not None
+    assert answer[1].head is not None
+    return answer[0], answer[1].head
+
+
+def distance(head: LabelHead, clients: list[HeadClient], choice: tuple[float, float], directions: Float64 | None = None) -> float:
+    """Return how far a head is from these clients' solution for a λ and a temperature, relative to it.
+
+    Args:
+        directions: the solution is the best one in their space, (m, d); None for the whole space.
+    """
+    (ridge, temperature), shares = choice, np.array([0.5, 0.5])
+    basis = np.eye(CHANNELS) if directions is None else directions
+    states = np.concatenate([client.states for client in clients])
+    targets = np.eye(len(LABELS))[np.concatenate([client.labels for client in clients])] - shares
+    matrix = states.T @ states / len(states) + ridge * np.eye(CHANNELS)
+    inner = np.linalg.solve(basis @ matrix @ basis.T, basis @ states.T @ targets / len(states))
+    expected = temperature * (inner.T @ basis)
+    return float(np.linalg.norm(head.weight - expected) / np.linalg.norm(expected))
+
+
+async def asked_directions(client: HeadClient, rounds: list[RoundInfo]) -> Float64 | None:
+    """Return all directions of the last solution; None of one by sums."""
+    numbers = [round_.number for round_ in rounds]
+    start = max(round_.number for round_ in rounds if round_.question in (HeadQuestion.MOMENT, HeadQuestion.SUMS))
+    queries = [await client.client.query(TASK, number) for number in numbers if number > start]
+    asked = [query.directions.astype(np.float64) for query in queries if query.directions is not None]
+    return np.concatenate(asked) if asked else None
+
+
+@pytest.mark.parametrize("solver", ["sums", "conjugate_gradient"])
+async def test_who_withdraws_after_the_end_leaves_the_head_of_the_others_and_nobody_is_asked(
+    deployment: Deployment, solver: str
+) -> None:
+    clients = await started(deployment, solver=solver, head_rounds=5)
+    first, second, third = clients
+    await finish(clients)
+    digest, head = await served(deployment)
+    directions = await asked_directions(first, await head_rounds(deployment))
+    chosen = min(product(RIDGES, TEMPERATURES), key=lambda choice: distance(head, clients, choice, directions))
+    assert distance(head, clients, chosen, directions) < 1e-4
+    rounds = len(await deployment.admin.rounds(TASK))
+    await third.client.withdraw(TASK)
+    _, without = await served(deployment, other_than=digest)
+    assert distance(without, [first, second], chosen, directions) < 1e-4
+    assert distance(without, clients, chosen, directions) > 1e-2
+    assert len(await deployment.admin.rounds(TASK)) == rounds
+    assert (await first.client.assignment(TASK)).kind is AssignmentKind.DONE
+    version = (await deployment.admin.task(TASK)).served
+    pinned = await deployment.admin.adapter(TASK, version=version)
+    assert pinned is not None
+    assert pinned[1].head is not None
+    np.testing.assert_array_equal(pinned[1].head.weight, head.weight)
+    lines = [entry for entry in (await deployment.admin.ledger(TASK)) if entry.kind is RoundKind.HEAD]
+    assert all(entry.withdrawn is (entry.client == "c") for entry in lines)
+    assert (await deployment.admin.replay(TASK, 2)).proven
+
+
+async def test_who_withdraws_between_its_last_answer_and_the_end_of_the_round_leaves_the_head_too(deployment: Deployment) -> None:
+    clients = await started(deployment, solver="sums")
+    first, second, third = clients
+    while (assignment := await first.next()).question is not HeadQuestion.LIKELIHOOD or assignment.version == 0:
+        for client in clients:
+            await client.contribute(await client.next())
+    for client in (first, third):
+        await client.contribute(await client.next())
+    await third.client.withdraw(TASK)
+    await second.contribute(await second.next())
+    await finish([first, second])
+    _, head = await served(deployment)
+    async with asyncio.timeout(PATIENCE):
+        while min(distance(head, [first, second], choice) for choice in product(RIDGES, TEMPERATURES)) > 1e-5:
+            await asyncio.sleep(0.02)
+            _, head = await served(deployment)
+
+
+async def test_the_head_of_a_single_client_that_withdraws_is_served_no_longer(deployment: Deployment) -> None:
+    (client,) = await started(deployment, "a", solver="sums")
+    await finish([client])
+    digest, _ = await served(deployment)
+    await client.client.withdraw(TASK)
+    with pytest.raises(NothingYet):
+        await deployment.admin.adapter(TASK, known=digest, wait=PATIENCE)
+
+
+async def test_answers_that_were_withdrawn_are_deleted_and_the_replay_of_their_rounds_says_so(tmp_path: Path) -> None:
+    database = f"sqlite+aiosqlite:///{tmp_path / 'ifed.sqlite'}"
+    async with deployed(settings(database)) as deployment:
+        clients = await started(deployment, solver="sums")
+        await finish(clients)
+        digest, _ = await served(deployment)
+        await clients[2].client.withdraw(TASK)
+        digest, head = await served(deployment, other_than=digest)
+    async with deployed(settings(database, withdrawn_retention_days=0)) as deployment:
+        async with asyncio.timeout(PATIENCE):
+            while not (replay := await deployment.admin.replay(TASK, 2)).deleted:
+                await asyncio.sleep(0.02)
+        assert (replay.deleted, replay.proven) == (["c"], False)
+        np.testing.assert_array_equal((await served(deployment))[1].weight, head.weight)

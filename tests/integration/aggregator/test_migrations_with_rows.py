@@ -16,7 +16,7 @@ import services.aggregator.migrations.versions
 from ifed.messages.enums import HeadQuestion, Role, RoundKind, RoundState, TaskState
 from ifed.messages.events import DeliveryState, EventKind
 from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
-from services.aggregator.domain.aggregates import Aggregate
+from services.aggregator.domain.aggregates import Aggregate, HeadRevision
 from services.aggregator.domain.evaluation import EvaluationResult, LabelResult
 from services.aggregator.domain.task import Task
 from services.aggregator.migrate import configuration, migrate, upgrade
@@ -93,6 +93,9 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         "versions": [
             aggregate | {"version": 0, "digest": "5" * 64, "round": 1, "body": FIRST, "calibrated": 0},
             aggregate | {"version": 1, "digest": "6" * 64, "round": 2, "body": SECOND, "calibrated": 1},
+        ],
+        "head_revisions": [
+            {"task": "sentiment", "solve": 2, "changes": 1, "created_at": NOON, "weight": 10, "digest": "9" * 64, "body": b"a head"}
         ],
         "enrolments": [{"code_hash": "7" * 64, "name": "b", "role": "reader", "created_at": NOON, "expires_at": NOON + HOUR}],
         "audit": [{"at": NOON, "actor": "admin", "action": "POST /v1/tasks", "target": "/v1/tasks", "request_id": "r1"}],
@@ -173,6 +176,10 @@ async def check_later_tables(work: UnitOfWork, tables: set[str]) -> None:
     if "head_queries" in tables:
         assert await work.heads.query("sentiment", 2) == b"a query"
         assert await work.heads.asked_after("sentiment", 2) == (HeadQuestion.PRODUCT, b"the next")
+    if "head_revisions" in tables:
+        revision = await work.heads.revision("sentiment", 2)
+        assert revision == HeadRevision("sentiment", 2, 1, NOON, 10, "9" * 64)
+        assert await work.heads.revision_body(revision) == b"a head"
     assert await work.sketches.find("sentiment") == (("8" * 64, [0.6, 0.8]) if "sketches" in tables else None)
     if "events" in tables:
         (event,) = await work.events.page(0, 10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ifed.messages.enums import HeadQuestion, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import TaskBrief
 from ifed.messages.tasks import Policy, TaskSpec
 from ifed.messages.texts import LabelledText
+from ifed.modeling.language_model import LanguageModel
+from ifed.tensors.values import Float32
 from services.aggregator.settings import Settings
 from services.client_agent.agent import Agent
 from services.client_agent.demonstrations import Split
@@ -65,16 +67,17 @@ def task_spec(**changes: Any) -> TaskSpec:
 class Organisation:
     """One client agent in this process."""
 
-    def __init__(self, deployment: Deployment, name: str, token: str, folder: Path) -> None:
-        self.name = name
+    def __init__(
+        self, deployment: Deployment, token: str, folder: Path, split: Split, model: LocalModel, limits: Limits = LIMITS
+    ) -> None:
         self.client = AggregatorClient("http://aggregator", token, transport=httpx.ASGITransport(deployment.app))
-        self._folder, self._model = folder, LocalModel(build_fresh())
-        self.agent = Agent(self.client, self._prepare, Status(), task=TASK, wait=1.0, limits=LIMITS)
+        self._folder, self._split, self._model = folder, split, model
+        self.agent = Agent(self.client, self._prepare, Status(), task=TASK, wait=1.0, limits=limits)
 
     async def _prepare(self, task: TaskBrief, client: str) -> Participant:
         state = AgentState(self._folder, task=task.name, client=client)
         released = ReleasedTexts(self._folder, task=task.name, data_file=self._folder / "data.csv", fewest=1)
-        return Participant(self.client, self._model, SPLITS[self.name], state, released, Status())
+        return Participant(self.client, self._model, self._split, state, released, Status())
 
 
 @pytest.fixture
@@ -85,29 +88,47 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         yield running
 
 
-async def federate(deployment: Deployment, folder: Path, spec: TaskSpec) -> None:
-    """Run a task to its end with the three organisations."""
+async def federate(
+    deployment: Deployment,
+    folder: Path,
+    spec: TaskSpec,
+    splits: Mapping[str, Split] = SPLITS,
+    *,
+    new_model: Callable[[], LocalModel] = lambda: LocalModel(build_fresh()),
+    limits: Limits = LIMITS,
+) -> None:
+    """Run a task to its end with one organisation for each of the splits."""
     await deployment.admin.create_task(spec)
     await deployment.admin.start(TASK)
     async with AsyncExitStack() as stack:
         organisations = []
-        for name in SPLITS:
-            organisation = Organisation(deployment, name, (await deployment.admin.enrol(name)).token, folder / name)
+        for name, split in splits.items():
+            token = (await deployment.admin.enrol(name)).token
+            organisation = Organisation(deployment, token, folder / name, split, new_model(), limits)
             stack.push_async_callback(organisation.client.close)
             organisations.append(organisation)
         await asyncio.gather(*(organisation.agent.run() for organisation in organisations))
 
 
-async def served_accuracy(deployment: Deployment) -> float:
-    """Return the accuracy of the served adapter on texts that no client has."""
+async def served_scores(deployment: Deployment, model: LanguageModel, examples: Sequence[LabelledText[int]]) -> Float32:
+    """Return the log-probabilities of the labels of texts, (n, C), as the served adapter gives them."""
     answer = await deployment.admin.adapter(TASK)
     assert answer is not None
-    scorer = Scorer(build())
+    scorer = Scorer(model)
     loaded = scorer.load_adapter(answer[1])
-    examples = [text for label in range(3) for text in texts(label, 8, 77)]
     items = [scorer.prepare(loaded, example.text, truncate=True) for example in examples]
-    scores = scorer.score([prepared.item for prepared in items])
-    return float(np.mean([np.argmax(row) == example.label for row, example in zip(scores, examples, strict=True)]))
+    return np.stack(scorer.score([prepared.item for prepared in items]))
+
+
+def accuracy(scores: Float32, examples: Sequence[LabelledText[int]]) -> float:
+    """Return the share of texts whose label has the highest score."""
+    return float(np.mean(scores.argmax(axis=1) == [example.label for example in examples]))
+
+
+async def served_accuracy(deployment: Deployment) -> float:
+    """Return the accuracy of the served adapter on texts that no client has."""
+    examples = [text for label in range(3) for text in texts(label, 8, 77)]
+    return accuracy(await served_scores(deployment, build(), examples), examples)
 
 
 async def test_a_task_solves_its_head_calibrates_through_it_solves_it_again_and_is_served(

@@ -159,6 +159,49 @@ def test_without_held_out_examples_the_head_has_the_default_ridge() -> None:
     assert combined(HeadQuestion.LIKELIHOOD, query, [HeadBody(meta(0), log_likelihoods=nothing)]).best[0] == RIDGES.index(0.3)
 
 
+def test_the_candidates_of_a_thousand_labels_are_few_and_in_sixteen_bits_and_lose_nothing_that_matters() -> None:
+    generator, labels, channels = np.random.default_rng(0), 1000, 220
+    states, shares = generator.normal(size=(300, channels)), np.full(labels, 1 / labels)
+    truths = generator.integers(labels, size=300).tolist()
+    data = RegressionData(states, truths, shares)
+    sums = HeadBody(meta(300), QuantizedRows.of(data.moment, "float32"), gram=data.gram())
+    answered = combined(HeadQuestion.SUMS, HeadQuery(shares), [sums])
+    question, query = next_query([answered], Policy(solver="sums"))
+    assert question is HeadQuestion.LIKELIHOOD
+    body = query.to_bytes()
+    assert len(body) < 3 * 999 * channels * 2 + 10_000
+    query = HeadQuery.from_bytes(body)
+    assert query.candidates is not None
+    likelihoods = log_likelihoods(states[:9], truths[:9], query.candidates, shares, TEMPERATURES)
+    compared = combined(HeadQuestion.LIKELIHOOD, query, [HeadBody(meta(9), log_likelihoods=likelihoods)])
+    place, temperature = compared.best
+    assert likelihoods[place, temperature] == likelihoods.max()
+    exact = solve_sums(answered.gram, answered.rows, compared.ridges[place])
+    assert np.linalg.norm(query.candidates[place] - exact) < 1e-3 * np.linalg.norm(exact)
+    standardization = Standardization(np.zeros(channels, np.float32), np.ones(channels, np.float32))
+    made = TensorBody.from_bytes(solved_version(compared, Coefficients.identity(1, 4), standardization, {}))
+    assert made.metadata["ridge"] == compared.ridges[place]
+    assert made.tensors["head_weight"].shape == (labels, channels)
+
+
+def test_with_more_labels_than_channels_one_round_of_products_is_the_pooled_solution() -> None:
+    generator, labels, channels = np.random.default_rng(0), 60, 20
+    states, shares = generator.normal(size=(200, channels)), np.full(labels, 1 / labels)
+    data = RegressionData(states, generator.integers(labels, size=200).tolist(), shares)
+    moment = HeadBody(meta(200), QuantizedRows.of(data.moment, "float32"))
+    rounds = [combined(HeadQuestion.MOMENT, HeadQuery(shares), [moment])]
+    question, query = next_query(rounds, Policy())
+    assert question is HeadQuestion.PRODUCT
+    assert query.directions is not None
+    assert query.directions.shape == (channels, channels)
+    rows = HeadBody(meta(200), QuantizedRows.of(data.product(query.directions), "float32"))
+    question, candidates = next_query([*rounds, combined(question, query, [rows])], Policy())
+    assert question is HeadQuestion.LIKELIHOOD
+    assert candidates.candidates is not None
+    exact = solve_sums(full_matrix(data.gram(), channels), data.moment, RIDGE)
+    assert np.linalg.norm(candidates.candidates[RIDGES.index(RIDGE)] - exact) < 1e-3 * np.linalg.norm(exact)
+
+
 def test_products_end_when_the_residual_is_negligible() -> None:
     moment = np.array([[1.0, 0.0, 0.0]])
     solver = KrylovSolver(moment, np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 0.0, 0.0]]))

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from ifed.errors import LayoutMismatch, Malformed, NonFinite
 from ifed.messages.bodies import HeadBody, UpdateBody
 from ifed.messages.rounds import ContributionMeta
+from ifed.tensors.confidence import ConfidenceBin, ConfidenceBins
 from ifed.tensors.quantization import (
     QuantizedRows,
     QuantizedUpdate,
@@ -97,12 +98,17 @@ def test_an_error_of_another_layout_is_dropped() -> None:
     assert (sent.restored() == 0.5).all()
 
 
-@pytest.mark.parametrize(("labels", "most"), [(2, 1900), (4, 2000)])
-def test_an_update_in_int4_with_the_default_of_64_groups_and_its_evaluation_is_below_two_kilobytes(labels: int, most: int) -> None:
+@pytest.mark.parametrize(("labels", "most"), [(2, 2000), (4, 2000)])
+def test_an_update_in_int4_with_the_default_of_64_groups_and_its_evaluation_has_two_kilobytes_at_the_most(
+    labels: int, most: int
+) -> None:
     change = QuantizedUpdate.of(np.random.default_rng(0).normal(size=(9, 2, 2, 64)).astype(np.float32), "int4")
     shares = np.full(labels, 1 / labels, np.float32)
     counts = np.full((labels, labels), 50)
-    whole = UpdateBody(change, counts, META, label_probabilities=shares, log_likelihood=-123.456789).to_bytes()
+    texts, correct = 5 * labels**2, 5 * labels
+    parts = (ConfidenceBin(texts, correct, texts * (place + 0.3) / 10) for place in range(10))
+    own = {"label_probabilities": shares, "log_likelihood": -123.456789, "confidence": ConfidenceBins(tuple(parts))}
+    whole = UpdateBody(change, counts, META, **own).to_bytes()
     assert len(whole) <= most
     back = UpdateBody.from_bytes(whole).update
     assert isinstance(back, QuantizedUpdate)
