@@ -23,6 +23,7 @@ from benchmarks.paper.summary import Spread
 from benchmarks.replicas import report as replicas
 from benchmarks.serving import report as serving
 from benchmarks.tables import Table, markdown_table
+from benchmarks.tasks import __main__ as tasks
 from benchmarks.tests.conftest import DEFAULT_SETTINGS
 
 RESULTS = Path("benchmarks/results")
@@ -50,6 +51,7 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes() -> None:
         ("replicas", replicas.markdown),
         ("serving", serving.markdown),
         ("serving-amx", serving.markdown),
+        ("tasks", tasks.markdown),
     ],
 )
 def test_the_stored_tables_are_those_of_the_stored_results(name: str, markdown: Callable[[Mapping[str, Any]], str]) -> None:
