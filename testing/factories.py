@@ -37,13 +37,15 @@ def identity(**changes: Any) -> ModelIdentity:
 
 
 def policy(**changes: Any) -> Policy:
-    return Policy.model_validate({"rounds": 2, "clients_expected": 2} | changes)
+    """Return the policy of two rounds of two clients, whose coefficients travel whole."""
+    return Policy.model_validate({"rounds": 2, "clients_expected": 2, "update_dtype": "float32"} | changes)
 
 
 def spec(name: str = "sentiment", **changes: Any) -> TaskSpec:
-    """Return a task of two labels; changes that are not fields of the task are fields of its policy."""
+    """Return a task of two labels, read by their words; changes that are not fields of the task are fields of its policy."""
     task_fields = {key: changes.pop(key) for key in list(changes) if key in TaskSpec.model_fields}
     fields = {"name": name, "labels": LABELS, "template": "Review: {text}\nSentiment:", "model": "tiny", "groups": GROUPS}
+    fields |= {"head": "words", "injection": "all_tokens"}
     return TaskSpec.model_validate(fields | {"policy": policy(**changes)} | task_fields)
 
 

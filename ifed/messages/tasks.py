@@ -35,9 +35,9 @@ class AggregationPolicy(BaseModel):
         "batch, from which the aggregator takes the step",
     )
     update_dtype: UpdateDType = Field(
-        "float32",
+        "int4",
         description="how coefficients travel from client to aggregator: whole in float32, or as the change since the round's start in "
-        "float16, int8 or int4; what is lost by that a client adds to its next update (arXiv 1901.09847)",
+        "float16, int8 or int4; what is lost by that a client adds to its next update (arXiv 1901.09847). A gradient travels in float32",
     )
     aggregation: AggregationRule = Field("weighted_mean", description="how the contributions of a round become one")
     nearest_neighbour_mixing: bool = Field(
@@ -74,6 +74,11 @@ class AggregationPolicy(BaseModel):
         description="clients tell the mean probability of each label on their held-out texts, and serving divides by it and multiplies "
         "by the label's share among them (after batch calibration, arXiv 2309.17249)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_gradient_travels_whole(cls, data: object) -> object:
+        return {"update_dtype": "float32", **data} if isinstance(data, dict) and data.get("mode") == "gradient" else data
 
     @model_validator(mode="after")
     def _what_travels_is_known(self) -> Self:
@@ -129,7 +134,14 @@ class ModelIdentity(Message):
 class Policy(AggregationPolicy, Message):
     """The policy of a task: how its rounds run."""
 
-    rounds: int = Field(6, ge=1, le=10_000, description="calibration rounds at the most")
+    rounds: int = Field(24, ge=1, le=10_000, description="calibration rounds at the most")
+    cycle: int | None = Field(
+        6,
+        ge=1,
+        le=10_000,
+        description="calibration rounds of a cycle, after which the label head is solved anew and the version evaluated; another cycle follows "
+        "while that evaluation is the best so far; when null, all rounds are one cycle",
+    )
     clients_expected: int = Field(1, ge=1, le=1_000_000, description="the first round opens when so many have joined")
     quorum: int | None = Field(
         None,
@@ -158,10 +170,10 @@ class Policy(AggregationPolicy, Message):
     retries: int = Field(0, ge=0, le=100, description="times a failed round is opened again before the task fails")
     deadline_seconds: float = Field(3600.0, gt=0, le=31_536_000, description="how long a round stays open")
     local_steps: int = Field(8, ge=1, le=100_000, description="optimiser steps a client takes in a calibration round")
-    batch_size: int = Field(8, ge=1, le=4096, description="examples in one optimiser step of a client")
-    learning_rate: float = Field(0.04, gt=0, le=10, description="learning rate of a client's first optimiser step")
+    batch_size: int = Field(32, ge=1, le=4096, description="examples in one optimiser step of a client")
+    learning_rate: float = Field(0.08, gt=0, le=10, description="learning rate of a client's first optimiser step")
     learning_rate_schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="how the learning rate goes over all rounds: to 0 along a cosine, or not at all"
+        "cosine", description="how the learning rate goes over the rounds of a cycle: to 0 along a cosine, or not at all"
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of a client's optimiser, which is AdamW")
     logit_adjustment: float = Field(1.0, ge=0, le=10, description="weight of the client's log label prior in training; 0 is off")
@@ -203,8 +215,14 @@ class Policy(AggregationPolicy, Message):
             return max(1, ceil_share(self.sample_fraction, members))
         return members if self.sample is None else min(self.sample, members)
 
+    @property
+    def cycle_rounds(self) -> int:
+        """The calibration rounds of a cycle."""
+        return min(self.cycle or self.rounds, self.rounds)
+
     def learning_rate_at(self, round_index: int) -> tuple[float, float]:
-        """Return the first and last learning rate of calibration round `round_index` (0-based): a cosine over all rounds, or a constant."""
+        """Return the first and last learning rate of calibration round `round_index` (0-based): a cosine over its cycle, or a constant."""
+        round_index %= self.cycle_rounds
         first, last = (self.learning_rate * self._left(step) for step in (round_index, round_index + 1))
         return first, last
 
@@ -212,13 +230,13 @@ class Policy(AggregationPolicy, Message):
         """Return the server's learning rate η in calibration round `round_index` (0-based)."""
         averages = self.mode == "coefficients" and self.server_optimizer in ("fedavg", "fedavgm")
         rate = self.server_learning_rate or (1.0 if averages else self.learning_rate)
-        return rate * self._left(round_index) if self.mode == "gradient" else rate
+        return rate * self._left(round_index % self.cycle_rounds) if self.mode == "gradient" else rate
 
     def _left(self, round_index: int) -> float:
         """Return the share of the learning rate that the schedule leaves at the start of a round."""
         if self.learning_rate_schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(round_index, self.rounds) / self.rounds))
+        return 0.5 * (1 + math.cos(math.pi * round_index / self.cycle_rounds))
 
 
 class Layout(Message):
@@ -263,12 +281,12 @@ class TaskSpec(Message):
     layers: LayerChoice = Field("upper_half", description="where is injected: a part of the layers, or a list of them from 0")
     groups: int = Field(64, ge=1, le=100_000, description="coefficient groups; must divide the hidden size")
     head: HeadChoice = Field(
-        "words",
+        "auto",
         description="how a text's labels are read: by the label words, by a label head solved by ridge regression, or by whichever of the "
         "two and their mean has the highest held-out likelihood",
     )
     injection: InjectionPosition = Field(
-        "all_tokens", description="the tokens that the injection acts on: all, as published, or the last of the prompt alone"
+        "last_token", description="the tokens that the injection acts on: the last of the prompt, or all, as published"
     )
     abstain_below: float | None = Field(
         None,

@@ -93,7 +93,7 @@ class Federation:
         return self.stack.start("inference", "services.inference.app", settings)
 
     async def start_task(self, **policy: object) -> None:
-        """Create the task, with two calibration rounds unless `policy` says otherwise, and start it."""
+        """Create the task, read by its label words, with two calibration rounds unless `policy` says otherwise, and start it."""
         defaults = {"clients_expected": 2, "rounds": 2, "local_steps": 3, "batch_size": 4, "max_holdout": 4}
         spec = TaskSpec(
             name=TASK,
@@ -101,6 +101,8 @@ class Federation:
             template="{text}\nGood:",
             model=str(self.model),
             groups=4,
+            head="words",
+            injection="all_tokens",
             policy=Policy.model_validate(defaults | policy),
         )
         async with self.admin() as admin:

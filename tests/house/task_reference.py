@@ -19,7 +19,7 @@ SECTIONS: Mapping[str, tuple[type[BaseModel], str]] = {
     "Policy": (
         Policy,
         "The fields of `policy`. [Aggregation](ref-aggregation.md) explains the rules and optimisers, [the method](explanation-method.md) the terms, and "
-        "[the defaults of a task](decisions/0004-defaults-of-a-task.md) why the defaults are what they are.",
+        "[decision 4](decisions/0004-defaults-of-a-task.md) and [decision 11](decisions/0011-defaults-of-the-second-generation.md) why the defaults are what they are.",
     ),
     "Identity": (
         ModelIdentity,
@@ -38,7 +38,7 @@ field is refused (`Malformed`, 422), and so is a combination that cannot work.
   "labels": ["negative", "positive"],
   "template": "Review: {{text}}\\nSentiment:",
   "model": "smollm2-135m",
-  "policy": {{"rounds": 6, "clients_expected": 3, "quorum": 2}}
+  "policy": {{"clients_expected": 3, "quorum": 2}}
 }}
 ```
 

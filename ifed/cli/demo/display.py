@@ -83,7 +83,7 @@ def _has_finished(now: Snapshot) -> bool:
 
 def _version_in_words(version: int) -> str:
     """Describe the version that a round evaluated, which is the one it started from."""
-    return "of the base model" if version == 0 else f"after calibration round {version}"
+    return "of the base model" if version == 0 else f"of version {version}"
 
 
 def _clients(now: Snapshot) -> FittedTable:

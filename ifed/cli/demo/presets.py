@@ -19,9 +19,10 @@ class Preset:
     groups: int
     layers: LayerChoice = "upper_half"
     template: str = "Review: {text}\nSentiment:"
-    rounds: int = 4
-    local_steps: int = 12
-    learning_rate: float = 0.04
+    rounds: int = 6
+    local_steps: int = 8
+    batch_size: int = 16
+    learning_rate: float = 0.08
     examples: int = EXAMPLES
 
     def changed(self, **values: object) -> Self:
@@ -31,20 +32,20 @@ class Preset:
             raise LayoutMismatch(f"--layers takes all, upper_half or upper_third, not {chosen['layers']}")
         return replace(self, **chosen)  # type: ignore[arg-type]
 
-    def policy(self, *, clients: int, patience: int | None = 2) -> Policy:
+    def policy(self, *, clients: int) -> Policy:
         return Policy(
             rounds=self.rounds,
             clients_expected=clients,
             local_steps=self.local_steps,
+            batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             deadline_seconds=1800,
-            patience=patience,
         )
 
 
 PRESETS = {
     "smollm2-135m": Preset(groups=64),
-    "gemma-3-270m": Preset(groups=16, local_steps=20),
+    "gemma-3-270m": Preset(groups=64),
 }
 
 

@@ -29,24 +29,41 @@ class Step:
 
 
 def next_step(task: Task, newest: Round | None, evaluations: Evaluated) -> Step | None:
-    """Return the next round: context, then calibration until all rounds are done or they stall, then an evaluation; then None.
+    """Return the next round: context, then cycles of calibration and an evaluation, while that is the best so far; then None.
 
-    A task with a label head solves it before the first calibration round and again, on the states under the best coefficients, after the
-    last one. A failed or cancelled round changes no version, so its step is repeated.
+    A task with a label head solves it before the first calibration round and again at the end of each cycle, on the states under the new
+    coefficients. A failed or cancelled round changes no version, so its step is repeated.
     """
     if task.version is None:
         return Step(RoundKind.CONTEXT)
-    evaluated = newest is not None and newest.kind is RoundKind.EVALUATION and newest.state is RoundState.CLOSED
-    if newest is not None and evaluated and newest.version == task.version:
-        return None
     if task.has_head and task.head is HeadState.NONE:
         return Step(RoundKind.HEAD, task.version)
-    final_head = task.has_head and task.head is HeadState.SOLVED and task.calibrated > 0
-    if not final_head and task.calibrated < task.spec.policy.rounds and not stalled(task.spec.policy, evaluations):
+    policy, calibrated = task.spec.policy, task.calibrated
+    stopped = stalled(policy, evaluations) or calibrated >= policy.rounds
+    ended = stopped or (calibrated > 0 and calibrated % policy.cycle_rounds == 0)
+    if task.has_head and calibrated:
+        if ended and task.head is HeadState.CARRIED:
+            return Step(RoundKind.HEAD, task.version if policy.cycle else _best(evaluations) or task.version)
+        ended = task.head is HeadState.SOLVED
+    if not ended:
         return Step(RoundKind.CALIBRATION, task.version)
-    if task.has_head and not final_head and task.calibrated > 0:
-        return Step(RoundKind.HEAD, _best(evaluations) or task.version)
-    return Step(RoundKind.EVALUATION, task.version)
+    if not _measured(task.version, newest, evaluations):
+        return Step(RoundKind.EVALUATION, task.version)
+    return None if stopped or not _leads(task.version, evaluations) else Step(RoundKind.CALIBRATION, task.version)
+
+
+def _measured(version: int, newest: Round | None, evaluations: Evaluated) -> bool:
+    """Return whether a version has been evaluated, or clients were asked to and had no held-out examples."""
+    asked = newest is not None and newest.kind is RoundKind.EVALUATION and newest.state is RoundState.CLOSED
+    return (newest is not None and asked and newest.version == version) or any(other == version for other, _ in evaluations)
+
+
+def _leads(version: int, evaluations: Evaluated) -> bool:
+    """Return whether the newest evaluation of a version ranks above those of all others; without any evaluation it does not."""
+    ranks = list(zip(_ranks(evaluations), [evaluated for evaluated, _ in evaluations], strict=True))
+    own = [rank for rank, evaluated in ranks if evaluated == version]
+    others = [rank for rank, evaluated in ranks if evaluated != version]
+    return bool(own) and (not others or own[-1] > max(others))
 
 
 def _best(evaluations: Evaluated) -> int | None:
@@ -86,6 +103,8 @@ def early_end(task: Task) -> str | None:
     if task.version is None or task.calibrated >= policy.rounds:
         return None
     measure = "likelihood" if task.has_head else "accuracy"
+    if policy.patience is None:
+        return f"done after {task.calibrated} of at most {policy.rounds} rounds: the last {policy.cycle_rounds} did not raise the {measure}"
     return f"stopped early after {task.calibrated} of {policy.rounds} rounds: the {measure} had not risen for {policy.patience} in a row"
 
 

@@ -32,6 +32,7 @@ PARTS = {"a": set(range(51)), "b": set(range(26, 77)), "c": {*range(10), *range(
 
 def task_spec(**policy: object) -> TaskSpec:
     settings = {"clients_expected": 3, "rounds": 1, "local_steps": 2, "update_dtype": "int4", "head_rounds": 3}
+    settings |= {"batch_size": 8, "learning_rate": 0.04}
     return TaskSpec.model_validate(
         {
             "name": TASK,

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from ifed.errors import WrongState
-from ifed.messages.enums import AssignmentKind, RoundKind, RoundState, TaskState
+from ifed.messages.enums import AssignmentKind, HeadState, RoundKind, RoundState, TaskState
 from services.aggregator.domain.evaluation import EvaluationResult
 from services.aggregator.domain.round import Round, Seat
 from services.aggregator.domain.schedule import (
@@ -101,6 +101,52 @@ def test_a_task_that_stalls_is_evaluated_and_ends() -> None:
 def test_patience_counts_evaluations_that_did_not_rise_above_the_best(accuracies: list[float], stops: bool) -> None:
     assert stalled(policy(patience=2), measured(*accuracies)) is stops
     assert not stalled(policy(patience=None), measured(*accuracies))
+
+
+def cycling(version: int, calibrated: int, solved: HeadState, **changes: object) -> Task:
+    made = running(version, **({"rounds": 6, "cycle": 2} | changes))
+    made.calibrated, made.head = calibrated, solved
+    return made
+
+
+def test_a_cycle_ends_with_an_evaluation_and_another_follows_while_that_is_the_best() -> None:
+    ended = cycling(2, 2, HeadState.NONE)
+    assert next_step(ended, closed(RoundKind.CALIBRATION), measured(0.5, 0.6)) == Step(RoundKind.EVALUATION, 2)
+    tried = round_(4, RoundKind.EVALUATION, version=2, state=RoundState.CLOSED)
+    assert next_step(ended, tried, measured(0.5, 0.6, 0.7)) == Step(RoundKind.CALIBRATION, 2)
+    assert next_step(ended, tried, measured(0.5, 0.7, 0.7)) is None
+    assert next_step(ended, tried, measured(0.5, 0.6)) is None, "nobody could evaluate it"
+    again = round_(5, RoundKind.CALIBRATION, version=2, state=RoundState.FAILED)
+    assert next_step(ended, again, measured(0.5, 0.6, 0.7)) == Step(RoundKind.CALIBRATION, 2)
+    last = cycling(6, 6, HeadState.NONE)
+    assert (
+        next_step(last, round_(9, RoundKind.EVALUATION, version=6, state=RoundState.CLOSED), measured(*(0.1 * n for n in range(7))))
+        is None
+    )
+
+
+def test_a_label_head_is_solved_anew_at_the_end_of_each_cycle_and_then_evaluated() -> None:
+    steps = [
+        next_step(cycling(version, calibrated, head, head="auto"), closed(kind), measured(*accuracies))
+        for version, calibrated, head, kind, accuracies in (
+            (0, 0, HeadState.NONE, RoundKind.CONTEXT, ()),
+            (1, 0, HeadState.SOLVED, RoundKind.HEAD, ()),
+            (2, 1, HeadState.CARRIED, RoundKind.CALIBRATION, (0.5,)),
+            (3, 2, HeadState.CARRIED, RoundKind.CALIBRATION, (0.5, 0.6)),
+            (4, 2, HeadState.SOLVED, RoundKind.HEAD, (0.5, 0.6)),
+            (4, 2, HeadState.SOLVED, RoundKind.EVALUATION, (0.5, 0.6, 0.6, 0.6, 0.7)),
+            (4, 2, HeadState.SOLVED, RoundKind.EVALUATION, (0.5, 0.6, 0.6, 0.7, 0.6)),
+        )
+    ]
+    assert steps == [
+        Step(RoundKind.HEAD, 0),
+        Step(RoundKind.CALIBRATION, 1),
+        Step(RoundKind.CALIBRATION, 2),
+        Step(RoundKind.HEAD, 3),
+        Step(RoundKind.EVALUATION, 4),
+        Step(RoundKind.CALIBRATION, 4),
+        None,
+    ]
 
 
 def test_best_serves_the_most_accurate_version_and_of_equals_the_newer() -> None:

@@ -25,7 +25,7 @@ from services.client_agent.state import AgentState, DataFileWatcher, ReleasedTex
 from services.client_agent.status import Status
 from testing.factories import probe
 
-LIMITS = Limits(rounds=20, steps=8, batch_size=8, labels=3, examples=1)
+LIMITS = Limits(rounds=24, steps=8, batch_size=32, labels=3, examples=1)
 IDENTITY = ModelIdentity(name="tiny", fingerprint="ab" * 32, family="llama", num_layers=2, hidden_size=4)
 LAYOUT = Layout(layers=[0, 1], hidden_size=4, groups=2)
 SPLIT = Split(tuple(LabelledText(f"t{n}", n % 2) for n in range(6)), (LabelledText("h", 1),))
@@ -44,7 +44,7 @@ def brief(**policy: object) -> TaskBrief:
         layout=LAYOUT,
         layers="all",
         groups=2,
-        policy=Policy.model_validate({"max_demonstrations": 3} | policy),
+        policy=Policy.model_validate({"max_demonstrations": 3, "update_dtype": "float32"} | policy),
     )
 
 

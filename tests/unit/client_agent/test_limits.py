@@ -32,13 +32,13 @@ def working(**changes: object) -> Assignment:
     [
         (working(steps=10**9), "steps 1000000000; MAX_STEPS allows 1 to 8"),
         (working(steps=0), "MAX_STEPS"),
-        (working(batch_size=10**9), "MAX_BATCH_SIZE allows 1 to 8"),
+        (working(batch_size=10**9), "MAX_BATCH_SIZE allows 1 to 32"),
         (working(learning_rate=1e30), "learning_rate of 1e\\+30"),
         (working(weight_decay=-1.0), "weight_decay"),
-        (demanding(policy=Policy(rounds=21, max_demonstrations=3)), "policy.rounds 21; MAX_ROUNDS allows 1 to 20"),
+        (demanding(policy=Policy(rounds=25, max_demonstrations=3)), "policy.rounds 25; MAX_ROUNDS allows 1 to 24"),
         (demanding(policy=Policy(local_steps=9, max_demonstrations=3)), "policy.local_steps 9; MAX_STEPS"),
-        (demanding(policy=Policy(batch_size=9, max_demonstrations=3)), "policy.batch_size 9; MAX_BATCH_SIZE"),
-        (assignment(AssignmentKind.EVALUATION, 21), "round 21; MAX_ROUNDS"),
+        (demanding(policy=Policy(batch_size=33, max_demonstrations=3)), "policy.batch_size 33; MAX_BATCH_SIZE"),
+        (assignment(AssignmentKind.EVALUATION, 25), "round 25; MAX_ROUNDS"),
         (assignment(AssignmentKind.EVALUATION, 10**4000), "MAX_ROUNDS"),
         (demanding(labels=["a", "b", "c", "d"]), "labels 4; MAX_LABELS"),
         (demanding(labels=["a", "a"]), "labels must differ"),
@@ -103,7 +103,7 @@ def test_without_a_model_the_agent_starts_only_if_the_tasks_model_is_accepted() 
 
 
 async def test_a_context_vector_of_fewer_texts_than_the_floor_is_refused(tmp_path: Path) -> None:
-    federation = FakeFederation(tmp_path, whole_task(), limits=Limits(20, 8, 8, 3, examples=4))
+    federation = FakeFederation(tmp_path, whole_task(), limits=Limits(24, 8, 32, 3, examples=4))
     with pytest.raises(CannotTakePart, match=r"BeyondLimits: .*at most 3 texts, fewer than MIN_EXAMPLES=4"):
         await federation.agent.run()
     assert LIMITS.examples == 1

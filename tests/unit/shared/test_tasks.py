@@ -79,5 +79,13 @@ def test_the_cosine_schedule_falls_continuously_from_the_full_rate_to_zero() -> 
     assert all(before[1] == after[0] for before, after in pairwise(rates))
 
 
+def test_every_cycle_begins_again_with_the_full_rate() -> None:
+    policy = Policy(rounds=6, cycle=3, learning_rate=0.04)
+    rates = [policy.learning_rate_at(index) for index in range(6)]
+    assert rates[:3] == rates[3:]
+    assert rates[0][0] == pytest.approx(0.04)
+    assert Policy(rounds=2, cycle=6).cycle_rounds == 2
+
+
 def test_a_constant_schedule_keeps_the_rate() -> None:
     assert Policy(learning_rate=0.1, learning_rate_schedule="constant").learning_rate_at(3) == (0.1, 0.1)
