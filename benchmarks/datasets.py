@@ -1,9 +1,10 @@
-"""The data sets of arXiv 2511.06757, read from the folder that `--data` names, and their division among clients."""
+"""The data sets of arXiv 2511.06757, or one's own, read from folders, and their division among clients."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,23 +13,32 @@ from typing import Literal
 
 import numpy as np
 
+from ifed.errors import BadTemplate
+from ifed.messages.tasks import check_template
 from ifed.messages.texts import LabelledText
 
 MIN_CLIENT_EXAMPLES = 16
+Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A data set with the template of I2CL (arXiv 2405.14660).
+    """A data set with its template; those of the paper have the templates of I2CL (arXiv 2405.14660).
 
     Attributes:
-        key: prefix of its files, `{key}.train.jsonl` and `{key}.test.jsonl`.
+        key: names its cells.
+        prefix: of its files, `{prefix}train.jsonl` and `{prefix}test.jsonl`; by default the key and a dot.
     """
 
     key: str
     title: str
     template: str
     labels: tuple[str, ...]
+    prefix: str | None = None
+
+    def path(self, folder: Path, split: Split) -> Path:
+        """Return the file of a split."""
+        return folder / f"{f'{self.key}.' if self.prefix is None else self.prefix}{split}.jsonl"
 
 
 DATASETS = {
@@ -45,25 +55,54 @@ class InvalidDataset(Exception):
     """A file is missing, not UTF-8, has too few examples, or has a line that is not an example of its data set."""
 
 
-def read_examples(folder: Path, dataset: Dataset, split: Literal["train", "test"], count: int) -> list[LabelledText[int]]:
+def own_dataset(folder: Path, template: str, labels: Sequence[str]) -> Dataset:
+    """Return the data set of a folder with `train.jsonl` and `test.jsonl`.
+
+    Raises:
+        InvalidDataset: template or labels are not those of a task.
+    """
+    try:
+        check_template(template)
+    except BadTemplate as refusal:
+        raise InvalidDataset(f"--template: {refusal.detail}") from refusal
+    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(label and label == label.strip() for label in labels):
+        raise InvalidDataset("--labels takes at least two different labels with commas between them, such as --labels spam,ham")
+    name = folder.resolve().name
+    key = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "own"
+    return Dataset(key, name, template, tuple(labels), prefix="")
+
+
+def count_examples(folder: Path, dataset: Dataset, split: Split) -> int:
+    """Return the number of lines of a split that are not empty.
+
+    Raises:
+        InvalidDataset: the file cannot be read as UTF-8.
+    """
+    return sum(1 for line in _lines(dataset.path(folder, split)) if line.strip())
+
+
+def read_examples(folder: Path, dataset: Dataset, split: Split, count: int) -> list[LabelledText[int]]:
     """Return the first `count` examples of a split, skipping empty lines; the files are shuffled.
 
     Raises:
         InvalidDataset: the file cannot be read as UTF-8, has fewer examples, or has a line that is not `{"text": …, "label": …}` with a
             label of the data set.
     """
-    path = folder / f"{dataset.key}.{split}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InvalidDataset(f"{path} cannot be read: {error.strerror}; --data names the folder of the data sets") from error
-    except UnicodeDecodeError as error:
-        raise InvalidDataset(f"{path} cannot be read as UTF-8: {error}") from error
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    path = dataset.path(folder, split)
+    numbered = ((number, line) for number, line in enumerate(_lines(path), 1) if line.strip())
     examples = [_parse_example(dataset, line, f"{path}:{number}") for number, line in islice(numbered, count)]
     if len(examples) < count:
         raise InvalidDataset(f"{path} has {len(examples)} examples, expected {count}")
     return examples
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InvalidDataset(f"{path} cannot be read: {error.strerror}; --data names the folder of the data sets") from error
+    except UnicodeDecodeError as error:
+        raise InvalidDataset(f"{path} cannot be read as UTF-8: {error}") from error
 
 
 def read_splits(

@@ -52,9 +52,8 @@ class Setting:
 
     def policy_for(self, plan: Plan) -> Policy:
         """Return the task's policy; in gradient mode a round is one step, so that all settings cost their clients the same work."""
-        defaults = {"logit_adjustment": 1.0, "learning_rate": 0.04, "label_bias": True, "batch_size": plan.batch_size} | dict(
-            self.policy
-        )
+        defaults = {"logit_adjustment": 1.0, "learning_rate": 0.04, "label_bias": True, "batch_size": plan.batch_size}
+        defaults |= {"update_dtype": "float32", "cycle": None} | dict(self.policy)
         every = self.rounds_between_evaluations(plan)
         size = {"clients_expected": plan.clients, "rounds": plan.rounds * every, "local_steps": plan.local_steps // every}
         return Policy.model_validate(size | defaults)

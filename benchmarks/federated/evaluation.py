@@ -24,8 +24,13 @@ def measure_held_out(federation: Federation, coefficients: Coefficients) -> list
 
 def evaluate(federation: Federation, scores: Float32, held_out: Sequence[HeldOutResult]) -> dict[str, Any]:
     """Return accuracy and macro-F1 of test-set scores in three readings, with the label prior taken from the clients' results."""
+    return evaluate_readings(federation.truths, scores, *estimate_prior(federation, held_out))
+
+
+def estimate_prior(federation: Federation, held_out: Sequence[HeldOutResult]) -> tuple[Float32, Float32]:
+    """Return the bias (C,) and the share (C,) of each label from the clients' held-out results."""
     shares = _label_shares(np.sum([result.confusion.sum(axis=1) for result in held_out], axis=0))
-    return evaluate_readings(federation.truths, scores, aggregate_bias(federation, held_out), shares)
+    return aggregate_bias(federation, held_out), shares
 
 
 def evaluate_readings(truths: Int64, scores: Float32, bias: Float32, shares: Float32) -> dict[str, Any]:
@@ -40,13 +45,6 @@ def evaluate_readings(truths: Int64, scores: Float32, bias: Float32, shares: Flo
     return {f"accuracy{suffix}": result.accuracy for suffix, result in results.items()} | {
         f"macro_f1{suffix}": result.macro_f1 for suffix, result in results.items()
     }
-
-
-def select_reading(readings: dict[str, Any], *, prior_matched: bool) -> dict[str, Any]:
-    """Return both readings of `evaluate_readings` that a cell stores, with `accuracy` and `macro_f1` those of the reading that is served."""
-    suffix = "_prior_matched" if prior_matched else ""
-    served = {"accuracy": readings[f"accuracy{suffix}"], "macro_f1": readings[f"macro_f1{suffix}"]}
-    return served | {"accuracy_plain": readings["accuracy"], "accuracy_prior_matched": readings["accuracy_prior_matched"]}
 
 
 def evaluate_scores(truths: Int64, scores: Float32, labels: int) -> EvaluationResult:

@@ -16,18 +16,22 @@ from torch import nn
 from benchmarks.datasets import Dataset
 from benchmarks.federated.algorithms import batch_seed, local_plan
 from benchmarks.federated.clock import now
-from benchmarks.federated.evaluation import estimate_bias, evaluate_readings, select_reading
+from benchmarks.federated.evaluation import estimate_bias
 from benchmarks.federated.federation import holdout_size
+from benchmarks.federated.head import ClientStates, solve_head
 from benchmarks.paper.calibration import Progress
+from benchmarks.paper.texts import BySet, EvaluationTexts, with_first_texts
 from ifed.messages.tasks import Policy
 from ifed.messages.texts import LabelledText
 from ifed.modeling.batching import Batch, Row, group_by_budget, layout_for, run_with_halving
 from ifed.modeling.calibration import LocalPlan, sample_batches, training_row
+from ifed.modeling.forward import run_rows
 from ifed.modeling.hooks import output_states
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loss import Objective
 from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import ScoringItem, score
+from ifed.modeling.standardization import public_standardization
 from ifed.tensors.values import Float32, Int64, TensorBody
 from services.aggregator.aggregation.rules import WeightedMean
 
@@ -115,7 +119,7 @@ def run_fedavg(
     lm: LanguageModel,
     dataset: Dataset,
     parts: Sequence[Sequence[LabelledText[int]]],
-    test: Sequence[LabelledText[int]],
+    texts: EvaluationTexts,
     policy: Policy,
     rank: int,
     seed: int,
@@ -123,11 +127,13 @@ def run_fedavg(
 ) -> dict[str, Any]:
     """Run all rounds of a policy: each client trains from the global weights, which become the mean weighted by examples.
 
+    The last weights are read in three ways: by the label words with the label prior kept and matched, and by a label head that is solved
+    on the adapted states from full sums, exactly as that of the bare model would be.
+
     Returns:
-        JSON-ready: a row for every round, with the keys of `run_calibration`.
+        JSON-ready: a row with the costs of every round, and the figures of each reading.
     """
     clients = make_clients(lm, dataset, parts, policy.logit_adjustment)
-    test_set = _TestSet.of(lm, dataset, parts, test)
     rows: list[dict[str, Any]] = []
     with inject_adapters(lm, rank, seed) as parameters:
         current = copy_weights(parameters)
@@ -137,43 +143,71 @@ def run_fedavg(
             current, loss = run_round(lm, parameters, current, clients, plans)
             seconds, size = (now(lm) - began) / len(clients), len(weights_body(current))
             load_weights(parameters, current)
-            row = test_set.evaluate(lm) | {
-                "round": index + 1,
-                "loss": loss,
-                "seconds": seconds,
-                "body_up": size,
-                "body_down": size,
-            }
-            rows.append(row)
-            accuracy = f"accuracy {row['accuracy_plain']:.1%}, {row['accuracy_prior_matched']:.1%} with the prior matched"
-            progress(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, {accuracy}, {seconds:.1f} s a client")
-    return {"rate": policy.learning_rate, "parameters": sum(values.size for values in current.values()), "rows": rows}
+            rows.append({"round": index + 1, "loss": loss, "seconds": seconds, "body_up": size, "body_down": size})
+            progress(f"round {index + 1} of {policy.rounds}, loss {loss:.3f}, {seconds:.1f} s a client")
+        evaluation = _Evaluation(lm, dataset, parts, texts)
+        readings, solved, head_seconds = evaluation.readings(), *evaluation.solve()
+    readings["head"] = solved.figures
+    rows[-1] |= with_first_texts(readings, "plain")
+    return {
+        "rate": policy.learning_rate,
+        "parameters": sum(values.size for values in current.values()),
+        "rows": rows,
+        "readings": readings,
+        "head": {"bodies_up": solved.bodies_up, "bodies_down": solved.bodies_down, "seconds": head_seconds},
+    }
 
 
 @dataclass(frozen=True, slots=True)
-class _TestSet:
-    """The test set, and the clients' held-out texts for the label prior; `items` holds both, in this order."""
+class _SolvedHead:
+    figures: BySet
+    bodies_up: list[int]
+    bodies_down: list[int]
 
-    items: Sequence[ScoringItem]
-    truths: Int64
-    held_out_truths: Int64
 
-    @classmethod
-    def of(
-        cls, lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[LabelledText[int]]], test: Sequence[LabelledText[int]]
-    ) -> _TestSet:
-        template = PromptTemplate.of(lm, dataset.template)
-        labels = template.labels(dataset.labels)
-        held_out = [example for part in parts for example in part[: holdout_size(part)]]
-        items = [ScoringItem(template.prompt(example.text), labels, None) for example in (*test, *held_out)]
-        truths, held_out_truths = (np.array([example.label for example in examples]) for examples in (test, held_out))
-        return cls(items, truths, held_out_truths)
+class _Evaluation:
+    """The model as it is now, on the evaluation texts and on the clients' held-out texts."""
 
-    def evaluate(self, lm: LanguageModel) -> dict[str, Any]:
-        """Return accuracy and macro-F1 of the model as it is now, with the label prior kept and matched."""
-        scores, count = np.stack(score(lm, self.items)), len(self.truths)
-        readings = evaluate_readings(self.truths, scores[:count], *estimate_bias(scores[count:], self.held_out_truths))
-        return select_reading(readings, prior_matched=False)
+    def __init__(
+        self, lm: LanguageModel, dataset: Dataset, parts: Sequence[Sequence[LabelledText[int]]], texts: EvaluationTexts
+    ) -> None:
+        self._lm, self._dataset, self._parts, self._texts = lm, dataset, parts, texts
+        self._template = PromptTemplate.of(lm, dataset.template)
+        self._truths: Int64 = np.array([example.label for example in texts.examples])
+
+    def readings(self) -> dict[str, BySet]:
+        """Return the figures of the label words, with the label prior kept and matched to the held-out texts."""
+        labels = self._template.labels(self._dataset.labels)
+        held_out = [example for part in self._parts for example in part[: holdout_size(part)]]
+        examples = [*self._texts.examples, *held_out]
+        items = [ScoringItem(self._template.prompt(example.text), labels, None) for example in examples]
+        scores, count = np.stack(score(self._lm, items)), len(self._texts.examples)
+        prior = estimate_bias(scores[count:], np.array([example.label for example in held_out]))
+        return self._texts.readings(self._truths, scores[:count], *prior)
+
+    def solve(self) -> tuple[_SolvedHead, float]:
+        """Solve the label head; return its figures, and the seconds of a client for its states, mean over the clients."""
+        began = now(self._lm)
+        standardization = public_standardization(self._lm, self._template)
+        statistics_seconds = now(self._lm) - began  # which every client spends
+        began = now(self._lm)
+        states = []
+        for part in self._parts:
+            cut = holdout_size(part)
+            labels = [example.label for example in part]
+            states.append(ClientStates(self._states(part[cut:]), labels[cut:], self._states(part[:cut]), labels[:cut]))
+        policy = Policy(solver="sums", update_dtype="float32", clients_expected=len(states))
+        solved = solve_head(states, standardization, len(self._dataset.labels), policy)
+        seconds = statistics_seconds + (now(self._lm) - began) / len(states)
+        scores = solved.head.log_probabilities(self._states(self._texts.examples))
+        return _SolvedHead(self._texts.figures(self._truths, scores), solved.bodies_up, solved.bodies_down), seconds
+
+    def _states(self, examples: Sequence[LabelledText[int]]) -> Float32:
+        """Return the final state at the last token of each prompt, (n, d)."""
+        if not examples:
+            return np.zeros((0, self._lm.hidden_size), dtype=np.float32)
+        rows = [Row.for_last_token(self._template.prompt(example.text).ids) for example in examples]
+        return torch.cat(run_rows(self._lm, rows, [None] * len(rows))).float().cpu().numpy()
 
 
 def run_round(

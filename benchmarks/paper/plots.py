@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the paper, drawn from our cells as PNG and SVG."""
+"""Accuracy against bytes, and figure 3 of the paper, drawn from our cells as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.datasets import DATASETS
-from benchmarks.paper.methods import COMPARED, TITLES
-from benchmarks.paper.summary import Data, bytes_until, over_seeds
+from benchmarks.paper.methods import TITLES
+from benchmarks.paper.summary import ENTRIES, Data, Entry, client_cost, shown_accuracy
 from benchmarks.plotting import GRID_COLOUR, STYLE, save
 
 WIDTH, HEIGHT = 4.6, 3.4  # inches of one panel
 DESCRIPTIONS = {
-    "paper-accuracy": "Accuracy by round and by bytes, for each data set and method: ours with the label prior matched, other methods with it kept",
+    "paper-accuracy": "Accuracy against the bytes of one client, up and down, for each data set: every method in each of its readings",
     "paper-local": "Accuracy of the global coefficients and the mean of each client's own, by round, on the first texts of the test set",
 }
-COLOURS = {
-    "zero-shot": "#4a5568",
-    "icl": "#8d6e63",
+COLOURS = {"published": "#2f6690", "ours": "#0b6e4f"}
+GROUPS = {
+    "second": "#0b6e4f",
+    "head": "#5c8001",
+    "embedding": "#7a3e9d",
     "lora": "#c8553d",
     "published": "#2f6690",
-    "ours": "#0b6e4f",
-    "steps": "#e07a9b",
-    "more-steps": "#1f1f1f",
-    "long": "#7a3e9d",
-    "compact": "#d49a00",
-    "compact-float16": "#00a0a0",
-    "compact-int8": "#5c8001",
+    "zero-shot": "#4a5568",
+    "icl": "#8d6e63",
 }
+OTHERS = "#d49a00"  # of the first release
+MARKERS = {"plain": "o", "matched": "s", "head": "D", "served": "o", "sums": "^", "gradient": "v"}
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> Iterator[Path]:
-    """Plot accuracy by round and by bytes, and global and local coefficients by round; yield the paths written."""
+    """Plot accuracy against bytes, and global and local coefficients by round; yield the paths written."""
     data = results["data"]
     with mpl.rc_context(STYLE):
         for name, figure in (("paper-accuracy", _accuracy_figure(data)), ("paper-local", _local_figure(data))):
@@ -45,36 +43,33 @@ def draw(results: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def _accuracy_figure(data: Data) -> Figure | None:
-    keys = [key for key, results in data.items() if any("rows" in run for method in COMPARED for run in results["runs"][method])]
+    keys = [key for key, results in data.items() if any(shown_accuracy(results, entry) for entry in ENTRIES)]
     if not keys:
         return None
-    figure = Figure(figsize=(WIDTH * len(keys), 2 * HEIGHT), layout="constrained")
-    panels = figure.subplots(2, len(keys), squeeze=False)
-    for column, key in enumerate(keys):
-        for method in COMPARED:
-            _plot_method(panels[0][column], panels[1][column], data[key], method)
-        panels[0][column].set_title(DATASETS[key].title)
-        panels[0][column].set_xlabel("rounds")
-        panels[1][column].set_xlabel("kB up and down, one client, all of HTTP")
-        panels[1][column].set_xscale("log")
-    return _finish(figure, panels.flat, panels[0], "accuracy, %")
+    figure = Figure(figsize=(WIDTH * len(keys), 1.4 * HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)
+    for panel, key in zip(panels[0], keys, strict=True):
+        panel.set_xscale("log")
+        for entry in ENTRIES:
+            _plot_entry(panel, data[key], entry)
+        panel.set_title(data[key]["title"])
+        panel.set_xlabel("kB up and down, one client")
+    return _finish(figure, panels.flat, panels[0], "accuracy on A+B, or on A where it alone was measured, %")
 
 
-def _plot_method(by_round: Axes, by_bytes: Axes, results: Data, method: str) -> None:
-    """Plot a method's mean over the seeds; a horizontal line where it has no rounds."""
-    if not (runs := results["runs"][method]):
+def _plot_entry(panel: Axes, results: Data, entry: Entry) -> None:
+    """Plot the mean over the seeds at its bytes; a horizontal line where nothing is sent."""
+    if (accuracy := shown_accuracy(results, entry)) is None:
         return
-    style: dict[str, Any] = {"color": COLOURS[method], "linewidth": 2.2 if method == "ours" else 1.3, "label": TITLES[method]}
-    spread = over_seeds(results, method, "accuracy")
-    if "rows" not in runs[0]:
-        assert spread is not None
-        by_round.axhline(100 * spread.mean, linestyle=":", **style)
+    colour = next((value for name, value in GROUPS.items() if entry.method.partition("-")[0] in name.partition("-")), OTHERS)
+    costs = [cost for run in results["runs"][entry.method] if (cost := client_cost(run, entry.reading, results["wire"]))]
+    if not costs:
+        panel.axhline(100 * accuracy.mean, linestyle=":", color=colour, label=entry.title)
         return
-    accuracy = mean_by_round(runs, "accuracy")
-    by_round.plot(list(accuracy), list(accuracy.values()), marker="o", markersize=2.5, **style)
-    if (counts := bytes_until(runs[0], results["wire"])) is not None:
-        kilobytes = [count / 1000 for row, count in zip(runs[0]["rows"], counts, strict=True) if row["round"] in accuracy]
-        by_bytes.plot(kilobytes, list(accuracy.values()), marker="o", markersize=2.5, **style)
+    kilobytes = sum(cost.up + cost.down for cost in costs) / len(costs) / 1000
+    size = 9 if entry.method == "second" else 5
+    marker = MARKERS[entry.reading]
+    panel.plot([kilobytes], [100 * accuracy.mean], marker, color=colour, markersize=size, label=entry.title)
 
 
 def _local_figure(data: Data) -> Figure | None:
@@ -98,7 +93,7 @@ def _local_figure(data: Data) -> Figure | None:
                 label = f"{TITLES[method]}, {'global' if name == 'global' else 'mean of local'}"
                 mean = mean_by_round(later, name)
                 panel.plot(list(mean), list(mean.values()), style, color=COLOURS[method], label=label, marker="o", markersize=2.5)
-        panel.set_title(DATASETS[key].title)
+        panel.set_title(data[key]["title"])
         panel.set_xlabel("rounds")
     return _finish(figure, panels.flat, panels[0], "accuracy on the first test texts, %")
 
@@ -119,5 +114,5 @@ def _finish(figure: Figure, panels: Iterator[Axes], labelled: Sequence[Axes], y_
     handles: dict[str, Any] = {}
     for panel in labelled:
         handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
     return figure

@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.datasets import Dataset
 from benchmarks.federated.clock import now
-from benchmarks.federated.evaluation import estimate_bias, evaluate_readings, evaluate_scores, select_reading
+from benchmarks.federated.evaluation import estimate_bias
+from benchmarks.paper.texts import A, EvaluationTexts, with_first_texts
 from ifed.errors import BadTemplate
 from ifed.messages.tasks import TEXT_SLOT
 from ifed.messages.texts import LabelledText
@@ -20,23 +21,21 @@ from ifed.modeling.scoring import ScoringItem, score
 from ifed.tensors.values import Float32
 
 
-def zero_shot(
-    lm: LanguageModel, dataset: Dataset, held_out: Sequence[LabelledText[int]], test: Sequence[LabelledText[int]]
-) -> dict[str, Any]:
+def zero_shot(lm: LanguageModel, dataset: Dataset, held_out: Sequence[LabelledText[int]], texts: EvaluationTexts) -> dict[str, Any]:
     """Return accuracy and macro-F1 of the base model, also with the label prior matched to the clients' held-out texts."""
-    began, template = now(lm), PromptTemplate.of(lm, dataset.template)
+    began, template, test = now(lm), PromptTemplate.of(lm, dataset.template), texts.examples
     scores = _score(lm, dataset, template, test)
     seconds = (now(lm) - began) / len(test)
     prior = estimate_bias(_score(lm, dataset, template, held_out), np.array([example.label for example in held_out]))
-    readings = evaluate_readings(np.array([example.label for example in test]), scores, *prior)
-    return select_reading(readings, prior_matched=False) | {"seconds_a_text": seconds}
+    readings = texts.readings(np.array([example.label for example in test]), scores, *prior)
+    return with_first_texts(readings, "plain") | {"seconds_a_text": seconds, "readings": readings}
 
 
 def few_shot(
     lm: LanguageModel,
     dataset: Dataset,
     parts: Sequence[Sequence[LabelledText[int]]],
-    test: Sequence[LabelledText[int]],
+    texts: EvaluationTexts,
     shots: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -48,6 +47,7 @@ def few_shot(
     Returns:
         accuracy and macro-F1 over all answers, and the number of demonstrations in a prompt, mean over the clients.
     """
+    test = texts.examples
     scores = np.zeros((len(test), len(dataset.labels)), dtype=np.float32)
     counts, began = [], now(lm)
     for rank, part in enumerate(parts):
@@ -58,8 +58,8 @@ def few_shot(
         if share:
             scores[share.start :: share.step] = _score(lm, dataset, template, [test[index] for index in share])
     cost = {"shots": float(np.mean(counts)), "seconds_a_text": (now(lm) - began) / len(test)}
-    result = evaluate_scores(np.array([example.label for example in test]), scores, len(dataset.labels))
-    return {"accuracy": result.accuracy, "macro_f1": result.macro_f1} | cost
+    figures = texts.figures(np.array([example.label for example in test]), scores)
+    return figures[A] | cost | {"readings": {"served": figures}}
 
 
 def few_shot_template(

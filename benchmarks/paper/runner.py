@@ -8,12 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import Dataset, dirichlet_split, read_examples
+from benchmarks.datasets import Dataset, count_examples, dirichlet_split, read_examples
 from benchmarks.federated.federation import Federation, holdout_size
 from benchmarks.paper import lora, prompting, traffic
 from benchmarks.paper.calibration import Progress, run_calibration
-from benchmarks.paper.methods import LORA, SETTINGS, SWEEP_SEED, TITLES, Cell, Plan, runs_on
+from benchmarks.paper.encoder import SentenceEncoder, run_encoder
+from benchmarks.paper.methods import EARLIER_LORA, LORA, SETTINGS, SWEEP_SEED, TASKS, TITLES, TUNED, Cell, Plan, runs_on
+from benchmarks.paper.product import run_task
 from benchmarks.paper.store import CellStore
+from benchmarks.paper.texts import BOTH, DEVELOPMENT_TEXTS, A, EvaluationTexts
+from ifed.errors import BadTemplate
 from ifed.messages.tasks import LayerChoice
 from ifed.messages.texts import LabelledText
 from ifed.modeling.language_model import LanguageModel
@@ -27,6 +31,9 @@ class CellRunner:
     Args:
         rates: learning rates of LoRA; all run on `SWEEP_SEED`, and the best of them on other seeds and with more steps.
         progress: receives lines about the progress.
+        encoder: of sentences; None leaves its method out.
+        development: evaluate on the development texts in place of the test texts.
+        renew: run cells of the first release again, which were evaluated on texts A alone.
     """
 
     def __init__(
@@ -39,9 +46,14 @@ class CellRunner:
         seed: int,
         rates: Sequence[float],
         progress: Progress,
+        *,
+        encoder: SentenceEncoder | None = None,
+        development: bool = False,
+        renew: bool = False,
     ) -> None:
         self._lm, self._dataset, self._data, self._plan = lm, dataset, data, plan
         self._store, self._seed, self._rates, self._progress = store, seed, rates, progress
+        self._encoder, self._development, self._renew = encoder, development, renew
         self._federations: dict[str, tuple[Federation, float]] = {}
 
     def run(self, methods: Sequence[str]) -> None:
@@ -54,10 +66,18 @@ class CellRunner:
         if "zero-shot" in methods:  # the seed changes only the reading with the prior matched
             held_out = [example for part in self._parts for example in part[: holdout_size(part)]]
             self._run_cell(
-                Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._dataset, held_out, self._test)
+                Cell("zero-shot", self._seed), lambda _: prompting.zero_shot(self._lm, self._dataset, held_out, self._texts)
             )
         if "icl" in methods:
             self._run_cell(Cell("icl", self._seed), lambda _: self._few_shot())
+        if "embedding" in methods and (encoder := self._encoder) is not None:
+            self._run_cell(
+                Cell("embedding", self._seed),
+                lambda _: run_encoder(encoder, self._parts, self._texts, len(self._dataset.labels)),
+            )
+        for method in TASKS:
+            if method in methods:
+                self._run_cell(Cell(method, self._seed), lambda progress, method=method: self._run_task(method, progress))
         for method in LORA:
             if method in methods:
                 self._run_lora(method)
@@ -69,12 +89,15 @@ class CellRunner:
             modules = " and ".join(lora.TARGET_MODULES)
             self._progress(f"{title}: {self._lm.name} has no modules {modules}, {TITLES[method]} is left out")
             return
-        sweeps = method == "lora" and self._seed == SWEEP_SEED
+        if method in EARLIER_LORA:
+            self._progress(f"{title}: {TITLES[method]} is shown from its stored cells alone; {TITLES[TUNED]} is its successor")
+            return
+        sweeps = method == TUNED and self._seed == SWEEP_SEED
         best = None if sweeps else self._store.best_rate(self._dataset.key, self._rates)
         if not sweeps and best is None:
             self._progress(
-                f"{title}: {TITLES[method]}, seed {self._seed}, waits for all learning rates of {TITLES['lora']} "
-                f"on seed {SWEEP_SEED}; run these with --methods lora --seeds {SWEEP_SEED}, then this again"
+                f"{title}: {TITLES[method]}, seed {self._seed}, waits for all learning rates of {TITLES[TUNED]} on seed {SWEEP_SEED} "
+                f"and its development texts; run these with --methods {TUNED} --seeds {SWEEP_SEED}, or name one rate with --lora-rates"
             )
             return
         rates = self._rates if best is None else [best]
@@ -82,26 +105,35 @@ class CellRunner:
             self._run_cell(Cell(method, self._seed, rate), lambda progress, rate=rate: self._train_adapters(method, rate, progress))
 
     def _run_cell(self, cell: Cell, function: CellFunction) -> None:
-        if self._store.has(self._dataset.key, cell.name):
+        stored = self._store.read(self._dataset.key, cell.name)
+        if stored is not None and ("readings" in stored or not self._renew):
             return
         prefix = f"{self._dataset.title}, {cell.name}"
-        began = time.monotonic()
-        result = function(lambda message: self._progress(f"{prefix}: {message}"))
+        began, core = time.monotonic(), time.process_time()
+        try:
+            result = function(lambda message: self._progress(f"{prefix}: {message}"))
+        except BadTemplate as refusal:
+            self._progress(f"{prefix}: left out, {refusal.detail}")
+            return
         result |= {
             "data": self._dataset.key,
             "method": cell.method,
             "seed": cell.seed,
             "wall_seconds": time.monotonic() - began,
+            "core_seconds": time.process_time() - core,
         }
         self._store.write(self._dataset.key, cell.name, result)
-        accuracy = result["rows"][-1]["accuracy"] if "rows" in result else result["accuracy"]
-        self._progress(f"{prefix}: finished in {result['wall_seconds']:.0f} s, accuracy {accuracy:.1%}")
+        figures = [f"{name} {by_set.get(BOTH, by_set[A])['accuracy']:.1%}" for name, by_set in result["readings"].items()]
+        self._progress(f"{prefix}: finished in {result['wall_seconds']:.0f} s, accuracy {', '.join(figures)}")
+
+    def _run_task(self, method: str, progress: Progress) -> dict[str, Any]:
+        return run_task(self._lm, self._dataset, self._parts, self._texts, TASKS[method], self._plan, self._seed, progress)
 
     def _calibrate(self, method: str, progress: Progress) -> dict[str, Any]:
         setting = SETTINGS[method]
         federation, cache_seconds = self._federation(setting.layers, progress)
         local = self._seed < self._plan.few_seeds and method in ("published", "ours")
-        result = run_calibration(federation, setting, self._plan, self._seed, progress, local=local)
+        result = run_calibration(federation, self._texts, setting, self._plan, self._seed, progress, local=local)
         return result | {"context_seconds": federation.context_seconds, "kept_seconds": cache_seconds}
 
     def _federation(self, layers: LayerChoice, progress: Progress) -> tuple[Federation, float]:
@@ -109,18 +141,19 @@ class CellRunner:
         if str(layers) not in self._federations:
             progress(f"context vectors; clients have {', '.join(str(len(part)) for part in self._parts)} examples")
             self._federations.clear()
-            federation = Federation(self._lm, self._dataset, self._parts, self._test, layers, subset=self._plan.few)
+            federation = Federation(self._lm, self._dataset, self._parts, self._texts.examples, layers, subset=self._plan.few)
             self._federations[str(layers)] = federation, federation.cache_lower_layers()
         return self._federations[str(layers)]
 
     def _few_shot(self) -> dict[str, Any]:
         training = [part[holdout_size(part) :] for part in self._parts]
-        return prompting.few_shot(self._lm, self._dataset, training, self._test, self._plan.shots, self._seed)
+        return prompting.few_shot(self._lm, self._dataset, training, self._texts, self._plan.shots, self._seed)
 
     def _train_adapters(self, method: str, rate: float, progress: Progress) -> dict[str, Any]:
         policy = LORA[method].policy_for(self._plan).model_copy(update={"learning_rate": rate})
-        rank = self._plan.lora_rank
-        return lora.run_fedavg(self._lm, self._dataset, self._parts, self._test, policy, rank, self._seed, progress)
+        chosen_by_it = method == TUNED and self._seed == SWEEP_SEED and len(self._rates) > 1
+        rank, texts = self._plan.lora_rank, self._texts_with_development if chosen_by_it else self._texts
+        return lora.run_fedavg(self._lm, self._dataset, self._parts, texts, policy, rank, self._seed, progress)
 
     def _count_bytes(self, methods: Sequence[str]) -> None:
         """Count the bytes on the wire of the methods whose bytes are not counted yet."""
@@ -149,8 +182,26 @@ class CellRunner:
         return read_examples(self._data, self._dataset, "train", self._plan.training)
 
     @cached_property
-    def _test(self) -> list[LabelledText[int]]:
-        return read_examples(self._data, self._dataset, "test", self._plan.test)
+    def _texts(self) -> EvaluationTexts:
+        """The test texts; for choices the development texts in their place."""
+        if self._development:
+            texts = self._development_examples
+            return EvaluationTexts(texts, len(texts))
+        examples = read_examples(self._data, self._dataset, "test", self._plan.test)
+        return EvaluationTexts(examples, self._plan.first_texts)
+
+    @cached_property
+    def _texts_with_development(self) -> EvaluationTexts:
+        """The same, and after them the development texts, on which LoRA's learning rate is chosen."""
+        texts, more = self._texts, self._development_examples
+        return EvaluationTexts([*texts.examples, *more], texts.first, len(more))
+
+    @cached_property
+    def _development_examples(self) -> list[LabelledText[int]]:
+        """Up to 500 training texts after those that clients have."""
+        available = count_examples(self._data, self._dataset, "train")
+        count = min(available, self._plan.training + DEVELOPMENT_TEXTS)
+        return read_examples(self._data, self._dataset, "train", count)[self._plan.training :]
 
     @cached_property
     def _parts(self) -> list[list[LabelledText[int]]]:

@@ -24,6 +24,7 @@ from ifed.messages.bodies import TENSORS, ContextBody, UpdateBody
 from ifed.messages.enums import AssignmentKind
 from ifed.messages.rounds import Assignment, ContributionMeta, JoinRequest
 from ifed.messages.tasks import Layout, ModelIdentity, Policy, TaskSpec
+from ifed.tensors.confidence import ConfidenceBins
 from ifed.tensors.quantization import QuantizedUpdate
 from ifed.tensors.updates import Update
 from ifed.tensors.values import Coefficients, ContextVector, content_digest
@@ -32,6 +33,7 @@ from services.aggregator.settings import Settings
 from testing.factories import probe
 
 ADMIN_TOKEN, CLIENT, TASK = "benchmark-admin-token-of-32-chars", "client-00", "paper"
+HOLDOUT = 10
 ByteCounts = dict[str, dict[str, int]]
 
 
@@ -41,12 +43,12 @@ def count_task_bytes(identity: ModelIdentity, dataset: Dataset, setting: Setting
     The parts are joining, the context vector, a calibration round, and the evaluation with the request for an assignment that follows it.
     The values are random: the size of a body does not depend on them.
     """
-    with _warnings_only():
+    with warnings_only():
         return asyncio.run(_count_task_bytes(identity, dataset, setting, plan))
 
 
 @contextlib.contextmanager
-def _warnings_only() -> Iterator[None]:
+def warnings_only() -> Iterator[None]:
     """Keep the aggregator's log of requests out of the progress of a benchmark."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
@@ -81,6 +83,8 @@ def task_spec(model: str, dataset: Dataset, setting: Setting, policy: Policy) ->
         model=model,
         layers=setting.layers,
         groups=setting.groups,
+        head="words",
+        injection="all_tokens",
         policy=policy,
     )
 
@@ -92,7 +96,7 @@ async def _take_part(
     counts: ByteCounts = {}
     await _next_assignment(client, AssignmentKind.JOIN)
     label_counts = dict.fromkeys(spec.labels, 15)
-    request = JoinRequest(identity=identity, label_counts=label_counts, holdout=10, probe=probe(identity.num_layers))
+    request = JoinRequest(identity=identity, label_counts=label_counts, holdout=HOLDOUT, probe=probe(identity.num_layers))
     await client.join(TASK, request)
     counts["joining"] = counter.reset()
     context_round = await _next_assignment(client, AssignmentKind.CONTEXT)
@@ -153,8 +157,19 @@ def _update_body(
         loss=None if start is None else float(np.log(2)),
         seconds=12.345,
     )
-    confusion = np.eye(labels, dtype=np.int64)
-    return UpdateBody(update, confusion, meta, label_probabilities=means).to_bytes()
+    confusion = (HOLDOUT // labels) * np.eye(labels, dtype=np.int64)
+    confidence = _confidence(labels) if assignment.confidence else None
+    return UpdateBody(update, confusion, meta, label_probabilities=means, confidence=confidence).to_bytes()
+
+
+def _confidence(labels: int) -> ConfidenceBins:
+    """Return the bins of right answers that are spread over all bins which so many labels can fill."""
+    random = np.random.default_rng(0)
+    tops = random.uniform(1 / labels, 1, size=HOLDOUT // labels * labels)
+    truths = np.arange(len(tops)) % labels
+    scores = np.repeat(((1 - tops) / (labels - 1))[:, None], labels, axis=1)
+    scores[np.arange(len(tops)), truths] = tops
+    return ConfidenceBins.of(truths.tolist(), np.log(scores).astype(np.float32))
 
 
 def count_lora_bytes(weights: Weights) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from benchmarks.federated.federation import Federation
 from benchmarks.paper import lora, traffic
 from benchmarks.paper.byte_counter import serve_counted
 from benchmarks.paper.calibration import run_calibration
-from benchmarks.paper.methods import LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
+from benchmarks.paper.methods import FIRST_RELEASE, LORA, OURS, PUBLISHED, SETTINGS, Plan, Setting, compact, runs_on
 from benchmarks.paper.prompting import few_shot, few_shot_template, zero_shot
+from benchmarks.paper.texts import A, EvaluationTexts
 from benchmarks.tests.test_federated import DATASET
 from ifed.messages.tasks import LayerChoice
 from ifed.messages.texts import LabelledText
@@ -31,6 +32,10 @@ from testing.random_models import build, examples
 
 PLAN = Plan(clients=2, rounds=2, local_steps=2, batch_size=4, lora_rank=2)
 LOCAL = LocalPlan(steps=3, batch_size=4, learning_rate=0.02, learning_rate_end=0.0, logit_adjustment=1.0, seed=1)
+
+
+def texts(count: int) -> EvaluationTexts:
+    return EvaluationTexts(examples(count), count)
 
 
 def discard(_: str) -> None:
@@ -140,7 +145,7 @@ def test_every_round_of_lora_is_evaluated() -> None:
     lm, parts = build("qwen2"), [examples(16), examples(16)]
     plan = Plan(clients=2, rounds=3, local_steps=1, batch_size=2, lora_rank=2)
     low, high = (OURS.policy_for(plan).model_copy(update={"learning_rate": rate}) for rate in (0.001, 0.05))
-    slow, fast = (lora.run_fedavg(lm, DATASET, parts, examples(8), policy, plan.lora_rank, 0, discard) for policy in (low, high))
+    slow, fast = (lora.run_fedavg(lm, DATASET, parts, texts(8), policy, plan.lora_rank, 0, discard) for policy in (low, high))
     assert [slow["rate"], fast["rate"]] == [0.001, 0.05]
     assert slow["rows"][-1]["loss"] != fast["rows"][-1]["loss"]
     assert [row["round"] for row in slow["rows"]] == [1, 2, 3]
@@ -156,6 +161,7 @@ def test_settings_differ_from_the_defaults_as_their_names_say() -> None:
     assert {name for name, policy in policies.items() if policy.rounds == 2 * ours.rounds} == {"long", "steps-long"}
     constant = {name for name, policy in policies.items() if policy.learning_rate_schedule == "constant"}
     assert constant == {"published", "constant", "wide-constant"}
+    assert all(policy.patience is None for policy in policies.values())
     assert {name for name, policy in policies.items() if policy.update_dtype == "float32"} == {"published", "ours", "compact"}
 
 
@@ -184,15 +190,15 @@ def test_some_methods_run_on_one_seed_or_on_some_data_sets(method: str, seed: in
 
 def test_lora_is_trained_by_the_policy_of_ours_but_for_the_steps() -> None:
     ours = OURS.policy_for(Plan())
-    assert LORA["lora"].policy_for(Plan()) == ours
-    assert LORA["lora-steps"].policy_for(Plan()) == ours.model_copy(update={"local_steps": 16})
+    for method, steps in (("lora", 8), ("lora-steps", 16), ("lora-8", 8), ("lora-16", 16), ("lora-32", 32)):
+        assert LORA[method].policy_for(Plan()) == ours.model_copy(update={"local_steps": steps})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_runs_its_rounds_and_measures_each_version(name: str) -> None:
     setting = SETTINGS[name]
     federated = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers, subset=4)
-    result = run_calibration(federated, setting, PLAN, 0, discard, local=True)
+    result = run_calibration(federated, texts(8), setting, PLAN, 0, discard, local=True)
     assert [row["round"] for row in result["rows"]] == list(range(1 + setting.rounds_times * PLAN.rounds))
     assert all({"local", "global"} <= set(row) and row["seconds"] > 0 for row in result["rows"][1:])
     if name == "published":
@@ -209,18 +215,21 @@ def test_caching_the_lower_layers_beforehand_changes_no_result() -> None:
     assert cached.cache_lower_layers() > 0
     assert all(len(member.calibrator._activations._hidden) == member.examples for member in cached.clients)
     last_rows = [
-        run_calibration(federation, SETTINGS["ours"], PLAN, 0, discard, local=False)["rows"][-1] for federation in (lazy, cached)
+        run_calibration(federation, texts(8), SETTINGS["ours"], PLAN, 0, discard, local=False)["rows"][-1]
+        for federation in (lazy, cached)
     ]
     assert last_rows[0]["loss"] == pytest.approx(last_rows[1]["loss"], abs=1e-6)
     assert federated("all").cache_lower_layers() == 0.0
 
 
-def test_ours_is_the_products_defaults_but_for_the_size_of_the_run() -> None:
+def test_the_first_release_has_its_own_settings_whatever_the_defaults_are() -> None:
     policy = OURS.policy_for(Plan())
-    changes = policy.model_dump(exclude_defaults=True)
-    assert set(changes) <= {"rounds", "local_steps", "batch_size", "clients_expected"}
+    assert policy.model_dump(mode="json", include=set(FIRST_RELEASE)) == FIRST_RELEASE
+    assert OURS.describe(Plan())["policy"] == FIRST_RELEASE
+    spec = traffic.task_spec("model", DATASET, OURS, policy)
+    assert (spec.head, spec.injection, spec.layers, spec.groups) == ("words", "all_tokens", "upper_half", min(64, OURS.groups))
     small = compact("int8")
-    assert small.policy_for(Plan()).model_dump(exclude_defaults=True) == changes | {"update_dtype": "int8"}
+    assert small.policy_for(Plan()) == policy.model_copy(update={"update_dtype": "int8"})
     assert (OURS.groups, small.groups) == (64, 16)
     published = PUBLISHED.policy_for(Plan())
     assert (published.initial_context_weight, published.logit_adjustment, published.label_bias) == (0.1, 0.0, False)
@@ -230,7 +239,7 @@ def test_ours_is_the_products_defaults_but_for_the_size_of_the_run() -> None:
 def test_compact_rounds_end_near_those_in_float32_and_send_less() -> None:
     def last(setting: Setting) -> dict[str, float]:
         federated = Federation(build("llama"), DATASET, [examples(20), examples(24)], examples(8), setting.layers)
-        return dict(run_calibration(federated, setting, PLAN, 0, discard, local=False)["rows"][-1])
+        return dict(run_calibration(federated, texts(8), setting, PLAN, 0, discard, local=False)["rows"][-1])
 
     float32, float16, int8 = (last(SETTINGS[name]) for name in ("compact", "compact-float16", "compact-int8"))
     assert float32["body_up"] > float16["body_up"] > int8["body_up"]
@@ -255,7 +264,7 @@ def test_a_prompt_has_demonstrations_in_order_as_far_as_they_fit() -> None:
 def test_each_text_is_classified_by_one_client_with_its_own_demonstrations() -> None:
     lm, test = build("llama"), examples(7)
     parts = [[LabelledText("bad", 1)] * 3, [LabelledText("we liked it", 0)] * 3]
-    result = few_shot(lm, DATASET, parts, test, 2, 0)
+    result = few_shot(lm, DATASET, parts, texts(7), 2, 0)
     assert result["shots"] == 2
     correct = 0
     for index, example in enumerate(test):
@@ -263,7 +272,7 @@ def test_each_text_is_classified_by_one_client_with_its_own_demonstrations() -> 
         (label_scores,) = score(lm, [ScoringItem(template.prompt(example.text), template.labels(DATASET.labels), None)])
         correct += int(np.argmax(label_scores) == example.label)
     assert result["accuracy"] == pytest.approx(correct / 7)
-    assert zero_shot(lm, DATASET, examples(4), test)["accuracy"] == pytest.approx(
+    assert zero_shot(lm, DATASET, examples(4), texts(7))["readings"]["plain"][A]["accuracy"] == pytest.approx(
         np.mean(np.argmax(scores(lm)[:7], axis=1) == [example.label for example in test])
     )
 
