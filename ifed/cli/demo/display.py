@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ifed.cli.console import percent, size
 from ifed.cli.tables import Column, FittedTable
-from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.enums import HeadQuestion, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import RoundInfo, TaskInfo
 
 
@@ -44,7 +44,10 @@ def draw(now: Snapshot) -> RenderableType:
 
 
 def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
-    """Return what changed since `before`, for output that is not a terminal: a line for each client that joined and each round that ended."""
+    """Return what changed since `before`, for output that is not a terminal: a line for each client that joined and each round that ended.
+
+    The rounds of one label head share a line, when the last of them has closed.
+    """
     joined = {member.client for member in before.task.members} if before else set()
     changes = [
         f"{member.client} joined with {sum(member.label_counts.values())} examples and {member.holdout} held out"
@@ -54,6 +57,10 @@ def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
     ended = {round_.number for round_ in before.rounds if round_.closed_at} if before else set()
     for round_ in now.rounds:
         if round_.closed_at and round_.number not in ended:
+            if round_.kind is RoundKind.HEAD and round_.state is RoundState.CLOSED:
+                if round_.question is HeadQuestion.LIKELIHOOD:
+                    changes.append(_solved_head([other for other in now.rounds if _of_same_head(other, round_)]))
+                continue
             parts = [f"round {round_.number} ({round_.kind}) {round_.state} after {_seconds(round_):.1f} s"]
             if round_.loss is not None:
                 parts.append(f"loss {round_.loss:.4f}")
@@ -62,6 +69,17 @@ def lines(before: Snapshot | None, now: Snapshot) -> list[str]:
             parts.append(f"{size(sum(client.bytes_up or 0 for client in round_.clients))} up")
             changes.append(", ".join(parts))
     return changes
+
+
+def _of_same_head(other: RoundInfo, round_: RoundInfo) -> bool:
+    return (other.kind, other.state, other.version) == (round_.kind, round_.state, round_.version)
+
+
+def _solved_head(rounds: Sequence[RoundInfo]) -> str:
+    first, last = rounds[0].number, rounds[-1].number
+    seconds = sum(map(_seconds, rounds))
+    sent = sum(client.bytes_up or 0 for round_ in rounds for client in round_.clients)
+    return f"rounds {first} to {last} (head) closed after {seconds:.1f} s, {size(sent)} up"
 
 
 def _header(now: Snapshot) -> RenderableType:

@@ -26,7 +26,7 @@ from ifed.cli.demo.presets import PRESETS, preset_for
 from ifed.cli.demo.stack import ServiceDied, Stack
 from ifed.cli.main import app
 from ifed.errors import BadData, LayoutMismatch
-from ifed.messages.enums import RoundKind, RoundState, TaskState
+from ifed.messages.enums import HeadQuestion, RoundKind, RoundState, TaskState
 from ifed.messages.rounds import ClientProgress, Evaluation, Member, RoundInfo, TaskInfo
 from ifed.messages.tasks import TaskSpec
 from ifed.messages.texts import LabelledText
@@ -126,6 +126,17 @@ def test_output_that_is_no_terminal_tells_each_event_once() -> None:
         "round 2 (calibration) closed after 5.0 s, loss 0.5000, accuracy of the base model 80.0 %, 100 B up"
     ]
     assert lines(now, now) == []
+
+
+def test_the_rounds_of_a_label_head_share_a_line_when_the_last_has_closed() -> None:
+    questions = (HeadQuestion.MOMENT, HeadQuestion.PRODUCT, HeadQuestion.LIKELIHOOD)
+    head = [
+        round_of(number, RoundKind.HEAD, seconds=2, version=0).model_copy(update={"question": question, "evaluation": None})
+        for number, question in enumerate(questions, 2)
+    ]
+    assert lines(Snapshot(task_of([]), [], {}, 0), Snapshot(task_of(head[:2]), head[:2], {}, 0))[1:] == []
+    told = lines(Snapshot(task_of(head[:2]), head[:2], {}, 0), Snapshot(task_of(head), head, {}, 0))
+    assert told == ["rounds 2 to 4 (head) closed after 6.0 s, 300 B up"]
 
 
 def test_the_display_shows_every_client_and_round() -> None:
