@@ -104,6 +104,7 @@ class Calibrator:
         token_budget: tokens of one forward and backward pass; by default twice the model's budget.
         cache_bytes: the largest size of either cache; that of an injection at the last token goes to disk beyond it.
         cache_folder: for caches on disk; the system's temporary folder by default.
+        prompts: the cache of the training prompts, if they were computed before; one of other prompts or layers is not used.
 
     Raises:
         Malformed: there are no training examples.
@@ -127,6 +128,7 @@ class Calibrator:
         token_budget: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         cache_folder: Path | None = None,
+        prompts: PromptCache | None = None,
     ) -> None:
         if not examples:
             raise Malformed("calibration needs training examples; there are none")
@@ -149,7 +151,8 @@ class Calibrator:
             max_bytes = cache_bytes if wanted else 0
             return ActivationCache(lm, self._layers[0], rows, max_bytes=max_bytes, token_budget=token_budget)
 
-        self._activations = cache(self._rows, wanted=reused)
+        known = prompts is not None and position == "last_token" and prompts.is_of(self._layers[0], self._rows)
+        self._activations = prompts if prompts is not None and known else cache(self._rows, wanted=reused)
         self.held_out = HeldOut(lm, template, labels, held_out, classes=classes, cache=cache, token_budget=token_budget)
 
     def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from ifed.modeling.hooks import capture, final_hidden, mlp_at_outputs
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.prefix_cache import PrefixSharing
+from ifed.modeling.prompt_cache import PromptCache
 from ifed.modeling.prompts import PromptTemplate
 from ifed.tensors.values import SITES, ContextVector
 
@@ -25,6 +27,7 @@ def context_vector(
     *,
     layers: Sequence[int],
     token_budget: int | None = None,
+    prompts: PromptCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContextVector:
     """Return the mean of a_l and m_l at the last token of each demonstration (v_k of arXiv 2511.06757; d' of arXiv 2405.14660).
@@ -35,6 +38,7 @@ def context_vector(
         labels: the label words, which follow each text as published; with None the vector is of the last token of the prompt, where an
             injection at the last token acts.
         token_budget: tokens of one forward pass; the model's own by default.
+        prompts: the cache of these examples' prompts, for a vector without labels; it is filled here, so that calibration can go on with it.
         progress: called after each batch with the examples done and the examples in all.
 
     Returns:
@@ -46,23 +50,26 @@ def context_vector(
     """
     if not examples:
         raise Malformed("a context vector is a mean over demonstrations; there are none")
-    prompts = [template.prompt(example.text) for example in examples]
-    ends = [() if labels is None else labels.ids[example.label] for example in examples]
-    ids = [prompt.ids + end for prompt, end in zip(prompts, ends, strict=True)]
-    rows = [Row(tokens, (len(tokens) - 1,), prompt.prefix_length) for tokens, prompt in zip(ids, prompts, strict=True)]
-    layout = layout_for(lm)
+    if prompts is None:
+        rows, layout = _demonstration_rows(template, labels, examples), layout_for(lm)
+    else:
+        assert labels is None, "a cache of prompts has no labels"
+        prompts.fill(progress)
+        progress = None  # what is left is one token a text
+        rows, layout = [prompts.row(index) for index in range(len(examples))], "packed"
     sums: dict[tuple[int, ...], torch.Tensor] = {}
 
     def run(group: list[int]) -> None:
         batch = Batch.of([rows[index] for index in group], layout=layout, device=lm.device)
-        with capture(lm, layers, batch=batch, stop=True) as captured, mlp_at_outputs(lm, batch, max(layers)):
+        replayed = contextlib.nullcontext() if prompts is None else prompts.replayed(batch, group)
+        with replayed, capture(lm, layers, batch=batch, stop=True) as captured, mlp_at_outputs(lm, batch, max(layers)):
             final_hidden(lm, batch)
         sums[tuple(group)] = captured.stacked().to(torch.float64).sum(0).cpu()
         if progress is not None:
             progress(sum(map(len, sums)), len(rows))
 
     with torch.inference_mode():
-        if layout == "packed":
+        if layout == "packed" and prompts is None:
             rows = PrefixSharing(lm).apply(rows, [None] * len(rows))
         for group in group_by_budget([len(row.ids) for row in rows], token_budget or lm.token_budget, layout):
             run_with_halving(group, run)
@@ -70,3 +77,10 @@ def context_vector(
     for batch_sum in sums.values():
         mean += batch_sum
     return ContextVector((mean / len(rows)).numpy())
+
+
+def _demonstration_rows(template: PromptTemplate, labels: LabelTokens | None, examples: Sequence[LabelledText[int]]) -> list[Row]:
+    prompts = [template.prompt(example.text) for example in examples]
+    ends = [() if labels is None else labels.ids[example.label] for example in examples]
+    ids = [prompt.ids + end for prompt, end in zip(prompts, ends, strict=True)]
+    return [Row(tokens, (len(tokens) - 1,), prompt.prefix_length) for tokens, prompt in zip(ids, prompts, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,9 +58,14 @@ class PromptCache:
         """Whether the keys and values are in a file."""
         return self._store is not None and self._store.on_disk
 
+    def is_of(self, first_layer: int, rows: Sequence[Row]) -> bool:
+        """Return whether these rows, under an injection from `first_layer` on, have the same tokens and output positions."""
+        own = [(row.ids, row.output_positions) for row in self._rows]
+        return first_layer == self._first_layer and own == [(row.ids, row.output_positions) for row in rows]
+
     def row(self, index: int) -> Row:
         """Return the row from the last token of its prompt on, after the keys and values of the rest."""
-        self._fill()
+        self.fill()
         row = self._rows[index]
         end = row.prompt_end
         positions = tuple(position - end for position in row.output_positions)
@@ -72,12 +77,17 @@ class PromptCache:
         if not self.enabled or self._first_layer == 0:
             yield
             return
-        self._fill()
+        self.fill()
         hidden = batch.arrange([self._hidden[index] for index in indices])
         with replay(self._lm, self._first_layer, hidden.to(self._lm.device)):
             yield
 
-    def _fill(self) -> None:
+    def fill(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compute everything, unless that has been done.
+
+        Args:
+            progress: called after each batch with the rows done and the rows in all.
+        """
         if self._hidden:
             return
         first_with: dict[Tokens, int] = {}
@@ -98,6 +108,8 @@ class PromptCache:
                     self._store = self._store or _Store(kv_cache, tokens, self._max_bytes, self._folder)
                     self._caches[prompt] = self._store.add(kv_cache, start, len(prompt))
                 start += len(row.ids)
+            if progress is not None:
+                progress(len(hidden), len(self._rows))
 
         # Not inference mode, even if called from it: the cached tensors enter backward passes later.
         with torch.inference_mode(False), torch.no_grad():

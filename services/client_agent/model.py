@@ -15,12 +15,14 @@ from ifed.messages.enums import HeadQuestion
 from ifed.messages.rounds import Assignment, ContributionMeta, LocalWork, Reading, TaskBrief
 from ifed.messages.tasks import ModelIdentity, resolve_layers
 from ifed.messages.texts import LabelledText
-from ifed.modeling.calibration import Calibrator, LocalPlan
+from ifed.modeling.batching import Row
+from ifed.modeling.calibration import CACHE_BYTES, Calibrator, LocalPlan
 from ifed.modeling.extraction import context_vector
 from ifed.modeling.labels import LabelTokens
 from ifed.modeling.language_model import LanguageModel
 from ifed.modeling.loading import DType, Options, load
 from ifed.modeling.probing import probe_of
+from ifed.modeling.prompt_cache import PromptCache
 from ifed.modeling.prompts import PromptTemplate
 from ifed.modeling.scoring import Measurement
 from ifed.modeling.standardization import public_standardization
@@ -47,6 +49,7 @@ class LocalModel:
         self._model, self._token_budget = model, token_budget
         self._calibrator: Calibrator | None = None
         self._states: tuple[Float64, Float64] | None = None
+        self._prompts: PromptCache | None = None
 
     @classmethod
     def load(
@@ -99,14 +102,19 @@ class LocalModel:
         Raises:
             BadTemplate: the task's labels cannot be scored with this tokenizer.
         """
-        template = PromptTemplate.of(self._model, task.template, chat=task.chat)
+        template, layers = PromptTemplate.of(self._model, task.template, chat=task.chat), self._layers(task)
+        last_token = task.injection == "last_token"
+        if last_token and self._model.row_attention:
+            rows = [Row.for_last_token(template.prompt(example.text).ids) for example in examples]
+            self._prompts = PromptCache(self._model, layers[0], rows, max_bytes=CACHE_BYTES, token_budget=self._token_budget)
         return context_vector(
             self._model,
             template,
-            None if task.injection == "last_token" else self._words(task, template),
+            None if last_token else self._words(task, template),
             examples,
-            layers=self._layers(task),
+            layers=layers,
             token_budget=self._token_budget,
+            prompts=self._prompts if last_token else None,
             progress=progress,
         )
 
@@ -126,7 +134,9 @@ class LocalModel:
             through_head=task.head != "words",
             expected_draws=policy.rounds * (policy.local_steps if policy.mode == "coefficients" else 1) * policy.batch_size,
             token_budget=self._token_budget,
+            prompts=self._prompts,
         )
+        self._prompts = None
 
     def calibrate(
         self, assignment: Assignment, coefficients: Coefficients, head: LabelHead | None, seed: int, progress: Progress

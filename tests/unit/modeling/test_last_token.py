@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ifed.modeling.calibration import Calibrator
+from ifed.modeling.batching import Row
+from ifed.modeling.calibration import Calibrator, LocalPlan
+from ifed.modeling.extraction import context_vector
 from ifed.modeling.forward import run_rows
 from ifed.modeling.injection import Injection
 from ifed.modeling.language_model import LanguageModel
@@ -165,3 +167,24 @@ def test_words_and_head_together_are_the_mean_of_their_log_probabilities() -> No
     )
     mean = np.exp((words + by_head) / 2)
     np.testing.assert_allclose(np.exp(both), mean / mean.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_context_vector_of_cached_prompts_is_that_of_full_passes_and_calibration_goes_on_with_the_cache(family: str) -> None:
+    lm = build(family)
+    if not lm.row_attention:
+        pytest.skip("this family keeps no keys and values of prompts")
+    prompts, texts = template(lm, LONG_TEMPLATE), examples(12, labels=3)[:8]
+    rows = [Row.for_last_token(prompts.prompt(example.text).ids) for example in texts]
+    cache, told = PromptCache(lm, 1, rows, max_bytes=1 << 30), []
+    vector = context_vector(lm, prompts, None, texts, layers=(1, 2), prompts=cache, progress=lambda *done: told.append(done))
+    np.testing.assert_allclose(vector.values, context_vector(lm, prompts, None, texts, layers=(1, 2)).values, atol=1e-5)
+    assert told[-1] == (8, 8)
+    coefficients, plan = random_coefficients(2, 4), LocalPlan(3, 4, 0.01, 0.0, 1.0, seed=1)
+    with forward_sizes(lm) as sizes:
+        reused = calibrator(lm, through_head=True, prompts=cache).run(coefficients, plan, head=random_head())
+    assert max(sizes) <= 4, "no prompt was run again"
+    fresh = calibrator(lm, through_head=True).run(coefficients, plan, head=random_head())
+    np.testing.assert_allclose(reused.coefficients.values, fresh.coefficients.values, atol=1e-6)
+    assert not cache.is_of(0, rows)
+    assert not cache.is_of(1, rows[1:])
