@@ -33,4 +33,5 @@ def test_the_demo_trains_four_organisations_and_ends_with_its_figures(tmp_path: 
     assert summary["federated_accuracy"] >= summary["zero_shot_accuracy"] > 0.6
     assert summary["bytes_up_per_client_per_round"] < 16_000
     assert set(summary["per_organisation"]) == {"tweets", "movie-reviews", "product-reviews", "editorials"}
-    assert not list(tmp_path.rglob("*.safetensors")), "an agent forgets what was received"
+    kept = {path.name for path in tmp_path.rglob("*.safetensors")}
+    assert kept <= {"lost.safetensors"}, "an agent forgets what was received, but not what quantisation lost"

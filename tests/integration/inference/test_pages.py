@@ -24,7 +24,7 @@ from tests.integration.inference.conftest import KEY, LABELS, Running, adapter_b
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, which this machine does not have")
 RUN_HERE = {
     "how-to-serve-without-an-aggregator": ("mkdir -p secrets", "ADAPTER_FOLDER=", "ifed classify"),
-    "how-to-serve": ("export IFED_TOKEN=ifed_", "ifed classify", "import asyncio, os", "import os"),
+    "how-to-serve": ("export IFED_TOKEN=ifed_", "curl -s", "ifed classify", "import asyncio, os", "import os"),
     "how-to-roll-back": ("ifed classify sentiment@1", "ifed export", "cp adapters"),  # of the second its last line
     "how-to-monitor": ("curl -s http://127.0.0.1:8081/readyz", "curl -s http://127.0.0.1:8081/metrics"),
     "how-to-bring-your-own-model": ("curl -s http://127.0.0.1:8081/info",),
@@ -160,6 +160,8 @@ def test_a_running_service_is_asked_pinned_and_watched_as_the_pages_say(running:
     asking = re.sub(r"export IFED_TOKEN=ifed_…\n", "", block("how-to-serve", "export IFED_TOKEN=ifed_"))
     answer = json.loads(shell.run(asking))
     assert [result["label"] in LABELS for result in answer["data"]] == [True, True]
+    several = json.loads(shell.run(block("how-to-serve", "curl -s")))
+    assert [result["model"] for result in several["data"]] == ["sentiment", "topic"]
     (tmp_path / "reviews.csv").write_text("id,text\n1,good\n2,bad\n")
     shell.run(block("how-to-serve", "ifed classify"))
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 2
