@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ifed.downloads import cache_folder
 from ifed.messages.enums import RoundKind, TaskState
 from ifed.messages.tasks import TaskSpec
 from ifed.messages.texts import LabelledText
-from ifed.modeling.loading import load
 from services.client_agent.demonstrations import Split
 from services.client_agent.limits import Limits
-from services.client_agent.model import LocalModel
 from testing.intents import intent_texts, sentences_by_intent
 from testing.random_models import build
 from tests.integration.aggregator.deployment import Deployment, deployed, settings
@@ -91,21 +85,3 @@ async def test_77_labels_of_which_no_client_has_all_are_solved_served_and_small_
     assert scores.shape == (len(training), 77)
     np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, rtol=1e-5)
     assert accuracy(scores, training) > 5 / 77
-
-
-@pytest.mark.model
-@pytest.mark.timeout(900)
-async def test_smollm2_tells_77_intents_by_sentences_that_it_was_not_trained_on(deployment: Deployment, tmp_path: Path) -> None:
-    cache = os.environ.get("MODEL_CACHE")
-    model = load("smollm2-135m", cache=cache_folder(Path(cache) if cache else None), dtype="float32")
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # the three agents share the model, one after the other
-    held_out = intent_texts(held_out=True, most=1)
-    await federate(
-        deployment,
-        tmp_path,
-        task_spec(solver="sums", local_steps=1),
-        splits(intent_texts(most=1), intent_texts(held_out=True, most=1, seed=1)),
-        new_model=lambda: LocalModel(model),
-        limits=LIMITS,
-    )
-    assert accuracy(await served_scores(deployment, model, held_out), held_out) > 7 / 77, "seven times what guessing has"
