@@ -104,9 +104,12 @@ class LocalModel:
         """
         template, layers = PromptTemplate.of(self._model, task.template, chat=task.chat), self._layers(task)
         last_token = task.injection == "last_token"
+        prompts = None
         if last_token and self._model.row_attention:
             rows = [Row.for_last_token(template.prompt(example.text).ids) for example in examples]
-            self._prompts = PromptCache(self._model, layers[0], rows, max_bytes=CACHE_BYTES, token_budget=self._token_budget)
+            prompts = PromptCache(self._model, layers[0], rows, max_bytes=CACHE_BYTES, token_budget=self._token_budget)
+        # Once rounds are prepared for, a vector is of texts that are added; their cache would only take memory.
+        self._prompts = prompts if self._calibrator is None else None
         return context_vector(
             self._model,
             template,
@@ -114,7 +117,7 @@ class LocalModel:
             examples,
             layers=layers,
             token_budget=self._token_budget,
-            prompts=self._prompts if last_token else None,
+            prompts=prompts,
             progress=progress,
         )
 

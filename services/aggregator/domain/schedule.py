@@ -103,7 +103,7 @@ def early_end(task: Task) -> str | None:
     if task.version is None or task.calibrated >= policy.rounds:
         return None
     measure = "likelihood" if task.has_head else "accuracy"
-    if policy.patience is None:
+    if policy.patience is None or task.calibrated % policy.cycle_rounds == 0:
         return f"done after {task.calibrated} of at most {policy.rounds} rounds: the last {policy.cycle_rounds} did not raise the {measure}"
     return f"stopped early after {task.calibrated} of {policy.rounds} rounds: the {measure} had not risen for {policy.patience} in a row"
 
